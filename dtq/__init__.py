@@ -1,0 +1,49 @@
+"""dtq: a distributed task queue to run, and to learn from."""
+
+from dtq.errors import (
+    DTQError,
+    HandlerError,
+    IllegalTransition,
+    InvalidTask,
+    QueueFull,
+    StoreError,
+    TaskCancelled,
+    TaskFailed,
+    UnknownTask,
+    UnknownType,
+)
+from dtq.events import Event
+from dtq.handle import Handle
+from dtq.loop import Pool
+from dtq.manager import QueueManager
+from dtq.pool import WorkerPool
+from dtq.queue import TaskQueue
+from dtq.stores import Stats, Store, open_store
+from dtq.task import ErrorInfo, Status, Task, Webhook
+
+__version__ = "0.1.0"
+__all__ = [
+    "DTQError",
+    "ErrorInfo",
+    "Event",
+    "Handle",
+    "HandlerError",
+    "IllegalTransition",
+    "InvalidTask",
+    "Pool",
+    "QueueFull",
+    "QueueManager",
+    "Stats",
+    "Status",
+    "Store",
+    "StoreError",
+    "Task",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskQueue",
+    "UnknownTask",
+    "UnknownType",
+    "Webhook",
+    "WorkerPool",
+    "open_store",
+]

@@ -1,0 +1,164 @@
+"""Limits and fairness: which waiting task is next. Pure policy over the heads of the lanes; time is passed in.
+
+A lane is (queue, type, limit key). A limit names some lanes and may pause them, bound how many of their tasks run at
+once, and how many start a second. A claim looks only at the heads of lanes that are open, so its cost does not grow
+with what waits.
+
+    lane A  ##########  --- heads ---.
+    lane B  ###         --- heads ---+--> pick: highest priority, then the key that was served least,
+    lane C  (closed)                       then due time, then order of insertion
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
+
+import msgspec
+
+Lane = tuple[str, str, str]  # queue, type, limit key
+Head = tuple[int, float, int]  # -priority, run_at, insertion number: the smallest goes first
+
+EACH = "*"  # a limit with this key applies to every key on its own
+ROUNDING = 0.01  # of an interval: adding up intervals as floats must not cost the last task of a burst
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """What the lanes that it names are held to. None stands for any queue, type or key; "*" for each key on its own.
+
+    `rate` is in tasks a second, `burst` how many of them may start at once after a pause; 0 means without limit.
+    """
+
+    queue: str | None = None
+    type: str | None = None
+    key: str | None = None
+    paused: bool = False
+    rate: float = 0.0
+    burst: int = 1
+    max_running: int = 0
+
+    def covers(self, lane: Lane) -> bool:
+        queue, type_, key = lane
+        return (
+            self.queue in (None, queue)
+            and self.type in (None, type_)
+            and (self.key in (None, key) or (self.key == EACH and key != ""))
+        )
+
+    def bucket(self, lane: Lane) -> str:
+        """What is counted together: everything that the limit covers, or each key on its own."""
+        return lane[2] if self.key == EACH else ""
+
+    @property
+    def selector(self) -> tuple[str | None, str | None, str | None]:
+        return self.queue, self.type, self.key
+
+    @property
+    def is_void(self) -> bool:
+        return not (self.paused or self.rate or self.max_running)
+
+
+class Gate:
+    """A limit at work during one claim: how many run, and when the next may start, bucket by bucket.
+
+    The rate is kept by the generic cell rate algorithm (ITU-T I.371): a token bucket that is a single time. `next_at`
+    is when the bucket would be full again; a task may start while that is at most `burst - 1` intervals ahead.
+    """
+
+    def __init__(self, limit: Limit, running: Mapping[Lane, int], next_at: Mapping[str, float]) -> None:
+        self.limit = limit
+        self.next_at = dict(next_at)
+        self.running: dict[str, int] = {}
+        for lane, n in running.items():
+            if limit.covers(lane):
+                bucket = limit.bucket(lane)
+                self.running[bucket] = self.running.get(bucket, 0) + n
+
+    def opens_at(self, bucket: str) -> float:
+        """From when on the rate allows one more to start; 0 where it always does."""
+        if not self.limit.rate:
+            return 0.0
+        return self.next_at.get(bucket, 0.0) - (self.limit.burst - 1) / self.limit.rate
+
+    def is_open(self, bucket: str, now: float) -> bool:
+        limit = self.limit
+        if limit.paused or (limit.max_running and self.running.get(bucket, 0) >= limit.max_running):
+            return False
+        slack = ROUNDING / limit.rate if limit.rate else 0.0
+        return self.opens_at(bucket) <= now + slack
+
+    def enter(self, bucket: str, now: float) -> None:
+        self.running[bucket] = self.running.get(bucket, 0) + 1
+        if self.limit.rate:
+            self.next_at[bucket] = max(self.next_at.get(bucket, 0.0), now) + 1 / self.limit.rate
+
+
+class Share:
+    """Who has been served how much: start-time fair queueing (Goyal, Vin, Cheng 1996) between limit keys.
+
+    Each key has a mark that grows by one with each task served; the lowest goes first. `now` is the mark of the one
+    served last: a key that comes back after a while starts from there, so that nobody saves up a claim to serve only
+    him.
+    """
+
+    def __init__(self, marks: Mapping[str, float], now: float = 0.0) -> None:
+        self.marks = dict(marks)
+        self.now = now
+
+    def mark(self, key: str) -> float:
+        return max(self.marks.get(key, 0.0), self.now)
+
+    def serve(self, key: str) -> None:
+        self.now = self.mark(key)
+        self.marks[key] = self.now + 1
+
+    def ahead(self) -> dict[str, float]:
+        """The marks that still matter: a key without one stands at `now`."""
+        return {key: mark for key, mark in self.marks.items() if mark > self.now}
+
+
+class _Contender:
+    """A lane that takes part in one claim."""
+
+    def __init__(self, lane: Lane, heads: Iterator[Head], gates: Iterable[Gate]) -> None:
+        self.heads = heads
+        self.gates = [(gate, gate.limit.bucket(lane)) for gate in gates if gate.limit.covers(lane)]
+
+    def is_open(self, now: float) -> bool:
+        return all(gate.is_open(bucket, now) for gate, bucket in self.gates)
+
+    def enter(self, now: float) -> None:
+        for gate, bucket in self.gates:
+            gate.enter(bucket, now)
+
+
+def pick(
+    lanes: Mapping[Lane, Iterator[Head]], n: int, now: float, gates: Iterable[Gate], share: Share
+) -> list[tuple[Lane, Head]]:
+    """The up to n tasks that go next, best first. Each lane gives its own heads, best first; gates and share are
+    brought up to date."""
+    gates = list(gates)
+    rivals: dict[str, list[tuple[Head, Lane, _Contender]]] = {}  # the lanes of each key, a heap by head
+    for lane, heads in lanes.items():
+        contender = _Contender(lane, heads, gates)
+        if contender.is_open(now) and (head := next(heads, None)):
+            rivals.setdefault(lane[2], []).append((head, lane, contender))
+    for group in rivals.values():
+        heapify(group)
+    order = [(group[0][0][0], share.mark(key), group[0][0], key) for key, group in rivals.items()]
+    heapify(order)
+    picked: list[tuple[Lane, Head]] = []
+    while order and len(picked) < n:
+        key = heappop(order)[3]
+        group = rivals[key]
+        head, lane, contender = heappop(group)
+        if contender.is_open(now):
+            contender.enter(now)
+            if len(rivals) > 1:
+                share.serve(key)
+            picked.append((lane, head))
+            if following := next(contender.heads, None):
+                heappush(group, (following, lane, contender))
+        if group:
+            heappush(order, (group[0][0][0], share.mark(key), group[0][0], key))
+    return picked

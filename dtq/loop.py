@@ -1,0 +1,281 @@
+"""Loop: joins the store and the pools, one turn after the other.
+
+              +------------------------------ turn(now) ------------------------------+
+    pools --> | hear    reports become outcomes, by the pure transitions of dtq.task  |
+              | beat    once a second: leases, dead nodes, clean-up                   | <--> store
+              | commit  all outcomes in one update; events for those it accepted      |
+    pools <-- | claim   as many tasks as the workers can take; dispatch them          |
+              +--> when the next turn is due, if nothing happens before ---------------+
+
+A turn never waits. Time comes in from outside, and so do the store, the pools and chance: the same loop runs under a
+thread, under a test that steps it by hand, and under a simulation with a clock of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dtq import reports
+from dtq.errors import StoreError
+from dtq.events import Emitter
+from dtq.handle import Endings
+from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
+from dtq.stores import Node, Outcome, Store
+from dtq.task import TERMINAL, Status, Task, end_doomed, fail, interrupt, release, succeed
+
+log = logging.getLogger("dtq")
+
+BEAT = 1.0  # seconds between heartbeats, and between looks for dead nodes
+CLEANUP = 60.0  # seconds between clean-ups
+REAP = 100  # tasks taken over in one turn
+LOOK = 0.02  # seconds, at least, between looks for tasks that ended elsewhere
+TROUBLE = 2.0  # seconds, at most, until a store that failed is tried again
+
+
+class Pool(Struct, frozen=True):
+    """How many workers, and what they are for: tasks of these queues (all, if none is named) and of at least this
+    priority."""
+
+    size: int = 4
+    queues: tuple[str, ...] = ()
+    min_priority: int | None = None
+
+
+class Crew(Struct, frozen=True):
+    """A pool of workers at work, with what it is for."""
+
+    spec: Pool
+    pool: reports.Pool
+
+
+class Loop:
+    """One node's loop. All methods are called by one thread, except `post`."""
+
+    def __init__(
+        self, store: Store, crews: Sequence[Crew], events: Emitter, endings: Endings, *, lease: float = 30.0,
+        types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
+        chance: Callable[[], float] = random.random,
+    ) -> None:  # fmt: skip
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.held: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
+        self.draining = False
+        self.idle = True  # nothing held, and nothing found at the last look
+        self._store = store
+        self._crews = crews
+        self._events = events
+        self._endings = endings
+        self._lease = lease
+        self._types = types
+        self._cleanup_age = cleanup_age
+        self._chance = chance
+        self._posts: deque[Callable[[], None]] = deque()
+        self._outcomes: list[Outcome] = []
+        self._next_beat = self._next_cleanup = 0.0
+        self._started_at = 0.0
+        self._hinted = False  # the store has changed since the last look for endings
+        self._next_look = 0.0
+        self._trouble = 0.0  # seconds to wait before the store is tried again; 0 while all is well
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Has the action done at the beginning of the next turn, by the loop's thread. From any thread."""
+        self._posts.append(action)
+
+    def hint(self) -> None:
+        """Somebody else has changed the store: a task that is waited for here may have ended elsewhere."""
+        self._hinted = True
+
+    def turn(self, now: float) -> float:
+        """Does all that can be done now; gives the time by which the next turn is due."""
+        while self._posts:
+            self._posts.popleft()()
+        self._hear(now)
+        try:
+            self._beat(now)
+            self._commit(now)
+            due = min(self._claim(now), self._look_for_endings(now))
+            self._trouble = 0.0
+        except StoreError as error:
+            due = now + self._hold_on(error)
+        return min(due, self._next_beat, *self._pool_deadlines(now))
+
+    def _hold_on(self, error: StoreError) -> float:
+        """The store cannot be reached or written: outcomes are kept, and it is tried again after a growing while."""
+        if not self._trouble:
+            log.error("the store failed; work goes on and outcomes are kept: %s", error)
+        self._trouble = min(self._trouble * 2 or 0.05, TROUBLE)
+        return self._trouble
+
+    def _pool_deadlines(self, now: float) -> Iterable[float]:
+        return (now + seconds for crew in self._crews if (seconds := crew.pool.deadline()) is not None)
+
+    # --- hear: reports become outcomes
+
+    def _hear(self, now: float) -> None:
+        for crew in self._crews:
+            for report in crew.pool.poll():
+                self._hear_one(report, now)
+
+    def _hear_one(self, report: Report, now: float) -> None:
+        if isinstance(report, WorkerChanged):
+            self._next_beat = now  # others want to know
+            self._tell_of_worker(report, now)
+        elif (task := self._current(report.task)) is None:
+            return  # cancelled, or lost to another node: whatever became of it is no longer ours to say
+        elif isinstance(report, Finished):
+            self._finish(task, report, now)
+        elif isinstance(report, Returned):
+            self._end(release(task))
+        elif isinstance(report, Started):
+            self._events.emit("task:started", report.at, task, report.worker)
+        elif isinstance(report, Progressed):
+            self.held[task.id] = task = replace(task, progress=report.percent, note=report.note)
+            self._events.emit("task:progress", now, task)
+        elif isinstance(report, Logged):
+            self._events.emit("task:log", now, task, text=report.text)
+
+    def _current(self, task: Task) -> Task | None:
+        """The task as it is held, if this very attempt is."""
+        held = self.held.get(task.id)
+        return held if held is not None and held.version == task.version else None
+
+    def _finish(self, task: Task, report: Finished, now: float) -> None:
+        task = replace(task, worker=f"{self.id}/{report.worker}", started_at=report.started_at, log=report.log)
+        if report.error is None:
+            self._end(succeed(task, report.result, report.started_at + report.seconds))
+        else:
+            self._end(fail(task, report.error, now, self._chance, final=report.final))
+
+    def _end(self, task: Task) -> None:
+        del self.held[task.id]
+        self._outcomes.append((task, ()))
+
+    def _tell_of_worker(self, report: WorkerChanged, now: float) -> None:
+        self._events.emit(
+            f"worker:{report.state}", now, None, f"{self.id}/{report.worker}", pid=report.pid, signal=report.signal,
+            exit_code=report.exit_code, reason=report.reason,
+        )  # fmt: skip
+
+    # --- beat: once a second
+
+    def _beat(self, now: float) -> None:
+        if now < self._next_beat:
+            return
+        self._next_beat = now + min(BEAT, self._lease / 3)
+        self._started_at = self._started_at or now
+        for task_id in self._store.heartbeat(self.node(now), list(self.held.values()), self._lease, now):
+            self.drop(task_id)
+        for task in self._store.reap(self.id, REAP, self._lease, now):
+            self._outcomes.append((end_doomed(task, now) if task.doom else interrupt(task, now), ()))
+        if self._cleanup_age is not None and now >= self._next_cleanup:
+            self._next_cleanup = now + CLEANUP
+            self._store.purge(now - self._cleanup_age, TERMINAL)
+
+    def node(self, now: float) -> Node:
+        workers = self.workers()
+        busy = sum(worker.outstanding > 0 for worker in workers)
+        types = tuple(sorted(self._types()))
+        return Node(self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(workers), busy, types)
+
+    def workers(self) -> list[reports.WorkerInfo]:
+        return [worker for crew in self._crews for worker in crew.pool.workers()]
+
+    def drop(self, task_id: str) -> None:
+        """The attempt is no longer ours: it is stopped, and what it gives is not heard."""
+        if task := self.held.pop(task_id, None):
+            for crew in self._crews:
+                crew.pool.stop(task)
+
+    # --- commit
+
+    def _commit(self, now: float) -> None:
+        if not self._outcomes:
+            return
+        outcomes = self._outcomes
+        accepted = self._store.update(outcomes)
+        self._outcomes = []
+        ended = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
+        self._tell_of_endings(ended, now)
+        self._endings.settle(ended)
+
+    def _tell_of_endings(self, ended: Iterable[Task], now: float) -> None:
+        for task in ended:
+            if task.status != Status.PENDING:
+                self._events.emit(_ENDINGS[task.status], now, task, task.worker)
+
+    def _look_for_endings(self, now: float) -> float:
+        """Serves those who wait for tasks of other nodes; gives the time of the next look, if one is needed."""
+        if not (self._hinted and self._endings):
+            return float("inf")
+        if now >= self._next_look:
+            self._next_look, self._hinted = now + LOOK, False
+            self._endings.check(self._store.get)
+        return self._next_look if self._hinted else float("inf")
+
+    # --- claim
+
+    def _claim(self, now: float) -> float:
+        """Fills the workers; gives the time at which there may be more to claim."""
+        if self.draining:
+            return float("inf")
+        short = False  # a claim found less than was wanted
+        for crew in self._crews:
+            for n, types in crew.pool.wants():
+                tasks = self._store.claim(self.id, n, self._lease, now, types, crew.spec.queues, crew.spec.min_priority)
+                self._take(crew.pool, tasks, now)
+                short |= len(tasks) < n
+        self._note_idleness(now, short)
+        if self._outcomes:  # doomed ones: end them now
+            return now
+        due = self._store.next_due(now) if short else None
+        return float("inf") if due is None else due
+
+    def _take(self, pool: reports.Pool, tasks: list[Task], now: float) -> None:
+        doomed = [task for task in tasks if task.doom]
+        self._outcomes += [(end_doomed(task, now), ()) for task in doomed]
+        runnable = [task for task in tasks if not task.doom] if doomed else tasks
+        if runnable:
+            self.held.update({task.id: task for task in runnable})
+            pool.dispatch(runnable)
+
+    def _note_idleness(self, now: float, short: bool) -> None:
+        was_idle, self.idle = self.idle, short and not self.held and not self._outcomes
+        if self.idle and not was_idle:
+            self._events.emit("queue:idle", now)
+
+    # --- end
+
+    def drain(self) -> None:
+        """No more claims; what has not started comes back."""
+        self.draining = True
+        self.recall()
+
+    def recall(self) -> None:
+        for crew in self._crews:
+            crew.pool.recall()
+
+    def is_drained(self) -> bool:
+        return self.draining and not self.held and not self._outcomes
+
+    def leave(self, now: float) -> None:
+        """The last words: what still runs is given back as if it had not begun, and the node takes its leave."""
+        self._outcomes += [(release(task), ()) for task in self.held.values()]
+        self.held.clear()
+        self._commit(now)
+        self._store.heartbeat(self.node(now), (), 0, now)
+
+
+_ENDINGS: Mapping[Status, str] = {
+    Status.COMPLETED: "task:completed",
+    Status.FAILED: "task:failed",
+    Status.RETRYING: "task:retrying",
+    Status.CANCELLED: "task:cancelled",
+}

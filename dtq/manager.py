@@ -1,0 +1,260 @@
+"""QueueManager: all that one does with a queue except running it. Needs no workers; any number may share a store.
+
+add, add_many --> check, normalise --> store.add --> Handle
+cancel, retry --> look, transition, compare-and-set, again if somebody was faster
+get, find, stats, delete, cleanup, pause, resume --> store
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from graphlib import CycleError, TopologicalSorter
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from msgspec.structs import replace
+
+from dtq import codec
+from dtq.errors import InvalidTask, QueueFull, UnknownTask
+from dtq.events import Emitter, Listener
+from dtq.handle import Endings, Handle, Lookout
+from dtq.stores import Stats, Store, open_store
+from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, new_id, revive
+
+MIB = 1 << 20
+OPTIONS = (
+    frozenset(Task.__struct_fields__) - (set(STATE) - {"priority", "run_at", "expires"}) - {"version", "created_at"}
+)
+
+
+class QueueManager:
+    """Adds tasks to a store, looks after them, and waits for them.
+
+    `backlog_limit` is how many tasks may be unfinished before `add` raises QueueFull (None: any number), `max_payload`
+    how many bytes of JSON a payload may have. A store that is passed in stays open; one that is named by its URL is
+    closed here.
+    """
+
+    def __init__(
+        self, store: str | Store = "queue.db", *, backlog_limit: int | None = None, max_payload: int = MIB,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._owns_store = isinstance(store, str)
+        self.store = open_store(store)
+        self.clock = clock
+        self.backlog_limit = backlog_limit
+        self.max_payload = max_payload
+        self.events = Emitter()
+        self._endings = Endings()
+        self._lookout = Lookout(self.store, self._endings)
+
+    # --- put in
+
+    def add(self, type: str, payload: Any = None, **options: Any) -> Handle:
+        """Stores one task, durably, before it returns. The options are the fields of Task, and `delay` and
+        `expires_in` in seconds from now; `after` takes handles too. Raises InvalidTask, QueueFull, StoreError: then
+        nothing was stored."""
+        return self._store([self._task({"type": type, "payload": payload, **options})])[0]
+
+    def add_many(self, tasks: Iterable[Task | Mapping[str, Any]]) -> list[Handle]:
+        """Stores all of these or none, in one commit: Tasks, or dictionaries of what `add` takes."""
+        return self._store([self._task(task) for task in tasks])
+
+    def _store(self, tasks: list[Task]) -> list[Handle]:
+        _refuse_cycles(tasks)
+        self._require_room(len(tasks))
+        ids = self.store.add(tasks)
+        self._added([task for task, id in zip(tasks, ids, strict=True) if task.id == id])
+        return [Handle(id, self) for id in ids]
+
+    def _added(self, tasks: Sequence[Task]) -> None:
+        if self.events.hears("task:added"):
+            for task in tasks:
+                self.events.emit("task:added", task.created_at, task)
+
+    def _require_room(self, n: int) -> None:
+        if self.backlog_limit is not None and (backlog := self.store.stats().unfinished) + n > self.backlog_limit:
+            raise QueueFull(
+                f"{backlog:,} tasks are unfinished, the limit is {self.backlog_limit:,}: {n:,} more do not fit"
+            )
+
+    def _task(self, given: Task | Mapping[str, Any]) -> Task:
+        now = self.clock()
+        task = given if isinstance(given, Task) else _from_options(given, now)
+        if task.version or task.status != Status.PENDING:
+            raise InvalidTask(f"task {task.id} comes from a store: add a new Task, or use retry")
+        return replace(
+            task, id=task.id or new_id(now), created_at=now, run_at=task.run_at or now,
+            payload=codec.normalise(task.payload, self.max_payload, "payload"),
+        )  # fmt: skip
+
+    # --- look
+
+    def get(self, task_id: str) -> Task:
+        """The task as it is now. Raises UnknownTask."""
+        for task in self.store.get([task_id]):
+            return task
+        raise UnknownTask(f"no task has the id {task_id!r}: it was never added, or was deleted or cleaned up")
+
+    def find(
+        self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
+        finished_after: float | None = None, after: str = "", limit: int = 100,
+    ) -> list[Task]:  # fmt: skip
+        """Up to `limit` tasks by id, oldest first; the next page follows the last id: `after=page[-1].id`."""
+        if status is not None and status not in set(Status):
+            raise InvalidTask(f"status is {status!r}; allowed: one of {', '.join(Status)}")
+        return self.store.find(
+            status=status, queue=queue, type=type, finished_after=finished_after, after=after, limit=limit
+        )
+
+    def stats(self) -> Stats:
+        return self.store.stats()
+
+    # --- change
+
+    def cancel(self, task_id: str) -> Task:
+        """Ends a task that waits or runs; of one that runs, this attempt is stopped. Raises UnknownTask,
+        IllegalTransition."""
+        task = self._change(task_id, lambda task: cancel(task, self.clock()))
+        self._ended(task)
+        return task
+
+    def retry(self, task_id: str) -> Task:
+        """Starts a failed or cancelled task afresh. Raises UnknownTask, IllegalTransition."""
+        task = self._change(task_id, lambda task: revive(task, self.clock()))
+        self._added([])
+        return task
+
+    def _change(self, task_id: str, transition: Callable[[Task], Task]) -> Task:
+        while True:
+            task = transition(self.get(task_id))
+            if self.store.update([(task, ())]):
+                return replace(task, version=task.version + 1)
+
+    def _ended(self, task: Task) -> None:
+        self.events.emit(f"task:{task.status}", self.clock(), task)
+        self._endings.settle([task])
+
+    def delete(self, *task_ids: str) -> int:
+        """Removes these tasks, except those that run (cancel them first); gives how many."""
+        return self.store.delete(task_ids)
+
+    def cleanup(self, age: float = 86400.0, statuses: Iterable[str] = TERMINAL) -> int:
+        """Removes tasks that ended more than `age` seconds ago; gives how many."""
+        total, before, wanted = 0, self.clock() - age, frozenset(statuses)
+        while removed := self.store.purge(before, wanted):
+            total += removed
+        return total
+
+    def pause(self, queue: str = "default") -> None:
+        """Nothing of this queue starts any more, on any node, until `resume`; what runs goes on."""
+        self.store.set_lane(queue=queue, paused=True)
+        self.events.emit("queue:paused", self.clock(), queue=queue)
+
+    def resume(self, queue: str = "default") -> None:
+        self.store.set_lane(queue=queue, paused=False)
+        self.events.emit("queue:resumed", self.clock(), queue=queue)
+
+    # --- wait
+
+    def wait_for(self, task_id: str, timeout: float | None = None) -> Task:
+        """The task when it has ended. Raises UnknownTask, TimeoutError."""
+        future = self.future_of(task_id)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            self._endings.forget(task_id, future)
+            raise TimeoutError(f"task {task_id} is still {self.get(task_id).status} after {timeout} s") from None
+
+    def future_of(self, task_id: str) -> Future[Task]:
+        """A future of the ended task. Raises UnknownTask."""
+        future = self._endings.future(task_id)
+        try:
+            self._endings.settle([self.get(task_id)])  # it may have ended before anybody waited
+        except BaseException:
+            self._endings.forget(task_id, future)
+            raise
+        if not future.done():
+            self._watch_endings()
+        return future
+
+    def _watch_endings(self) -> None:
+        self._lookout.start()
+
+    # --- events, end
+
+    def on(self, name: str, listener: Listener) -> Listener:
+        """Calls `listener(event)` at each event of this name ("*" for all), on a thread of its own."""
+        return self.events.on(name, listener)
+
+    def once(self, name: str, listener: Listener) -> Listener:
+        return self.events.once(name, listener)
+
+    def off(self, name: str, listener: Listener) -> None:
+        self.events.off(name, listener)
+
+    def close(self) -> None:
+        self._lookout.close()
+        self.events.close()
+        if self._owns_store:
+            self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _from_options(given: Mapping[str, Any], now: float) -> Task:
+    """The task that these options describe. Raises InvalidTask, naming the option, what it is and what is allowed."""
+    if not isinstance(given, Mapping):
+        raise InvalidTask(f"a task is {given!r}; allowed: a Task, or a dictionary with 'type', 'payload' and options")
+    options = dict(given)
+    for name, relative in (("run_at", "delay"), ("expires", "expires_in")):
+        if (seconds := options.pop(relative, None)) is not None:
+            options[name] = now + _seconds(relative, seconds)
+        elif isinstance(options.get(name), datetime):
+            options[name] = options[name].timestamp()
+    if unknown := options.keys() - OPTIONS:
+        raise InvalidTask(
+            f"no option is named {min(unknown)!r}; there are: {', '.join(sorted(OPTIONS | {'delay', 'expires_in'}))}"
+        )
+    if "type" not in options:
+        raise InvalidTask("type is missing; allowed: the name under which a handler is registered")
+    if isinstance(options.get("after"), (list, tuple, set)):
+        options["after"] = tuple(getattr(parent, "id", parent) for parent in options["after"])
+    if isinstance(options.get("webhook"), (str, Mapping)):
+        options["webhook"] = _webhook(options["webhook"])
+    return Task(**options)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e10:
+        raise InvalidTask(f"{name} is {value!r}; allowed: a number of seconds from now, 0 or more")
+    return value
+
+
+def _webhook(value: str | Mapping[str, Any]) -> Webhook:
+    try:
+        return msgspec.convert({"url": value} if isinstance(value, str) else value, Webhook)
+    except msgspec.ValidationError as error:
+        raise InvalidTask(
+            f"webhook is {value!r}; allowed: a URL, or a dictionary with 'url', 'events', 'secret': {error}"
+        ) from None
+
+
+def _refuse_cycles(tasks: Sequence[Task]) -> None:
+    if any(task.after for task in tasks):
+        try:
+            TopologicalSorter({task.id: task.after for task in tasks}).prepare()
+        except CycleError as error:
+            raise InvalidTask(
+                f"after makes a circle, in which nothing could ever start: {' -> '.join(error.args[1])}"
+            ) from None

@@ -1,0 +1,316 @@
+"""TaskQueue: a QueueManager with workers. It runs the loop on a thread of its own, and looks after its life.
+
+with TaskQueue("queue.db", handlers={"double": double}) as queue:
+    queue.add("double", {"n": 21}).result()
+
+callers --add--> store --wake--> loop thread --calls--> workers
+                   ^------------- outcomes ----------------+
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, Self, TypeVar
+
+from dtq import reports
+from dtq.errors import DTQError, StoreError, UnknownType
+from dtq.executors import InlinePool, ThreadPool
+from dtq.loop import Crew, Loop, Pool
+from dtq.manager import MIB, QueueManager
+from dtq.pool import WorkerPool
+from dtq.registry import Handler, Registry
+from dtq.stores import Store
+from dtq.task import Task
+
+log = logging.getLogger("dtq")
+
+T = TypeVar("T")
+Executor = Literal["process", "thread", "inline"] | reports.Pool
+LOOK = 1.0  # seconds between looks at the store where no hint comes
+
+
+class TaskQueue(QueueManager):
+    """A queue and the workers that run its tasks, in this process and below it.
+
+    - `handlers`: type -> function, "package.module:function", or path of a .py file (its `execute`).
+    - `pool_size` workers, or several `pools` by name: `{"urgent": Pool(1, min_priority=5), "rest": Pool(3)}`.
+    - `executor`: "process" (killed when they hang), "thread", "inline" (in `add` itself, for tests), or a Pool of your
+      own.
+    - `lease`: seconds for which a claimed task is safe from other nodes without a sign of life from this one.
+    - `max_tasks_per_worker`: a worker is replaced after so many (None: never).
+    - `auto_cleanup` removes what ended more than `cleanup_age` seconds ago.
+    - `max_result`: bytes of JSON that a result may have.
+
+    Further arguments are those of QueueManager. Any number of TaskQueues, in any number of processes, may share one
+    store.
+    """
+
+    def __init__(
+        self, store: str | Store = "queue.db", handlers: Mapping[str, Handler] | None = None, pool_size: int = 4, *,
+        executor: Executor = "process", pools: Mapping[str, Pool] | None = None, lease: float = 30.0,
+        max_tasks_per_worker: int | None = None, auto_cleanup: bool = True, cleanup_age: float = 86400.0,
+        max_result: int = MIB, backlog_limit: int | None = None, max_payload: int = MIB,
+        clock: Callable[[], float] = time.time, chance: Callable[[], float] = random.random,
+    ) -> None:  # fmt: skip
+        specs = pools or {"w": Pool(pool_size)}
+        _check(specs, lease)
+        self.registry = Registry(pickles=executor not in ("thread", "inline"))
+        for type, handler in (handlers or {}).items():
+            self.registry.register(type, handler)
+        super().__init__(store, backlog_limit=backlog_limit, max_payload=max_payload, clock=clock)
+        self._inline = executor == "inline"
+        self._crews = [
+            Crew(spec, _make_pool(executor, name, spec.size, max_tasks_per_worker, max_result))
+            for name, spec in specs.items()
+        ]
+        self._loop = Loop(
+            self.store, self._crews, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
+            cleanup_age=cleanup_age if auto_cleanup else None,
+        )  # fmt: skip
+        self._thread: threading.Thread | None = None
+        self._give_up_at = float("inf")
+        self._idle = threading.Condition()
+        self._state: Literal["new", "running", "stopped"] = "new"
+
+    @property
+    def node(self) -> str:
+        """The id of this node: what a task that runs here has as its `worker`."""
+        return self._loop.id
+
+    # --- life
+
+    def start(self) -> Self:
+        """Starts the workers and the loop. Raises DTQError where the queue was started before."""
+        if self._state != "new":
+            raise DTQError("a TaskQueue is started once: make a new one on the same store")
+        self._state = "running"
+        for crew in self._crews:
+            crew.pool.start()
+        for type in self.registry.types():
+            self._define(type)
+        atexit.register(self.shutdown, timeout=0, force=True)
+        _after_each_cell("register", self._refresh)
+        if not self._inline:
+            self._crews[0].pool.watch(self.store.fileno())
+            for crew in self._crews[1:]:
+                self._crews[0].pool.watch(crew.pool.fileno())
+            self._thread = threading.Thread(target=self._run, name="dtq-loop", daemon=True)
+            self._thread.start()
+        return self
+
+    def _run(self) -> None:
+        try:
+            while not self._loop.is_drained() and self.clock() < self._give_up_at:
+                self._wait(self._loop.turn(self.clock()))
+        except Exception:
+            log.exception("the loop of %s has failed: its workers are stopped", self.node)
+        finally:
+            self._leave()
+
+    def _wait(self, due: float) -> None:
+        if self._loop.idle:
+            with self._idle:
+                self._idle.notify_all()
+        self._crews[0].pool.wait(max(0.0, min(due - self.clock(), LOOK)))
+        for crew in self._crews[1:]:
+            crew.pool.wait(0)
+        if self.store.wait(0):
+            self._loop.hint()
+
+    def _leave(self) -> None:
+        """Workers first: what is given back to the store must not run any more."""
+        for crew in self._crews:
+            crew.pool.close(kill=bool(self._loop.held))
+        try:
+            self._loop.leave(self.clock())
+        except StoreError as error:
+            log.error("the store failed while %s was leaving; its tasks will be taken over: %s", self.node, error)
+
+    def shutdown(self, timeout: float = 30.0, force: bool = False) -> None:
+        """Stops claiming, waits up to `timeout` seconds for what runs (with `force`: not at all), and ends the workers.
+
+        What has not ended by then goes back to the store, and no attempt is counted for it. Harmless when repeated.
+        """
+        if self._state == "running":
+            self._state = "stopped"
+            atexit.unregister(self.shutdown)
+            _after_each_cell("unregister", self._refresh)
+            self._give_up_at = self.clock() + (0 if force else timeout)
+            self._post(self._loop.drain)
+            if self._thread is None:
+                self._leave()
+            elif self._thread is not threading.current_thread():
+                self._thread.join()
+            self.events.emit("queue:shutdown", self.clock())
+            super().close()
+
+    def close(self) -> None:
+        if self._state == "new":
+            super().close()
+        self.shutdown()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    # --- handlers
+
+    def register(self, type: str, handler: Handler, concurrency: int = 1) -> None:
+        """This is the handler of the type from now on; an async one runs up to `concurrency` calls at once in a
+        worker."""
+        self.registry.register(type, handler, concurrency)
+        if self._state == "running":
+            self._post(lambda: self._define(type))
+
+    def handler(self, type: str, concurrency: int = 1) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Decorator: registers the function for the type, and leaves it as it is."""
+
+        def decorate(function: Callable[..., T]) -> Callable[..., T]:
+            self.register(type, function, concurrency)
+            return function
+
+        return decorate
+
+    def _define(self, type: str) -> None:
+        for crew in self._crews:
+            crew.pool.define(type, self.registry.source(type), self.registry.function(type))
+
+    def _refresh(self, *_: object) -> None:
+        """A notebook cell has run: handlers that it changed are sent to the workers again."""
+        for type in self.registry.refresh():
+            self._post(lambda type=type: self._define(type))  # type: ignore[misc]
+
+    # --- what a manager does, where the loop has to know
+
+    def _task(self, given: Task | Mapping[str, Any]) -> Task:
+        task = super()._task(given)
+        if task.type not in self.registry.types():
+            self._require_type(task.type)
+        return task
+
+    def _require_type(self, type: str) -> None:
+        """A type that is not handled here must be handled by another node that lives."""
+        known = {known for node in self.store.stats().nodes for known in node.types} | set(self.registry.types())
+        if type not in known:
+            raise UnknownType(
+                f"no handler is registered for {type!r}, here or on another node; there are: "
+                f"{', '.join(sorted(known)) or 'none'}. "
+                f"Register it, or add the task through a QueueManager if its node starts later"
+            )
+
+    def _added(self, tasks: Sequence[Task]) -> None:
+        super()._added(tasks)
+        if self._inline:
+            self._run_inline()
+        else:
+            self._crews[0].pool.wake()
+
+    def _run_inline(self) -> None:
+        """Runs all there is to run, and leaps over the time between retries instead of waiting."""
+        if self._state == "new":
+            self.start()
+        now = self.clock()
+        while self._loop.turn(now) <= now or not self._loop.idle or (now := self._next_leap(now)) < float("inf"):
+            pass
+
+    def _next_leap(self, now: float) -> float:
+        due = self.store.next_due(now)
+        return float("inf") if due is None else max(due, now)
+
+    def get(self, task_id: str) -> Task:
+        """The task as it is now, with the progress of one that runs here. Raises UnknownTask."""
+        task = super().get(task_id)
+        held = self._loop.held.get(task_id)
+        return held if held is not None and held.version == task.version else task
+
+    def _ended(self, task: Task) -> None:
+        super()._ended(task)
+        self._post(lambda: self._loop.drop(task.id))
+
+    def pause(self, queue: str = "default") -> None:
+        super().pause(queue)
+        self._post(self._loop.recall)
+
+    def resume(self, queue: str = "default") -> None:
+        super().resume(queue)
+        self._post(lambda: None)
+
+    def resize(self, size: int, pool: int = 0) -> None:
+        """So many workers from now on (in the pool of this position, where there are several)."""
+        self._post(lambda: self._crews[pool].pool.resize(size))
+
+    def workers(self) -> list[reports.WorkerInfo]:
+        """The workers of this queue at this moment."""
+        return self._ask(self._loop.workers)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until every task in the store has ended. Raises TimeoutError, saying what is left."""
+        give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while (left := self.stats()).unfinished:
+            seconds = give_up_at - time.monotonic()
+            if seconds <= 0:
+                raise TimeoutError(f"{left.unfinished} tasks have not ended after {timeout} s: {_nonzero(left.counts)}")
+            if self._state != "running":
+                raise DTQError(
+                    f"nobody is at work here, and {left.unfinished} tasks have not ended: start the queue first"
+                )
+            with self._idle:
+                self._idle.wait(min(seconds, LOOK))
+
+    def _watch_endings(self) -> None:
+        if self._thread is None:
+            super()._watch_endings()
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._loop.post(action)
+        self._crews[0].pool.wake()
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """The answer that the loop's thread gives; the question may look at what only that thread may touch."""
+        if self._thread is None or not self._thread.is_alive():
+            return question()
+        answer: Future[T] = Future()
+        self._post(lambda: answer.set_result(question()))
+        return answer.result(LOOK * 10)
+
+
+def _check(pools: Mapping[str, Pool], lease: float) -> None:
+    for name, pool in pools.items():
+        if (
+            not isinstance(pool, Pool)
+            or isinstance(pool.size, bool)
+            or not isinstance(pool.size, int)
+            or not 0 <= pool.size <= 1000
+        ):
+            raise DTQError(f"pool {name!r} is {pool!r}; allowed: a Pool of 0 to 1,000 workers")
+    if not 1 <= lease <= 86400:
+        raise DTQError(f"lease is {lease!r}; allowed: 1 to 86,400 seconds")
+
+
+def _make_pool(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> reports.Pool:
+    if executor == "process":
+        return WorkerPool(size, name=name, max_tasks_per_worker=max_tasks, max_result=max_result)
+    if executor == "thread":
+        return ThreadPool(size, name=name, max_result=max_result)
+    if executor == "inline":
+        return InlinePool(name=name, max_result=max_result)
+    if isinstance(executor, str):
+        raise DTQError(f"executor is {executor!r}; allowed: 'process', 'thread', 'inline', or a pool of your own")
+    return executor
+
+
+def _nonzero(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+
+
+def _after_each_cell(verb: Literal["register", "unregister"], callback: Callable[..., None]) -> None:
+    """In a notebook: has the callback called after each cell (or no longer)."""
+    ipython = sys.modules.get("IPython")
+    if shell := ipython and ipython.get_ipython():
+        getattr(shell.events, verb)("post_run_cell", callback)

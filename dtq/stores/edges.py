@@ -1,0 +1,79 @@
+"""Who waits for whom in a SQLite database: one edge for each unfinished parent of a blocked task.
+
+An edge goes when its parent has ended. A task whose last edge goes becomes pending; one whose parent did not complete
+is doomed, unless it said that it would run all the same (the edge is not `strict` then).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from dtq.errors import InvalidTask
+from dtq.stores import schema
+from dtq.stores.lanes import Moves
+from dtq.stores.rows import json_list
+from dtq.task import TERMINAL, Status, Task
+
+
+def place(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str]) -> list[Task]:
+    """The tasks as they begin: blocked by unfinished parents, or doomed by those that failed. A parent of the same call
+    whose key was taken is waited for in the task that `stands_for` it. Raises InvalidTask where
+    a parent is neither stored nor among them."""
+    tasks = [replace(task, after=tuple(stands_for.get(parent, parent) for parent in task.after)) for task in tasks]
+    parents = {parent for task in tasks for parent in task.after}
+    standing: dict[str, str] = dict.fromkeys((task.id for task in tasks), Status.PENDING)
+    standing.update(db.execute(schema.STATUS_AMONG, (json_list(parents),)))
+    if unknown := parents - standing.keys():
+        raise InvalidTask(
+            f"after is {min(unknown)!r}; allowed: the id of a task that is stored, or added by the same call"
+        )
+    return [_begun(task, standing) for task in tasks]
+
+
+def _begun(task: Task, standing: dict[str, str]) -> Task:
+    ended = [(parent, standing[parent]) for parent in task.after if standing[parent] in TERMINAL]
+    for parent, status in ended:
+        if doom := _doom(parent, status, task.on_parent_failure == "fail"):
+            return replace(task, status=Status.BLOCKED, doom=doom)
+    return replace(task, status=Status.PENDING if len(ended) == len(task.after) else Status.BLOCKED)
+
+
+def _doom(parent: str, status: str, strict: bool) -> str | None:
+    """Why a child of this ended parent is not to be run, if so."""
+    return f"its parent {parent} is {status}" if strict and status != Status.COMPLETED else None
+
+
+def insert_edges(db: sqlite3.Connection, tasks: list[Task]) -> None:
+    """An edge from each unfinished parent to each of these tasks, which are stored."""
+    blocked = [task for task in tasks if task.status == Status.BLOCKED and not task.doom]
+    seqs = dict(db.execute(schema.SEQS_AMONG, (json_list(task.id for task in blocked),)))
+    parents = json_list({parent for task in blocked for parent in task.after})
+    unfinished = {id for id, status in db.execute(schema.STATUS_AMONG, (parents,)) if status not in TERMINAL}
+    edges = {
+        (parent, seqs[task.id], task.on_parent_failure == "fail")
+        for task in blocked
+        for parent in task.after
+        if parent in unfinished
+    }
+    db.executemany(schema.INSERT_EDGE, edges)
+
+
+def settle(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], moves: Moves) -> None:
+    """These tasks (id, status) have come to their end: their children are unblocked or doomed."""
+    if not db.execute(schema.ANY_EDGE).fetchone():
+        return
+    for parent, status in ended:
+        for child, strict in db.execute(schema.EDGES_OF, (parent,)).fetchall():
+            _settle_child(db, child, _doom(parent, status, strict), moves)
+
+
+def _settle_child(db: sqlite3.Connection, seq: int, doom: str | None, moves: Moves) -> None:
+    blocked = db.execute(schema.IS_BLOCKED, (seq,)).fetchone()
+    if blocked and doom:
+        db.execute(schema.DOOM, (doom, seq))
+    elif blocked and not blocked[1]:
+        db.execute(schema.UNBLOCK, (seq,))
+        moves.move(blocked[0], Status.BLOCKED, Status.PENDING)

@@ -1,0 +1,379 @@
+"""SQLiteStore: the default store. One database file, any number of threads and processes on one machine.
+
+    writes  --> Committer (one connection, shared commits) --.
+                                                             +--> queue.db, queue.db-wal
+    reads   --> a second connection, never kept waiting -----'
+    waking  --> Peers (lock files and datagrams in queue.db-nodes/)
+
+What was acknowledged is on the disk: `add` and `update` wait for the flush (WAL, synchronous=FULL). `claim` and
+`heartbeat` do not, because losing one in a power cut only means that a task is given out again. The statements are in
+dtq.stores.schema.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from dtq.codec import to_json
+from dtq.errors import StoreError
+from dtq.stores import Node, Outcome, Stats, schema
+from dtq.stores.committer import BUSY_TIMEOUT, Committer
+from dtq.stores.edges import insert_edges, place, settle
+from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
+from dtq.stores.peers import Peers
+from dtq.stores.rows import json_list, new_row, state_row, task_of
+from dtq.task import TERMINAL, Status, Task
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+SAFETY_NET = 1.0  # seconds
+_node = msgspec.json.Decoder(Node).decode
+
+
+class SQLiteStore:
+    """Keeps the protocol of dtq.stores in the SQLite database at `path`, which is made where it is missing.
+
+    `durability="relaxed"` acknowledges without waiting for the disk: faster, and a power cut may take the last
+    seconds. A killed process loses nothing either way. Raises StoreError where the file is no database of ours, or
+    from a newer dtq.
+    """
+
+    def __init__(self, path: str | Path, durability: Literal["full", "relaxed"] = "full") -> None:
+        if durability not in ("full", "relaxed"):
+            raise StoreError(f"durability is {durability!r}; allowed: 'full', 'relaxed'")
+        self.path = str(path)
+        self._flush = durability == "full"
+        self._lanes = Lanes()
+        self._read_lock = threading.Lock()
+        self._peers_lock = threading.Lock()
+        self._opened_peers: Peers | None = None
+        self._published: dict[str, Node] = {}
+        self._data_version = 0
+        self._next_look = 0.0
+        self._closed = False
+        with self._named_errors("opened"):
+            self._committer = Committer(self.path, self._connect(), self._lanes.forget)
+            self._committer.run(_prepare, flush=True)
+            self._reader = self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    @contextmanager
+    def _named_errors(self, verb: str) -> Iterator[None]:
+        """Errors of SQLite and of the system come out as StoreError with the path in it."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{self.path} cannot be {verb}: {error}") from error
+
+    def _write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: bool = True) -> T:
+        with self._named_errors("written, and nothing was stored"):
+            value = self._committer.run(work, flush=flush and self._flush)
+            if wake:
+                self._peers.wake()
+            return value
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The read connection, with all statements of the block looking at the same moment."""
+        with self._read_lock, self._named_errors("read"):
+            self._reader.execute("BEGIN")
+            try:
+                yield self._reader
+            finally:
+                self._reader.execute("COMMIT")
+
+    def _tasks(self, db: sqlite3.Connection, rows: list[Row]) -> list[Task]:
+        self._lanes.learn(db, {row[2] for row in rows})
+        return [task_of(row, self._lanes.names) for row in rows]
+
+    # --- add
+
+    def add(self, tasks: Sequence[Task]) -> list[str]:
+        return self._write(lambda db: self._add(db, tasks), flush=True)
+
+    def _add(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> list[str]:
+        ids, new = self._without_taken(db, tasks)
+        if any(task.after for task in new):
+            new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
+        moves = Moves()
+        rows = []
+        for task in new:
+            lane = self._lanes.number(db, task.lane)
+            rows.append(new_row(task, lane))
+            moves.enter(lane, task.status)
+        db.executemany(schema.INSERT, rows)
+        if any(task.after for task in new):
+            insert_edges(db, new)
+        moves.write(db)
+        return ids
+
+    def _without_taken(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> tuple[list[str], list[Task]]:
+        """For each task the id that stands for it, and the tasks whose id and key are free."""
+        taken = {row[0] for row in db.execute(schema.IDS_AMONG, (json_list(task.id for task in tasks),))}
+        keys = [task.key for task in tasks if task.key is not None]
+        holders = dict(db.execute(schema.KEYS_AMONG, (json_list(keys),))) if keys else {}
+        ids, new = [], []
+        for task in tasks:
+            holder = task.id if task.id in taken else holders.get(task.key)
+            if holder is None:
+                new.append(task)
+                taken.add(task.id)
+                if task.key is not None:
+                    holders[task.key] = task.id
+            ids.append(holder or task.id)
+        return ids, new
+
+    # --- claim
+
+    def claim(
+        self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
+        min_priority: int | None = None,
+    ) -> list[Task]:  # fmt: skip
+        def work(db: sqlite3.Connection) -> list[Task]:
+            db.execute(schema.MOVE_DUE, (now,))
+            db.execute(schema.DOOM_EXPIRED, (now,))
+            lanes = self._lanes.waiting(db, types, queues)
+            seqs = [seq for (seq,) in db.execute(schema.DOOMED_OF, (json_list(lanes), n))]
+            seqs += self._lanes.pick(db, lanes, n - len(seqs), now, min_priority)
+            return self._take(db, seqs, (worker, now, now + lease))
+
+        return self._write(work, flush=False, wake=False)
+
+    def _take(self, db: sqlite3.Connection, seqs: list[int], claim: tuple[str, float, float]) -> list[Task]:
+        if not seqs:
+            return []
+        text = json_list(seqs)
+        moves = Moves()
+        before = dict(db.execute(schema.STATUS_OF, (text,)).fetchall())
+        rows = {row[0]: row for row in db.execute(schema.TAKE, (*claim, text)).fetchall()}
+        for seq, row in rows.items():
+            moves.move(row[2], before[seq], Status.PROCESSING)
+        moves.write(db)
+        return self._tasks(db, [rows[seq] for seq in seqs])
+
+    # --- update
+
+    def update(self, outcomes: Sequence[Outcome]) -> set[str]:
+        return self._write(lambda db: self._update(db, outcomes), flush=True)
+
+    def _update(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> set[str]:
+        standing = {
+            row[0]: row[1:] for row in db.execute(schema.STANDING, (json_list(task.id for task, _ in outcomes),))
+        }
+        accepted: dict[str, Task] = {}
+        successors: list[Task] = []
+        rows, moves = [], Moves()
+        for task, planted in outcomes:
+            version, seq, lane, status = standing.get(task.id, (None, 0, 0, ""))
+            if version == task.version and task.id not in accepted:
+                accepted[task.id] = task
+                successors += planted
+                rows.append(state_row(task, seq))
+                moves.move(lane, status, task.status)
+        db.executemany(schema.REPLACE, rows)
+        if successors:
+            self._add(db, successors)
+        settle(db, [(task.id, task.status) for task in accepted.values() if task.is_terminal], moves)
+        moves.write(db)
+        return set(accepted)
+
+    # --- leases
+
+    def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
+        known = self._published.get(node.id)
+        if not held and known is not None and lease and replace(node, seen_at=0) == replace(known, seen_at=0):
+            return set()
+        lost = self._write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=False)
+        if lease:
+            self._published[node.id] = node
+        else:
+            self._published.pop(node.id, None)
+        return lost
+
+    def _heartbeat(
+        self, db: sqlite3.Connection, node: Node, held: Sequence[Task], lease: float, now: float
+    ) -> set[str]:
+        db.execute(schema.SET_NODE, (node.id, self._peers.name, to_json(replace(node, seen_at=now)).decode()))
+        if not lease:
+            db.execute(schema.DROP_NODE, (node.id,))
+        rows = db.execute(schema.HELD, (json_list(task.id for task in held),))
+        mine = {id: (version, worker) for id, version, worker in rows}
+        kept = [task for task in held if mine.get(task.id) == (task.version, task.worker)]
+        db.executemany(schema.RENEW, [(now + lease, task.progress, task.note, task.id) for task in kept])
+        return {task.id for task in held} - {task.id for task in kept}
+
+    def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
+        with self._named_errors("read"):
+            dead = self._peers.dead()
+        nodes = self._nodes_of(dead)
+        with self._reading() as db:
+            if not nodes and not db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone():
+                self._forget(dead)
+                return []
+
+        def work(db: sqlite3.Connection) -> list[Task]:
+            overdue = [seq for (seq,) in db.execute(schema.OVERDUE, (now, json_list(nodes), n))]
+            rows = db.execute(schema.TAKE_OVER, (worker, now + lease, json_list(overdue))).fetchall()
+            db.executemany(schema.DROP_NODE, [(node,) for node in nodes])
+            return self._tasks(db, rows)
+
+        return self._write(work, flush=False, wake=False)
+
+    def _nodes_of(self, dead: list[str]) -> list[str]:
+        """The nodes that spoke through dead peers, or through peers whose file is gone."""
+        with self._reading() as db:
+            alive = {self._peers.name, *self._peers.others()} - set(dead)
+            return [id for id, peer, _ in db.execute(schema.NODES) if peer not in alive]
+
+    def _forget(self, dead: list[str]) -> None:
+        for name in dead:
+            self._peers.forget(name)
+
+    # --- look
+
+    def get(self, ids: Iterable[str]) -> list[Task]:
+        ids = list(ids)
+        with self._reading() as db:
+            found = {task.id: task for task in self._tasks(db, db.execute(schema.GET, (json_list(ids),)).fetchall())}
+        return [found[id] for id in ids if id in found]
+
+    def find(
+        self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
+        finished_after: float | None = None, after: str = "", limit: int = 100,
+    ) -> list[Task]:  # fmt: skip
+        where, values = ["id > ?"], [after]
+        if status is not None:  # written out, so that SQLite can use the index of that status
+            where.append(f"status = '{Status(status)}'")
+        for name, value in (("queue", queue), ("type", type)):
+            if value is not None:
+                where.append(f"lane IN (SELECT id FROM lane WHERE {name} = ?)")
+                values.append(value)
+        if finished_after is not None:
+            where.append("finished_at > ?")
+            values.append(finished_after)  # type: ignore[arg-type]
+        query = f"SELECT {schema.ROW} FROM task WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"
+        with self._reading() as db:
+            return self._tasks(db, db.execute(query, (*values, limit)).fetchall())
+
+    def stats(self) -> Stats:
+        counts: dict[str, int] = dict.fromkeys(schema.COUNTERS, 0)
+        queues: dict[str, dict[str, int]] = {}
+        types: dict[str, dict[str, int]] = {}
+        with self._reading() as db:
+            for queue, type_, *row in db.execute(f"SELECT queue, type, {', '.join(schema.COUNTERS)} FROM lane"):
+                for name, n in zip(schema.COUNTERS, row, strict=True):
+                    for table in (counts, queues.setdefault(queue, {}), types.setdefault(type_, {})):
+                        table[name] = table.get(name, 0) + n
+            nodes = [_node(body) for _, _, body in db.execute(schema.NODES)]
+            return Stats(counts, queues, types, oldest(db), nodes, read_limits(db))
+
+    def next_due(self, now: float) -> float | None:
+        with self._reading() as db:
+            times = [
+                db.execute(schema.FIRST_LATER).fetchone()[0],
+                db.execute(schema.FIRST_EXPIRY, (now,)).fetchone()[0],
+            ]
+            times += [
+                at for gate in self._lanes.gates(db) for bucket in gate.next_at if (at := gate.opens_at(bucket)) > now
+            ]
+        return min((time for time in times if time is not None), default=None)
+
+    # --- lanes, removal, waking
+
+    def set_lane(
+        self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
+    ) -> None:
+        self._write(lambda db: change_limit(db, (queue, type, key), changes), flush=True)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        return self._write(lambda db: self._delete(db, ids), flush=True)
+
+    def _delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
+        rows = db.execute(schema.DELETE, (json_list(ids),)).fetchall()
+        moves = Moves()
+        for _, _, lane, status in rows:
+            moves.leave(lane, status)
+        db.executemany(schema.DROP_EDGES_TO, [(row[0],) for row in rows])
+        settle(db, [(row[1], Status.CANCELLED) for row in rows], moves)
+        moves.write(db)
+        return len(rows)
+
+    def purge(self, before: float, statuses: Collection[str]) -> int:
+        def work(db: sqlite3.Connection) -> int:
+            wanted = json_list(set(statuses) & TERMINAL)
+            return self._delete(db, [id for (id,) in db.execute(schema.FINISHED_BEFORE, (before, wanted))])
+
+        return self._write(work, flush=True, wake=False)
+
+    @property
+    def _peers(self) -> Peers:
+        with self._peers_lock:
+            if self._opened_peers is None:
+                self._opened_peers = Peers(Path(f"{self.path}-nodes"))
+            return self._opened_peers
+
+    def fileno(self) -> int:
+        with self._named_errors("watched"):
+            return self._peers.fileno()
+
+    def wait(self, timeout: float) -> bool:
+        return self._peers.wait(timeout) or self._has_changed()
+
+    def _has_changed(self) -> bool:
+        """The safety net under the datagrams: once a second, the counter by which SQLite tells that somebody has
+        committed."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + SAFETY_NET
+        with self._read_lock, self._named_errors("read"):
+            version: int = self._reader.execute("PRAGMA data_version").fetchone()[0]
+        changed, self._data_version = version != self._data_version, version
+        return changed
+
+    def close(self) -> None:
+        if not self._closed:
+            for node in list(self._published.values()):
+                self.heartbeat(node, [], 0, node.seen_at)
+            self._let_go(Peers.close)
+
+    def abandon(self) -> None:
+        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        self._let_go(Peers.abandon)
+
+    def _let_go(self, leave: Callable[[Peers], None]) -> None:
+        self._closed = True
+        with self._read_lock, closing(self._reader), self._peers_lock:
+            self._committer.close()
+            if self._opened_peers is not None:
+                leave(self._opened_peers)
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Makes the tables in an empty file; refuses a file of somebody else, or of a newer dtq."""
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application == schema.APPLICATION_ID and version == schema.VERSION:
+        return
+    if application == schema.APPLICATION_ID:
+        raise StoreError(
+            f"the database is of schema version {version}, this dtq knows version {schema.VERSION}: "
+            "upgrade dtq, or use another file"
+        )
+    if application or version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise StoreError("the file is a database of another program: use another file")
+    for statement in schema.TABLES.split(";\n"):
+        db.execute(statement)

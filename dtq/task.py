@@ -1,0 +1,301 @@
+"""Task: one unit of work, and the pure transitions between its states.
+
+    blocked ----> pending ----> processing ----> completed
+                     ^            |  |  |
+                     |            |  |  +------> failed ------+
+                     |            |  +---------> cancelled ---+-- revive --> pending
+                     +- retrying <+
+
+A task never changes: a transition returns a new one, and touches nothing else. Time and chance are passed in, so that
+the same arguments always give the same task. What may run when is decided here; that it happens once is the store's
+business.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from enum import StrEnum
+from itertools import count
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from dtq.errors import IllegalTransition, InvalidTask
+
+Backoff = Literal["exponential", "linear", "constant"]
+OnParentFailure = Literal["fail", "run"]
+
+DAY = 86400.0
+MAX_INTERRUPTIONS = 3  # a task that was running when so many nodes died is suspected of killing them
+MAX_HISTORY = 20  # attempts kept with a task
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}")
+_counter = count()
+
+
+class Status(StrEnum):
+    """Where a task stands. `blocked` waits for other tasks, `retrying` failed and runs again at `run_at`."""
+
+    BLOCKED = "blocked"
+    PENDING = "pending"
+    PROCESSING = "processing"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+WAITING = frozenset({Status.BLOCKED, Status.PENDING, Status.RETRYING})
+TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an attempt failed. `signal` or `exit_code` are set where the worker process died of it."""
+
+    type: str
+    message: str = ""
+    traceback: str = ""
+    signal: int | None = None
+    exit_code: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attempt that did not succeed: its number, when and where it ran (UTC seconds), and why it ended."""
+
+    number: int
+    started_at: float | None
+    finished_at: float
+    worker: str | None
+    error: ErrorInfo
+
+
+class Webhook(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whom to tell when the task ends. `secret` is the name of a secret, never the secret itself."""
+
+    url: str
+    events: tuple[str, ...] = ("completed", "failed", "cancelled")
+    secret: str | None = None
+
+
+def new_id(now: float) -> str:
+    """32 hex digits: 48 bits of milliseconds, 16 bits that count on, 64 random bits. Later ids sort later; none can be
+    guessed."""
+    return f"{int(now * 1000):012x}{next(_counter) & 0xFFFF:04x}{secrets.token_hex(8)}"
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One unit of work: what to do (first half, never changes) and how far it is (second half).
+
+    Times are UTC seconds since 1970, durations seconds. Raises InvalidTask where a field is out of its bounds; the
+    error names the field, the value and what is allowed.
+    """
+
+    type: str  # which handler runs it
+    payload: Any = None  # what the handler gets: plain JSON data
+    id: str = ""  # given by the queue where it is empty
+    queue: str = "default"
+    priority: int = 0  # -1000 to 1000, higher first
+    max_attempts: int = 3
+    timeout: float = 30.0  # per attempt
+    retry_delay: float = 1.0
+    retry_backoff: Backoff = "exponential"
+    retry_jitter: float = 0.0  # 0.2: each delay is up to 20 % shorter
+    retry_cap: float = DAY  # no delay is longer
+    key: str | None = None  # adding the same key again gives the task that has it
+    limit_key: str = ""  # a tenant, say: keys share fairly, and may have limits of their own
+    after: tuple[str, ...] = ()  # ids of the tasks that must end first
+    on_parent_failure: OnParentFailure = "fail"
+    expires: float | None = None  # not started by then: dropped
+    webhook: Webhook | None = None
+
+    status: Status = Status.PENDING
+    version: int = 0  # grows with every change in the store: the fencing token
+    run_at: float = 0.0  # not before
+    created_at: float = 0.0
+    started_at: float | None = None  # of the latest attempt
+    finished_at: float | None = None
+    attempts: int = 0  # attempts begun
+    interruptions: int = 0  # nodes that died under it
+    worker: str | None = None  # who has it, or had it last
+    lease_until: float | None = None
+    doom: str | None = None  # came out of `claim` not to be run but to be ended, for this reason
+    progress: float = 0.0  # percent
+    note: str = ""  # what the handler said with its progress
+    result: Any = None
+    error: ErrorInfo | None = None
+    history: tuple[Attempt, ...] = ()
+    log: str = ""  # the last of what the handler printed
+
+    def __post_init__(self) -> None:
+        if self.version == 0:  # what came out of a store was checked when it went in
+            check(self)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def lane(self) -> tuple[str, str, str]:
+        return self.queue, self.type, self.limit_key
+
+
+# What transitions may change. All else is what the task is, and stays as it was added.
+STATE = (
+    "status", "priority", "expires", "run_at", "started_at", "finished_at", "attempts", "interruptions", "worker",
+    "lease_until", "doom", "progress", "note", "result", "error", "history", "log",
+)  # fmt: skip
+
+
+# --- what is allowed ------------------------------------------------------------------------------------------------
+
+
+def check(task: Task) -> None:
+    """Raises InvalidTask where a field is of the wrong type or out of its bounds."""
+    _check_name("type", task.type)
+    _check_name("queue", task.queue)
+    if task.id != "":
+        _check_name("id", task.id)
+    _check_number("priority", task.priority, -1000, 1000, whole=True)
+    _check_number("max_attempts", task.max_attempts, 1, 1000, whole=True)
+    _check_number("timeout", task.timeout, 0.001, 30 * DAY)
+    _check_number("retry_delay", task.retry_delay, 0, 30 * DAY)
+    _check_number("retry_jitter", task.retry_jitter, 0, 1)
+    _check_number("retry_cap", task.retry_cap, 0, 30 * DAY)
+    _check_number("run_at", task.run_at, 0, 1e11)
+    if task.expires is not None:
+        _check_number("expires", task.expires, 0, 1e11)
+    _check_choice("retry_backoff", task.retry_backoff, get_args(Backoff))
+    _check_choice("on_parent_failure", task.on_parent_failure, get_args(OnParentFailure))
+    if task.key is not None:
+        _check_text("key", task.key, 1)
+    _check_text("limit_key", task.limit_key, 0)
+    if not isinstance(task.after, tuple) or not all(isinstance(i, str) for i in task.after):
+        _refuse("after", task.after, "a tuple of task ids")
+    if task.webhook is not None and not isinstance(task.webhook, Webhook):
+        _refuse("webhook", task.webhook, "a Webhook")
+
+
+def _check_name(field: str, value: object) -> None:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        _refuse(field, value, "1 to 200 letters, digits or _ . : @ / -, the first a letter, digit or _")
+
+
+def _check_number(field: str, value: object, low: float, high: float, whole: bool = False) -> None:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        _refuse(field, value, f"{'a whole number' if whole else 'a number'} from {low:,} to {high:,}")
+
+
+def _check_choice(field: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        _refuse(field, value, "one of " + ", ".join(map(repr, allowed)))
+
+
+def _check_text(field: str, value: object, shortest: int) -> None:
+    if not isinstance(value, str) or not shortest <= len(value) <= 200 or not value.isprintable():
+        _refuse(field, value, f"{shortest} to 200 printable characters")
+
+
+def _refuse(field: str, value: object, allowed: str) -> None:
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    raise InvalidTask(f"{field} is {shown}; allowed: {allowed}")
+
+
+# --- transitions ----------------------------------------------------------------------------------------------------
+
+
+def succeed(task: Task, result: Any, now: float) -> Task:
+    """The attempt has given its result."""
+    _require(task, Status.PROCESSING, Status.COMPLETED)
+    return msgspec.structs.replace(
+        task, status=Status.COMPLETED, result=result, error=None, progress=100.0, finished_at=now, lease_until=None
+    )
+
+
+def fail(task: Task, error: ErrorInfo, now: float, chance: Callable[[], float], *, final: bool = False) -> Task:
+    """The attempt has failed: it runs again after its backoff, or is given up after `max_attempts` (or at once if
+    `final`).
+
+    `chance` gives a number from 0 to 1 and is asked only where the task has jitter.
+    """
+    _require(task, Status.PROCESSING, Status.FAILED)
+    attempt = Attempt(task.attempts, task.started_at, now, task.worker, error)
+    history = (*task.history, attempt)[-MAX_HISTORY:]
+    if final or task.attempts >= task.max_attempts:
+        return msgspec.structs.replace(
+            task, status=Status.FAILED, error=error, history=history, finished_at=now, lease_until=None
+        )
+    return msgspec.structs.replace(
+        task, status=Status.RETRYING, run_at=now + backoff(task, task.attempts, chance), error=error, history=history,
+        lease_until=None,
+    )  # fmt: skip
+
+
+def release(task: Task) -> Task:
+    """The task goes back untouched: it was claimed and never started, so the attempt does not count."""
+    _require(task, Status.PROCESSING, Status.PENDING)
+    return msgspec.structs.replace(
+        task, status=Status.PENDING, attempts=max(0, task.attempts - 1), worker=None, lease_until=None
+    )
+
+
+def interrupt(task: Task, now: float) -> Task:
+    """The node that had the task has died, and nobody knows whether it ran: the attempt is refunded, the interruption
+    counted.
+
+    After MAX_INTERRUPTIONS it is parked as failed: it may be what kills the nodes.
+    """
+    _require(task, Status.PROCESSING, Status.PENDING)
+    task = msgspec.structs.replace(task, interruptions=task.interruptions + 1)
+    if task.interruptions < MAX_INTERRUPTIONS:
+        return release(task)
+    error = ErrorInfo("Interrupted", f"{task.interruptions} nodes died while they had this task; it may be the cause")
+    return fail(task, error, now, lambda: 0.0, final=True)
+
+
+def cancel(task: Task, now: float, reason: str = "cancelled by request") -> Task:
+    """The task ends without a result. A running attempt is stopped by whoever runs it."""
+    if task.is_terminal:
+        _refuse_transition(task, Status.CANCELLED)
+    error = ErrorInfo("Cancelled", reason)
+    return msgspec.structs.replace(task, status=Status.CANCELLED, error=error, finished_at=now, lease_until=None)
+
+
+def end_doomed(task: Task, now: float) -> Task:
+    """The end of a task that `claim` gave out marked: expired ones are cancelled, children of a failed parent fail."""
+    if task.doom == "expired":
+        return cancel(task, now, "it expired before it could start")
+    return fail(task, ErrorInfo("ParentFailed", task.doom or ""), now, lambda: 0.0, final=True)
+
+
+def revive(task: Task, now: float) -> Task:
+    """A failed or cancelled task starts afresh, with all its attempts; its history stays."""
+    if task.status not in (Status.FAILED, Status.CANCELLED):
+        _refuse_transition(task, Status.PENDING)
+    return msgspec.structs.replace(
+        task, status=Status.PENDING, run_at=now, attempts=0, interruptions=0, expires=None, started_at=None,
+        finished_at=None, worker=None, doom=None, progress=0.0, note="", result=None, error=None,
+    )  # fmt: skip
+
+
+def backoff(task: Task, attempt: int, chance: Callable[[], float] = lambda: 0.0) -> float:
+    """Seconds to wait after the given failed attempt (1, 2, ...): retry_delay=2 gives 2, 4, 8, 16 s (exponential), 2,
+    4, 6, 8 s (linear), 2, 2, 2, 2 s (constant), shortened by up to `retry_jitter` of it, and never over
+    `retry_cap`."""
+    factor = {"exponential": 2.0 ** min(attempt - 1, 64), "linear": attempt, "constant": 1}[task.retry_backoff]
+    delay = min(task.retry_delay * factor, task.retry_cap)
+    return delay * (1 - task.retry_jitter * chance()) if task.retry_jitter else delay
+
+
+def _require(task: Task, status: Status, target: Status) -> None:
+    if task.status is not status and task.status != status:
+        _refuse_transition(task, target)
+
+
+def _refuse_transition(task: Task, target: Status) -> None:
+    raise IllegalTransition(f"task {task.id or '(new)'} is {task.status}: it cannot become {target}")

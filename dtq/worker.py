@@ -1,0 +1,259 @@
+"""What runs inside a worker process.
+
+    socket --> reader thread --+--> inbox --> main thread: one sync call after the other --+--> link --> socket
+                               |                  ^                                        |
+                               |                  | raises TimedOut, Stopped               |
+                               +--> Stop ----> alarm                                       |
+                               +--> lane (lane.py): a thread with an event loop -----------+
+
+Handlers get the main thread because that is where Python runs signal handlers: a timeout can interrupt `time.sleep`
+there, or any loop of Python code. Requests are read by another thread, so that a running call can be stopped, and
+waiting ones taken back, at any time. A call which holds the interpreter in C code hears nothing of this: the pool
+kills the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import FrameType
+
+from dtq import wire
+from dtq.context import Context
+from dtq.lane import Lane
+from dtq.loader import Handlers
+from dtq.runner import Stopped, TimedOut, is_async, perform
+
+CHUNK = 1 << 18  # bytes asked for in one read
+
+
+def main(sock: socket.socket) -> None:
+    """The life of a worker; returns when it has retired. Call it in the main thread."""
+    os.register_at_fork(after_in_child=sock.close)  # a child of a handler must neither speak for us nor hold the line
+    Worker(sock).run()
+
+
+class Worker:
+    """Joins the two threads: `run` is the main one, `_read` the other."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._name = ""
+        self._max_result = 0
+        self._handlers = Handlers()
+        self._inbox: SimpleQueue[wire.Call | None] = SimpleQueue()  # None: retire
+        self._alarm = Alarm()
+        self._link = Link(sock, self._alarm)
+        self._lane = Lane(self._handlers, self._link.send)
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="dtq-reader", daemon=True).start()
+        while (call := self._inbox.get()) is not None:
+            self._alarm.number = call.number
+            if is_async(self._handlers, call, self._link.send):
+                self._lane.take(call)
+                if self._alarm.is_due():  # it was stopped while its handler was being loaded
+                    self._lane.stop(call.number)
+            else:
+                self._perform(call)
+            if self._inbox.empty():
+                self._link.flush()
+        self._lane.drain()
+        self._link.flush()
+        for problem in self._handlers.teardown():
+            os.write(2, f"{self._name}: {problem}\n".encode())
+
+    def _perform(self, call: wire.Call) -> None:
+        """The report is held back until the next call says Started, if there is one: the two share a system call."""
+        done = perform(self._handlers, call, self._name, self._link.send, self._alarm.armed, self._max_result)
+        self._link.hold(done)
+
+    # --- in the reader thread --------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Obeys until the pool is gone; then so is the worker."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # it must interrupt the main thread, not this one
+        code, buffer = 0, bytearray()
+        try:
+            while data := self._sock.recv(CHUNK):
+                buffer += data
+                for body in wire.split(buffer):
+                    self._obey(wire.to_worker(body))
+        except ConnectionResetError:
+            pass
+        except BaseException:
+            code = 1
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _obey(self, message: wire.ToWorker) -> None:
+        match message:
+            case wire.Calls(calls):
+                for call in calls:
+                    self._accept(call)
+            case wire.Stop(number):
+                self._stop(number)
+            case wire.Recall():
+                self._give_back(self._withdraw(lambda call: True))
+                self._give_back([call.number for call in self._lane.withdraw()])
+            case wire.Define(type, source):
+                self._handlers.define(type, source)
+                self._lane.limits[type] = source.concurrency
+                for call in self._lane.withdraw():  # what was async may now be sync
+                    self._inbox.put(call)
+            case wire.Retire():
+                self._inbox.put(None)
+            case wire.Hello(name, max_result):
+                self._name = self._lane.name = name
+                self._max_result = self._lane.max_result = max_result
+                self._link.send(wire.Ready(os.getpid()))
+
+    def _accept(self, call: wire.Call) -> None:
+        """A call that is known to be async need not wait for the main thread, which may be busy."""
+        if self._handlers.is_loaded(call.type) and self._handlers.load(call.type).is_async:
+            self._lane.take(call)
+        else:
+            self._inbox.put(call)
+
+    def _stop(self, number: int) -> None:
+        if withdrawn := self._withdraw(lambda call: call.number == number):
+            self._give_back(withdrawn)
+        elif not self._lane.stop(number):
+            self._alarm.stop(number)
+            self._lane.stop(number)  # in this moment the main thread may have handed it over
+
+    def _withdraw(self, is_meant: Callable[[wire.Call], bool]) -> list[int]:
+        """Takes calls out of the inbox, and gives their numbers; all else in it keeps its order."""
+        waiting: list[wire.Call | None] = []
+        with contextlib.suppress(Empty):
+            while True:
+                waiting.append(self._inbox.get_nowait())
+        for call in waiting:
+            if call is None or not is_meant(call):
+                self._inbox.put(call)
+        return [call.number for call in waiting if call is not None and is_meant(call)]
+
+    def _give_back(self, numbers: list[int]) -> None:
+        if numbers:
+            self._link.send(wire.Returned(numbers))
+
+
+class Link:
+    """The way back to the pool. Messages of several threads do not mix, and no Interrupted leaves half of one."""
+
+    def __init__(self, sock: socket.socket, alarm: Alarm) -> None:
+        self._sock = sock
+        self._alarm = alarm
+        self._held = b""
+        self._lock = threading.Lock()
+
+    def send(self, message: wire.ToPool) -> None:
+        self._alarm.postpone()
+        try:
+            with self._lock:
+                held, self._held = self._held, b""
+                self._sock.sendall(held + wire.frame(message))
+        except OSError:  # the pool is gone, or this is a fork of the worker: whatever runs here, nobody waits for it
+            os._exit(1)
+        finally:
+            self._alarm.resume()
+
+    def hold(self, message: wire.ToPool) -> None:
+        """Send this together with the next message, or with `flush`. Main thread only, outside of handlers."""
+        with self._lock:
+            self._held += wire.frame(message)
+
+    def flush(self) -> None:
+        try:
+            with self._lock:
+                held, self._held = self._held, b""
+                if held:
+                    self._sock.sendall(held)
+        except OSError:
+            os._exit(1)
+
+
+class Alarm:
+    """Raises TimedOut or Stopped in the main thread, inside a handler and nowhere else: `with alarm.armed(context)`.
+
+    One signal serves both, sent by a timer or by the reader thread. Its handler looks what it was for, so that one
+    which comes late, or for no reason, does nothing. Once it has raised it is disarmed: a handler that swallows the
+    exception is the pool's to kill.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0  # of the call in the main thread
+        self._main = threading.get_ident()
+        self._context: Context | None = None  # while armed
+        self._next: Context | None = None
+        self._stop = 0  # the call to be stopped
+        self._postponed = self._missed = False
+        signal.signal(signal.SIGALRM, self._ring)
+
+    def armed(self, context: Context) -> Alarm:
+        self._next = context
+        return self
+
+    def __enter__(self) -> None:
+        assert self._next is not None
+        signal.setitimer(signal.ITIMER_REAL, self._next.timeout)
+        self._context = self._next
+        if self.is_due():
+            self._strike()
+
+    def __exit__(self, *_: object) -> None:
+        self._context = None  # first: a signal between these two lines finds nothing to do
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def is_due(self) -> bool:
+        """Whether the call in the main thread is to be stopped."""
+        return self._stop == self.number
+
+    def stop(self, number: int) -> None:
+        """From the reader thread, for the call that the main thread is at: the number that it works on, or has just
+        had."""
+        self._stop = number
+        signal.pthread_kill(self._main, signal.SIGALRM)
+
+    def postpone(self) -> None:
+        """From here until `resume` nothing is raised in the main thread."""
+        if threading.get_ident() == self._main:
+            self._postponed = True
+
+    def resume(self) -> None:
+        if threading.get_ident() == self._main:
+            self._postponed = False
+            if self._missed:
+                self._missed = False
+                self._strike()
+
+    def _ring(self, signum: int, frame: FrameType | None) -> None:
+        self._strike()
+
+    def _strike(self) -> None:
+        context = self._context
+        if context is None:
+            return
+        if self._postponed:
+            self._missed = True
+        elif self.is_due():
+            self._disarm()
+            context.cancelled = True
+            raise Stopped
+        elif (left := context.began + context.timeout - monotonic()) > 0:
+            signal.setitimer(signal.ITIMER_REAL, left)
+        else:
+            self._disarm()
+            raise TimedOut
+
+    def _disarm(self) -> None:
+        self._context = None
+        signal.setitimer(signal.ITIMER_REAL, 0)

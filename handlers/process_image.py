@@ -1,0 +1,254 @@
+"""Resize, crop, turn, filter and compress image files: a handler with real work in it, loaded by its path.
+
+    TaskQueue(handlers={"image": "handlers/process_image.py"})
+    queue.add("image", {
+        "source": "photo.jpg",          # PNG, JPEG, WEBP, GIF (its first frame) or BMP
+        "target": "small.webp",         # the suffix chooses the format: .png .jpg .jpeg .webp .gif
+        "operations": [{"op": "fit", "width": 800, "height": 600}, {"op": "compress", "quality": 80}],
+    })
+
+    source -> read -> operation -> operation -> ... -> temporary file -> os.replace -> target
+
+A task may run twice (after a kill, say), so the target appears whole or not at all, and it may not be the
+source: a second attempt would process the output of the first.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from uuid import uuid4
+
+from PIL import Image, ImageFilter, ImageOps
+
+MAX_PIXELS = 50_000_000  # 200 MB in memory; Pillow itself warns of decompression bombs from 89 million
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
+READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # some of Pillow's other readers start external programs
+FILTERS = {
+    name: getattr(ImageFilter, name.upper())
+    for name in ("blur", "contour", "detail", "edge_enhance", "emboss", "find_edges", "sharpen", "smooth")
+}
+
+
+def execute(payload: Any, context: Any) -> dict[str, Any] | None:
+    """Write the target and return what it is: its size in pixels and bytes, its format, seconds taken.
+
+    Raises ValueError for a payload that can never work (it names the field, the value and what is allowed)
+    and for a source that is no image; OSError where a file cannot be read or written. A cancelled task
+    stops before its next operation, writes nothing and returns None.
+    """
+    started = time.perf_counter()
+    operations = check_payload(payload)
+    source, target = Path(payload["source"]), Path(payload["target"])
+    steps = len(operations) + 2  # to read and to write are steps too
+    bytes_in = source.stat().st_size
+    picture = Picture(read(source), {})
+    context.progress(100 / steps, f"read {source.name}: {picture}")
+    for done, (name, options) in enumerate(operations, start=2):
+        if context.cancelled:
+            return None
+        picture = OPERATIONS[name][0](picture, **options)
+        context.progress(100 * done / steps, f"{name}: {picture}")
+    write(picture, target)
+    context.progress(100, f"wrote {target.name}")
+    return {
+        "target": str(target),
+        "width": picture.image.width,
+        "height": picture.image.height,
+        "format": FORMATS[target.suffix.lower()],
+        "bytes_in": bytes_in,
+        "bytes_out": target.stat().st_size,
+        "operations": [name for name, _ in operations],
+        "seconds": round(time.perf_counter() - started, 6),
+    }
+
+
+# The payload: every field is required, no other is known, and all are checked before a file is touched.
+
+
+class Rule(NamedTuple):
+    """What a field may hold: in words for the error, and as a test."""
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+def whole(low: int, high: int) -> Rule:
+    return Rule(f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high)
+
+
+def one_of(names: Collection[str]) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names)
+
+
+PAYLOAD = {
+    "source": Rule("the path of an image file", lambda v: isinstance(v, str) and v != ""),
+    "target": Rule(
+        f"a path that ends in one of {', '.join(FORMATS)}",
+        lambda v: isinstance(v, str) and Path(v).suffix.lower() in FORMATS,
+    ),
+    "operations": Rule("a list of at most 32", lambda v: isinstance(v, list) and len(v) <= 32),
+}
+
+
+def check_payload(payload: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The operations in order, each as its name and its options."""
+    check_fields("payload", payload, PAYLOAD)
+    if Path(payload["source"]).resolve() == Path(payload["target"]).resolve():
+        raise refusal("payload.target", payload["target"], "a path other than the source")
+    return [check_operation(f"operations[{n}]", given) for n, given in enumerate(payload["operations"])]
+
+
+def check_operation(where: str, given: Any) -> tuple[str, dict[str, Any]]:
+    name: Any = given.get("op") if isinstance(given, dict) else None
+    rule = one_of(OPERATIONS)
+    check_fields(where, given, {"op": rule} | (OPERATIONS[name][1] if rule.accepts(name) else {}))
+    return given["op"], {field: value for field, value in given.items() if field != "op"}
+
+
+def check_fields(where: str, given: Any, rules: dict[str, Rule]) -> None:
+    if not isinstance(given, dict):
+        raise refusal(where, given, f"an object with {', '.join(rules)}")
+    for field, rule in rules.items():
+        if field not in given:
+            raise ValueError(f"{where}.{field} is missing; allowed: {rule.allowed}")
+        if not rule.accepts(given[field]):
+            raise refusal(f"{where}.{field}", given[field], rule.allowed)
+    for field in given:
+        if field not in rules:
+            raise refusal(f"{where}.{field}", given[field], f"only {', '.join(rules)}")
+
+
+def refusal(field: str, value: object, allowed: str) -> ValueError:
+    return ValueError(f"{field} is {value!r:.200}; allowed: {allowed}")
+
+
+# The operations: each takes a picture and its options, and gives the next picture.
+
+
+class Picture(NamedTuple):
+    """An image in mode L, LA, RGB or RGBA, and how it will be encoded."""
+
+    image: Image.Image
+    encoding: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.image.width}x{self.image.height}"
+
+
+def resize(picture: Picture, width: int, height: int) -> Picture:
+    """Exactly this size, whatever that does to the proportions."""
+    check_pixels(width, height)
+    return picture._replace(image=picture.image.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def fit(picture: Picture, width: int, height: int) -> Picture:
+    """As large as fits into this size with the proportions kept."""
+    check_pixels(width, height)
+    return picture._replace(image=ImageOps.contain(picture.image, (width, height), Image.Resampling.LANCZOS))
+
+
+def crop(picture: Picture, left: int, top: int, width: int, height: int) -> Picture:
+    """The part of this size at this offset; it must lie within the picture."""
+    right, bottom = left + width, top + height
+    if right > picture.image.width:
+        raise refusal("crop.left + width", right, f"at most {picture.image.width}, the picture's width")
+    if bottom > picture.image.height:
+        raise refusal("crop.top + height", bottom, f"at most {picture.image.height}, the picture's height")
+    return picture._replace(image=picture.image.crop((left, top, right, bottom)))
+
+
+def rotate(picture: Picture, degrees: float) -> Picture:
+    """Counter-clockwise; the canvas grows, so that no corner is cut off."""
+    width, height = picture.image.size
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    check_pixels(int(width * cos + height * sin), int(width * sin + height * cos))
+    return picture._replace(image=picture.image.rotate(degrees, Image.Resampling.BICUBIC, expand=True))
+
+
+def grayscale(picture: Picture) -> Picture:
+    return picture._replace(image=picture.image.convert("LA" if "A" in picture.image.getbands() else "L"))
+
+
+def apply_filter(picture: Picture, name: str) -> Picture:
+    return picture._replace(image=picture.image.filter(FILTERS[name]))
+
+
+def compress(picture: Picture, quality: int) -> Picture:
+    """The quality for JPEG and WEBP; the lossless formats only try harder to be small."""
+    return picture._replace(encoding={"quality": quality, "optimize": True})
+
+
+SIDE, OFFSET = whole(1, 16_383), whole(0, 16_382)  # pixels; WEBP holds no more
+ANGLE = Rule("a number from -360 to 360", lambda v: type(v) in (int, float) and -360 <= v <= 360)
+OPERATIONS: dict[str, tuple[Callable[..., Picture], dict[str, Rule]]] = {
+    "resize": (resize, {"width": SIDE, "height": SIDE}),
+    "fit": (fit, {"width": SIDE, "height": SIDE}),
+    "crop": (crop, {"left": OFFSET, "top": OFFSET, "width": SIDE, "height": SIDE}),
+    "rotate": (rotate, {"degrees": ANGLE}),
+    "grayscale": (grayscale, {}),
+    "filter": (apply_filter, {"name": one_of(FILTERS)}),
+    "compress": (compress, {"quality": whole(1, 100)}),
+}
+
+
+# The files.
+
+
+def check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise refusal("width x height", (width, height), f"at most {MAX_PIXELS:,} pixels")
+
+
+def read(source: Path) -> Image.Image:
+    """The image, upright (cameras store a turn beside the pixels), in one of the four modes of a Picture."""
+    with source.open("rb") as file:
+        try:
+            lazy = Image.open(file, formats=READABLE)
+            check_pixels(*lazy.size)  # known from the header, before the pixels are decoded
+            image = ImageOps.exif_transpose(lazy)
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"source {str(source)!r} is no readable image: {error}") from error
+    if image.mode in ("L", "LA", "RGB", "RGBA"):
+        return image
+    if image.mode.startswith("I"):  # Pillow would clip these to white
+        raise refusal("source", str(source), "8 bits a channel, not 16")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def write(picture: Picture, target: Path) -> None:
+    kind = FORMATS[target.suffix.lower()]
+    image = on_white(picture.image) if kind == "JPEG" else picture.image
+    with replacing(target) as file:
+        image.save(file, kind, **picture.encoding)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Without transparency, which JPEG cannot hold."""
+    if "A" not in image.getbands():
+        return image
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file beside `target` that becomes it when the block ends well, and goes away when it does not.
+
+    Its name is new each time: two attempts at once (one may be on a node that was cut off) never share it.
+    """
+    part = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the task's own record is on disk too before anyone is told
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""Every store keeps every promise of dtq.conformance."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from dtq import conformance
+from dtq.conformance import Check, Make, Subject
+from dtq.stores.memory import MemoryStore
+from dtq.stores.sqlite import SQLiteStore
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path) -> Make:
+    """Gives a fresh subject of the store with each call."""
+    numbers = itertools.count()
+
+    def sqlite() -> Subject:
+        path = tmp_path / f"queue{next(numbers)}.db"
+        return Subject(lambda: SQLiteStore(path), SQLiteStore.abandon)
+
+    return {"memory": MemoryStore, "sqlite": sqlite}[request.param]
+
+
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: f"{check.group}-{check.name}")
+def test_the_store_keeps_the_promise(check: Check, make: Make):
+    try:
+        check.perform(make)
+    except conformance.Skipped as reason:
+        pytest.skip(str(reason))
+
+
+def test_every_check_states_its_promise_in_one_line():
+    assert [c.name for c in conformance.CHECKS if not c.promise.endswith(".") or "\n" in c.promise] == []
+    assert len({c.name for c in conformance.CHECKS}) == len(conformance.CHECKS)

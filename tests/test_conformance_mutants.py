@@ -1,0 +1,267 @@
+"""The checks of dtq.conformance find what they are there to find: each of these broken stores is caught, and told why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import pytest
+from msgspec.structs import replace
+
+from dtq import conformance
+from dtq.limits import Gate
+from dtq.stores import Stats
+from dtq.stores.memory import MemoryStore
+from dtq.task import TERMINAL, Status, Task
+
+BROKEN: list[tuple[type[MemoryStore], str]] = []
+
+
+def caught_by(check: str):
+    """Enters a broken store, with the check that has to fail on it (others may fail too)."""
+
+    def enter(store: type[MemoryStore]) -> type[MemoryStore]:
+        BROKEN.append((store, check))
+        return store
+
+    return enter
+
+
+@caught_by("no_task_is_given_twice")
+class ClaimsTwice(MemoryStore):
+    """Gives a task out and forgets to say so."""
+
+    def _take(self, task: Task, *claim):
+        taken = super()._take(task, *claim)
+        self._put(task)
+        return taken
+
+
+@caught_by("eight_threads_claim_each_task_once")
+class LosesClaims(MemoryStore):
+    """Now and then takes a task and gives it to nobody."""
+
+    _turn = cycle([True] * 9 + [False])
+
+    def claim(self, *args, **options):
+        return [task for task in super().claim(*args, **options) if next(self._turn)]
+
+
+@caught_by("an_outcome_is_accepted_once")
+class LosesUpdates(MemoryStore):
+    """Says that it has accepted an outcome, and keeps the old task."""
+
+    def _advance(self, task: Task):
+        self._put(replace(self._tasks[task.id], version=task.version + 1))
+
+
+@caught_by("a_late_result_cannot_overwrite_a_newer_one")
+class BelievesZombies(MemoryStore):
+    """Accepts an outcome of whatever version."""
+
+    def _current(self, outcomes):
+        return {task.id: (task, planted) for task, planted in outcomes if task.id in self._tasks}
+
+
+@caught_by("the_order_is_priority_then_due_time_then_insertion")
+class ServesTheLastFirst(MemoryStore):
+    """A stack instead of a queue."""
+
+    def _enrol(self, task: Task):
+        self._numbers = iter([-len(self._tasks) - len(self._seq)])
+        return super()._enrol(task)
+
+
+@caught_by("the_order_is_priority_then_due_time_then_insertion")
+class IgnoresPriority(MemoryStore):
+    """Claims by due time alone."""
+
+    def _pick(self, lanes, n, now, min_priority):
+        picked = super()._pick(lanes, 1000, now, min_priority)
+        return sorted(picked, key=lambda task: task.run_at)[:n]
+
+
+@caught_by("a_heartbeat_extends_the_lease")
+class ForgetsLeases(MemoryStore):
+    """Hears a heartbeat and leaves the lease as it was."""
+
+    def _renew(self, task: Task, lease, now):
+        return super()._renew(task, task.lease_until - now, now)
+
+
+@caught_by("only_an_expired_lease_is_reaped")
+class ReapsTheLiving(MemoryStore):
+    """Takes over a task a little before its lease has run out."""
+
+    def reap(self, worker, n, lease, now):
+        return super().reap(worker, n, lease, now + 5)
+
+
+@caught_by("a_child_waits_for_its_parent")
+class ForgetsDependencies(MemoryStore):
+    """Starts children at once."""
+
+    def _placed(self, task: Task):
+        return super()._placed(replace(task, after=()))
+
+
+@caught_by("a_child_waits_for_the_last_of_its_parents")
+class WaitsForOneParentOnly(MemoryStore):
+    """Unblocks a child when the first of its parents has ended."""
+
+    def _settle_children(self, parent: Task):
+        for child in self._children.get(parent.id, ()):
+            self._parents[child] &= {parent.id}
+        super()._settle_children(parent)
+
+
+@caught_by("a_failed_parent_dooms_its_children")
+class NeverTellsTheChildren(MemoryStore):
+    """Leaves the children of a failed parent blocked for ever."""
+
+    def _settle_children(self, parent: Task):
+        if parent.status == Status.COMPLETED:
+            super()._settle_children(parent)
+
+
+@caught_by("the_counters_equal_a_recount")
+class CountsWrong(MemoryStore):
+    """Forgets to count a deleted task out."""
+
+    def _delete(self, task: Task):
+        super()._delete(task)
+        self._counts[task.lane, task.status] += task.status in TERMINAL
+
+
+@caught_by("a_taken_key_gives_the_task_that_has_it")
+class IgnoresKeys(MemoryStore):
+    """Stores a second task of the same key."""
+
+    def _enrol(self, task: Task):
+        self._keys.pop(task.key, None)
+        return super()._enrol(task)
+
+
+@caught_by("a_paused_lane_is_not_served")
+class ServesPausedLanes(MemoryStore):
+    """Knows rates and bounds, but no pause."""
+
+    def _gates(self):
+        return [Gate(replace(gate.limit, paused=False), {}, gate.next_at) for gate in super()._gates()]
+
+
+@caught_by("a_rate_spaces_the_starts")
+class ForgetsTheRate(MemoryStore):
+    """Starts every claim with a full bucket."""
+
+    def _gates(self):
+        self._next_at.clear()
+        return super()._gates()
+
+
+@caught_by("keys_are_served_in_turn")
+class ServesTheLoudest(MemoryStore):
+    """First come, first served, whoever it is."""
+
+    def _pick(self, lanes, n, now, min_priority):
+        picked = super()._pick(lanes, 1000, now, min_priority)
+        return sorted(picked, key=lambda task: (-task.priority, task.run_at, self._seq[task.id]))[:n]
+
+
+@caught_by("successors_of_a_refused_outcome_are_not_added")
+class PlantsForZombies(MemoryStore):
+    """Adds the successors of an outcome that it refuses."""
+
+    def update(self, outcomes):
+        for _, successors in outcomes:
+            self.add([replace(task, after=()) for task in successors])
+        return super().update(outcomes)
+
+
+@caught_by("an_expired_task_is_claimed_only_to_be_ended")
+class RunsExpiredTasks(MemoryStore):
+    """Never looks at `expires`."""
+
+    def _doom_expired(self, now):
+        pass
+
+
+@caught_by("delete_leaves_what_is_processing")
+class DeletesRunningTasks(MemoryStore):
+    """Pulls a task away under the worker that runs it."""
+
+    def delete(self, ids):
+        for id in ids:
+            self._processing.pop(id, None)
+            if id in self._tasks and self._tasks[id].status == Status.PROCESSING:
+                self._put(replace(self._tasks[id], status=Status.CANCELLED))
+        return super().delete(ids)
+
+
+@caught_by("the_oldest_is_the_one_that_waits_longest")
+class ForgetsTheOldest(MemoryStore):
+    """Shows no waiting time."""
+
+    def stats(self) -> Stats:
+        stats = super().stats()
+        return Stats(stats.counts, stats.queues, stats.types, None, stats.nodes, stats.limits)
+
+
+@caught_by("wait_hears_of_an_add")
+class Sleeps(MemoryStore):
+    """Adds without waking anybody."""
+
+    def add(self, tasks: Sequence[Task]):
+        ids = super().add(tasks)
+        self._bell.wait(0)
+        return ids
+
+
+@pytest.mark.parametrize(("store", "check"), BROKEN, ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_store_is_caught(store: type[MemoryStore], check: str):
+    failed = {result.name: result for result in conformance.run(store) if result.status == "failed"}
+    assert check in failed
+    assert "expected" in failed[check].detail
+    assert "got" in failed[check].detail
+
+
+def test_the_first_failure_reads_well():
+    failures = [result for result in conformance.run(IgnoresKeys) if result.status == "failed"]
+    first = failures[0]
+    assert first.promise == "Adding a key again stores nothing and gives the id of the task that has the key."
+    assert first.detail == "ids: expected ['a', 'c'], got ['b', 'c']"
+
+
+def test_an_error_of_the_store_is_a_failed_check():
+    class Unfinished(MemoryStore):
+        def add(self, tasks: Sequence[Task]):
+            raise NotImplementedError("add")
+
+    results = conformance.run(Unfinished, conformance.group("add"))
+    assert {result.status for result in results} == {"failed"}
+    assert results[0].detail == "raised NotImplementedError: add"
+
+
+def test_a_store_of_one_process_is_not_asked_to_survive():
+    results = conformance.run(MemoryStore, conformance.group("durable"))
+    assert {(result.status, result.detail) for result in results} == {
+        ("skipped", "this store cannot be crashed"),
+        ("skipped", "this store lives in one process only"),
+    }
+
+
+def test_every_store_is_closed_after_its_check():
+    opened = []
+
+    class Counted(MemoryStore):
+        def __init__(self):
+            super().__init__()
+            opened.append(self)
+
+        def close(self):
+            super().close()
+            if self in opened:
+                opened.remove(self)
+
+    conformance.run(Counted)
+    assert opened == []

@@ -1,0 +1,348 @@
+"""SQLiteStore does what MemoryStore does, whatever is done to them: hypothesis drives both, and compares every answer.
+
+The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at any
+moment. HYPOTHESIS_PROFILE=deep looks for longer.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
+
+from dtq.errors import InvalidTask
+from dtq.stores import Node, Store
+from dtq.stores.memory import MemoryStore
+from dtq.stores.sqlite import SQLiteStore
+from dtq.task import WAITING, ErrorInfo, Status, Task, cancel, end_doomed, fail, interrupt, release, revive, succeed
+
+LEASE = 30.0
+TYPES = ("a", "b")
+QUEUES = ("q", "r")
+KEYS = ("", "x", "y")  # of limits
+WORKERS = ("w0", "w1", "w2")
+
+AFTER_AN_ATTEMPT = (
+    lambda task, now: succeed(task, {"version": task.version}, now),
+    lambda task, now: fail(task, ErrorInfo("E", "again"), now, lambda: 0.5),
+    lambda task, now: fail(task, ErrorInfo("E", "for good"), now, lambda: 0.5, final=True),
+    lambda task, now: release(task),
+    interrupt,
+    cancel,
+    end_doomed,
+)
+WHILE_IT_WAITS = (
+    cancel,
+    lambda task, now: replace(task, priority=1 - task.priority),
+    lambda task, now: replace(task, run_at=now + 3),
+    lambda task, now: replace(task, expires=now + 5),
+)
+
+tasks = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(TYPES),
+        "queue": st.sampled_from(QUEUES),
+        "limit_key": st.sampled_from(KEYS),
+        "priority": st.integers(-1, 1),
+        "run_at": st.sampled_from([-5.0, 0.0, 0.0, 3.0, 10.0]),  # from now
+        "expires": st.sampled_from([None, None, None, 0.0, 5.0, 20.0]),  # from now
+        "key": st.sampled_from([None, None, None, "k0", "k1"]),
+        "max_attempts": st.integers(1, 3),
+        "on_parent_failure": st.sampled_from(["fail", "run"]),
+        "payload": st.sampled_from([None, 0, {"text": "ü", "list": [1, None]}]),
+    }
+)
+selectors = st.fixed_dictionaries(
+    {
+        "queue": st.sampled_from([None, *QUEUES]),
+        "type": st.sampled_from([None, *TYPES]),
+        "key": st.sampled_from([None, "*", "x"]),
+    }
+)
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "paused": st.booleans(),
+        "rate": st.sampled_from([0.0, 0.5, 2.0]),
+        "burst": st.integers(1, 3),
+        "max_running": st.integers(0, 2),
+    },
+)
+
+
+class StoresAgree(RuleBasedStateMachine):
+    """`model` is the specification, `stores` are two views of the data under test."""
+
+    def open(self) -> Store:
+        raise NotImplementedError
+
+    def crash(self, store: Store) -> None:
+        raise NotImplementedError
+
+    @initialize()
+    def begin(self):
+        self.model = MemoryStore()
+        self.stores = [self.open(), self.open()]
+        self.turn = 0
+        self.now = 1000.0
+        self.ids = []
+        self.held = []  # every task as it was once claimed
+        self.seen = []  # and as it was once looked at
+        self.nodes = {}
+
+    def both(self, method: str, *args, as_set: bool = False, **options):
+        """The answer of both, which must be the same."""
+        self.turn += 1
+        answers = [_answer(store, method, args, options) for store in (self.model, self.stores[self.turn % 2])]
+        wanted, got = ([_by_id(answer) for answer in answers]) if as_set else answers
+        assert got == wanted, f"{method}{args} {options}: expected {wanted}, got {got}"
+        return answers[0]
+
+    # --- what is done
+
+    @rule(data=st.data(), batch=st.lists(tasks, min_size=1, max_size=4))
+    def add(self, data, batch):
+        new = [f"t{len(self.ids) + n:04}" for n in range(len(batch))]
+        parents = st.lists(st.sampled_from([*self.ids[-8:], *new]), max_size=2)
+        wanted = []
+        for number, options in enumerate(batch):
+            after = [id for id in data.draw(parents, label="after") if id != new[number]]
+            wanted.append(self.task(options, id=new[number], after=tuple(after)))
+        self.ids += new
+        self.both("add", wanted)
+
+    def task(self, options, **more) -> Task:
+        expires = None if options["expires"] is None else self.now + options["expires"]
+        at = {"run_at": self.now + options["run_at"], "expires": expires, "created_at": self.now}
+        return Task(**{**options, **at, **more})
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), options=tasks)
+    def add_again(self, data, options):
+        self.both("add", [self.task(options, id=data.draw(st.sampled_from(self.ids)))])
+
+    @rule(
+        worker=st.sampled_from(WORKERS),
+        n=st.integers(0, 5),
+        types=st.sampled_from([TYPES, TYPES, TYPES[:1], TYPES[1:]]),
+        queues=st.sampled_from([(), (), QUEUES[:1]]),
+        min_priority=st.sampled_from([None, None, 0, 1]),
+    )
+    def claim(self, worker, n, types, queues, min_priority):
+        doomed = self.doomed(types, queues)  # in no particular order: so all of them
+        claimed = self.both_claim(worker, doomed + n, self.now, types, queues, min_priority)
+        self.held += claimed
+
+    def doomed(self, types, queues) -> int:
+        waiting = (t for t in self.everything() if t.type in types and (not queues or t.queue in queues) and t.status in WAITING)
+        return sum(bool(task.doom) or (task.expires is not None and task.expires <= self.now) for task in waiting)
+
+    def both_claim(self, worker, n, now, *selection):
+        self.turn += 1
+        answers = [store.claim(worker, n, LEASE, now, *selection) for store in (self.model, self.stores[self.turn % 2])]
+        wanted, got = ([_doomed_sorted(answer) for answer in answers])
+        assert got == wanted, f"claim({worker}, {n}, {now}, {selection}): expected {wanted}, got {got}"
+        return answers[0]
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), n=st.integers(1, 4))
+    def update_attempts(self, data, n):
+        outcomes = []
+        for _ in range(n):
+            task = data.draw(st.sampled_from(self.held[-10:]), label="task")
+            change = data.draw(st.sampled_from(AFTER_AN_ATTEMPT), label="transition")
+            successors = data.draw(st.lists(tasks, max_size=2), label="successors") if n < 3 else []
+            planted = [self.successor(task, number, options) for number, options in enumerate(successors)]
+            outcomes.append((change(task, self.now), planted))
+        self.both("update", outcomes)
+
+    def successor(self, task: Task, number: int, options) -> Task:
+        """Named after its parent, so that it may well be there already; now and then it waits for somebody unknown."""
+        after = {0: (task.id,), 1: (), 2: ("nobody",)}[(task.version + number) % 3 if options["priority"] else 1]
+        id = f"{task.id}:{number}"
+        if id not in self.ids:
+            self.ids.append(id)
+        return self.task(options, id=id, after=after)
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), n=st.integers(1, 3))
+    def update_others(self, data, n):
+        outcomes = []
+        for _ in range(n):
+            task = data.draw(st.sampled_from(self.seen[-20:]), label="task")
+            if task.status in (Status.FAILED, Status.CANCELLED):
+                outcomes.append((revive(task, self.now), []))
+            elif task.status in WAITING:
+                outcomes.append((data.draw(st.sampled_from(WHILE_IT_WAITS))(task, self.now), []))
+            elif task.status == Status.PROCESSING:
+                outcomes.append((cancel(task, self.now), []))
+        self.both("update", outcomes)
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data())
+    def look(self, data):
+        wanted = data.draw(st.lists(st.sampled_from([*self.ids, "nobody"]), unique=True, min_size=1, max_size=5))
+        self.seen += self.both("get", wanted)
+
+    @rule(data=st.data(), worker=st.sampled_from(WORKERS), busy=st.integers(0, 2))
+    def heartbeat(self, data, worker, busy):
+        self.nodes[worker] = Node(worker, workers=2, busy=busy)
+        held = data.draw(st.lists(st.sampled_from(self.held[-10:]), max_size=4)) if self.held else []
+        held = [replace(task, progress=float(busy), note="n") for task in {task.id: task for task in held}.values()]
+        self.both("heartbeat", self.nodes[worker], held, LEASE, self.now)
+
+    @precondition(lambda self: self.nodes)
+    @rule(data=st.data())
+    def leave(self, data):
+        """A node that leaves has handed everything in."""
+        busy = {task.worker for task in self.everything() if task.status == Status.PROCESSING}
+        if idle := sorted(self.nodes.keys() - busy):
+            node = self.nodes.pop(data.draw(st.sampled_from(idle)))
+            self.both("heartbeat", node, [], 0, self.now)
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def reap(self, worker):
+        self.held += self.both("reap", worker, 1000, LEASE, self.now, as_set=True)
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data())
+    def delete(self, data):
+        self.both("delete", data.draw(st.lists(st.sampled_from([*self.ids, "nobody"]), max_size=4)))
+
+    @rule(age=st.sampled_from([0, 10, 60]), statuses=st.sets(st.sampled_from(list(Status)), min_size=1))
+    def purge(self, age, statuses):
+        self.both("purge", self.now - age, statuses)
+
+    @rule(selector=selectors, changes=changes)
+    def set_lane(self, selector, changes):
+        self.both("set_lane", **selector, **changes)
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 5.0, 20.0, 40.0]))
+    def time_passes(self, seconds):
+        self.now += seconds
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def nothing_is_found_before_next_due(self, worker):
+        """Once all is claimed, both stores say when there may be more, and are right."""
+        self.held += self.both_claim(worker, 1000, self.now, TYPES)
+        for store in (self.model, self.stores[self.turn % 2]):
+            due = store.next_due(self.now)
+            quiet = self.now + 0.9 * min(50.0, (due or 1e9) - self.now)
+            assert store.claim(worker, 1000, LEASE, quiet, TYPES) == [], f"next_due({self.now}) was {due}"
+
+    @rule(which=st.integers(0, 1))
+    def crash_and_reopen(self, which):
+        """Nothing is lost; the nodes report again, as those of a process that was started again."""
+        self.crash(self.stores[which])
+        self.stores[which] = self.open()
+        self.turn = which + 1
+        for node in self.nodes.values():
+            self.turn = which + 1
+            self.both("heartbeat", node, [], LEASE, self.now)
+
+    # --- what always holds
+
+    def everything(self) -> list[Task]:
+        return self.model.find(limit=10_000)
+
+    @invariant()
+    def the_same_tasks(self):
+        wanted, got = self.everything(), self.stores[self.turn % 2].find(limit=10_000)
+        assert got == wanted, [(a, b) for a, b in zip(wanted, got, strict=False) if a != b]
+
+    @invariant()
+    def the_same_statistics(self):
+        wanted, got = (_comparable(store.stats()) for store in (self.model, self.stores[self.turn % 2]))
+        assert got == wanted
+
+    @invariant()
+    def the_counters_equal_a_recount(self):
+        counts = {str(name): n for name, n in self.model.stats().counts.items()}
+        assert counts == {str(status): sum(t.status == status for t in self.everything()) for status in Status}
+
+    def teardown(self):
+        for store in [self.model, *self.stores] if hasattr(self, "model") else []:
+            store.close()
+
+
+def _answer(store, method, args, options):
+    """What the method gives, or the error that it raises."""
+    try:
+        return getattr(store, method)(*args, **options)
+    except InvalidTask as error:
+        return f"InvalidTask: {error}"
+
+
+def _by_id(answer):
+    return sorted(answer, key=lambda task: task.id)
+
+
+def _doomed_sorted(claimed):
+    """The doomed come first, in whatever order; the others as they are."""
+    doomed = [task for task in claimed if task.doom]
+    assert claimed[: len(doomed)] == doomed
+    return _by_id(doomed) + claimed[len(doomed) :]
+
+
+def _comparable(stats):
+    """Counters without zeros, and nodes without the time of their last heartbeat (which may be unwritten)."""
+
+    def filled(table):
+        return {str(name): n for name, n in table.items() if n}
+
+    def all_filled(tables):
+        return {name: counts for name, table in tables.items() if (counts := filled(table))}
+
+    return {
+        "counts": filled(stats.counts),
+        "queues": all_filled(stats.queues),
+        "types": all_filled(stats.types),
+        "oldest": stats.oldest,
+        "nodes": sorted((replace(node, seen_at=0.0) for node in stats.nodes), key=lambda node: node.id),
+        "limits": sorted(stats.limits, key=lambda limit: str(limit.selector)),
+    }
+
+
+class SQLiteAgrees(StoresAgree):
+    def open(self):
+        if not hasattr(self, "directory"):
+            self.directory = tempfile.TemporaryDirectory()
+        return SQLiteStore(Path(self.directory.name) / "queue.db", durability="relaxed")
+
+    def crash(self, store):
+        store.abandon()
+
+    def teardown(self):
+        super().teardown()
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
+
+
+class MemoryAgrees(StoresAgree):
+    """The machine itself is right: the specification agrees with itself."""
+
+    def open(self):
+        self.data = self.__dict__.get("data") or MemoryStore()
+        return self.data
+
+    def crash(self, store):
+        pass
+
+
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+USUAL = settings(
+    max_examples=2000 if DEEP else 60,
+    stateful_step_count=80 if DEEP else 40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+TestSQLiteAgrees = SQLiteAgrees.TestCase
+TestSQLiteAgrees.settings = USUAL
+TestMemoryAgrees = MemoryAgrees.TestCase
+TestMemoryAgrees.settings = settings(USUAL, max_examples=20)
