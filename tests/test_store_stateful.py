@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
@@ -337,6 +337,7 @@ class MemoryAgrees(StoresAgree):
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 USUAL = settings(
     max_examples=2000 if DEEP else 60,
+    phases=list(Phase) if DEEP else [p for p in Phase if p is not Phase.shrink],
     stateful_step_count=80 if DEEP else 40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

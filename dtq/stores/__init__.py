@@ -12,7 +12,7 @@ and dtq.conformance holds the rules below as checks that every store has to pass
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -201,6 +201,13 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Ends the nodes that spoke through this store, and gives everything back. Closing twice is harmless."""
+
+
+def stand_ins(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:
+    """What the task waits for, where `stands_for` tells which ids of the same call gave way to others: a parent whose
+    key was taken is waited for in the task that has the key. No task waits for itself."""
+    parents = (stands_for.get(parent, parent) for parent in task.after)
+    return tuple(parent for parent in parents if parent != task.id)
 
 
 def open_store(url: str | Store, **options: Any) -> Store:

@@ -7,29 +7,34 @@ is doomed, unless it said that it would run all the same (the edge is not `stric
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
-from dtq.stores import schema
+from dtq.stores import schema, stand_ins
 from dtq.stores.lanes import Moves
 from dtq.stores.rows import json_list
 from dtq.task import TERMINAL, Status, Task
 
 
-def place(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str]) -> list[Task]:
-    """The tasks as they begin: blocked by unfinished parents, or doomed by those that failed. A parent of the same call
-    whose key was taken is waited for in the task that `stands_for` it. Raises InvalidTask where
-    a parent is neither stored nor among them."""
-    tasks = [replace(task, after=tuple(stands_for.get(parent, parent) for parent in task.after)) for task in tasks]
-    parents = {parent for task in tasks for parent in task.after}
-    standing: dict[str, str] = dict.fromkeys((task.id for task in tasks), Status.PENDING)
-    standing.update(db.execute(schema.STATUS_AMONG, (json_list(parents),)))
-    if unknown := parents - standing.keys():
+def require_parents(db: sqlite3.Connection, tasks: Sequence[Task]) -> None:
+    """Raises InvalidTask where a parent of these tasks is neither stored nor among them."""
+    parents = {parent for task in tasks for parent in task.after} - {task.id for task in tasks}
+    known = {row[0] for row in db.execute(schema.IDS_AMONG, (json_list(parents),))}
+    if unknown := parents - known:
         raise InvalidTask(
             f"after is {min(unknown)!r}; allowed: the id of a task that is stored, or added by the same call"
         )
+
+
+def place(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str]) -> list[Task]:
+    """The tasks as they begin: blocked by unfinished parents, or doomed by those that failed. A parent of the same call
+    whose key was taken is waited for in the task that `stands_for` it."""
+    tasks = [replace(task, after=stand_ins(task, stands_for)) for task in tasks]
+    parents = {parent for task in tasks for parent in task.after}
+    standing: dict[str, str] = dict.fromkeys((task.id for task in tasks), Status.PENDING)
+    standing.update(db.execute(schema.STATUS_AMONG, (json_list(parents),)))
     return [_begun(task, standing) for task in tasks]
 
 

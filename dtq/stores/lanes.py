@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -21,9 +21,7 @@ from dtq.stores import schema
 from dtq.stores.rows import json_list
 
 _limit = msgspec.json.Decoder(Limit).decode
-_NOW = (
-    ""  # the row of the table of shares that holds the mark of the one served last: the empty key needs none of its own
-)
+_NOW = "\0"  # in the table of shares, what is no key: the mark of the one served last
 
 
 class Moves:
@@ -67,10 +65,10 @@ class Lanes:
         self.names[number] = lane
         self._numbers[lane] = number
 
-    def learn(self, db: sqlite3.Connection, numbers: Collection[int]) -> None:
-        """Reads on, where one of these numbers is not known."""
-        if not self.names.keys() >= set(numbers):
-            for number, queue, type, key in db.execute(schema.LANES, (max(self.names, default=0),)).fetchall():
+    def learn(self, db: sqlite3.Connection, numbers: Iterable[int]) -> None:
+        """Reads those of these lanes that are not known yet."""
+        if missing := set(numbers) - self.names.keys():
+            for number, queue, type, key in db.execute(schema.LANES_AMONG, (json_list(missing),)).fetchall():
                 self._know(number, (queue, type, key))
 
     def waiting(self, db: sqlite3.Connection, types: Collection[str], queues: Collection[str]) -> list[int]:
@@ -117,9 +115,11 @@ def read_limits(db: sqlite3.Connection) -> list[Limit]:
 def change_limit(
     db: sqlite3.Connection, selector: tuple[str | None, str | None, str | None], changes: dict[str, Any]
 ) -> None:
-    """Changes what is not None, and drops a limit that limits nothing any more."""
-    limit = next((known for known in read_limits(db) if known.selector == selector), Limit(*selector))
-    limit = replace(limit, **{name: value for name, value in changes.items() if value is not None})
+    """Changes what is not None; a limit that limits nothing any more goes. A new rate starts with a clean slate."""
+    known = next((known for known in read_limits(db) if known.selector == selector), Limit(*selector))
+    limit = replace(known, **{name: value for name, value in changes.items() if value is not None})
+    if limit.rate != known.rate:
+        db.execute("DELETE FROM bucket WHERE selector = ?", (_selector(limit),))
     db.execute("DELETE FROM lane_limit WHERE selector = ?", (_selector(limit),))
     if not limit.is_void:
         db.execute("INSERT INTO lane_limit (selector, body) VALUES (?, ?)", (_selector(limit), to_json(limit).decode()))

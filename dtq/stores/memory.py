@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
 from dtq.limits import Gate, Head, Lane, Limit, Share, pick
-from dtq.stores import Node, Outcome, Stats
+from dtq.stores import Node, Outcome, Stats, stand_ins
 from dtq.stores.bell import Bell
 from dtq.task import STATE, WAITING, Status, Task
 
@@ -66,18 +66,15 @@ class MemoryStore:
         stands_for = dict(zip((task.id for task in tasks), ids, strict=True))
         for task, task_id in zip(tasks, ids, strict=True):
             if task.id == task_id and task_id not in self._tasks:
-                parents = tuple(stands_for.get(parent, parent) for parent in task.after)
-                self._put(self._placed(replace(task, after=parents, version=1)))
+                self._put(self._placed(replace(task, after=stand_ins(task, stands_for), version=1)))
         return ids
 
     def _require_parents(self, tasks: Sequence[Task]) -> None:
-        known = {task.id for task in tasks}
-        for task in tasks:
-            for parent in task.after:
-                if parent not in known and parent not in self._tasks:
-                    raise InvalidTask(
-                        f"after is {parent!r}; allowed: the id of a task that is stored, or added by the same call"
-                    )
+        parents = {parent for task in tasks for parent in task.after}
+        if unknown := parents - {task.id for task in tasks} - self._tasks.keys():
+            raise InvalidTask(
+                f"after is {min(unknown)!r}; allowed: the id of a task that is stored, or added by the same call"
+            )
 
     def _enrol(self, task: Task) -> str:
         """The id that stands for the task from now on: its own, or that of the one that has its id or its key."""

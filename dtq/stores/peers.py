@@ -16,6 +16,7 @@ import os
 import secrets
 import socket
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
@@ -58,10 +59,10 @@ class Peers:
     def forget(self, name: str) -> None:
         (self.directory / name).unlink(missing_ok=True)
 
-    def wake(self) -> None:
-        """Tells all others that something changed."""
+    def wake(self, whom: Literal["all", "others"]) -> None:
+        """Tells the others, or all and this one, that something changed."""
         with contextlib.suppress(OSError):  # they have a safety net, and what was committed must not fail for this
-            for name in self.others():
+            for name in self.others() if whom == "others" else (*self.others(), self.name):
                 self._send(name)
 
     def _send(self, name: str) -> None:

@@ -74,7 +74,7 @@ STATUS_AMONG = "SELECT id, status FROM task WHERE id IN (SELECT value FROM json_
 SEQS_AMONG = "SELECT id, seq FROM task WHERE id IN (SELECT value FROM json_each(?))"
 INSERT_EDGE = "INSERT INTO edge (parent, child, strict) VALUES (?, ?, ?)"
 INSERT_LANE = "INSERT INTO lane (queue, type, key) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET key = key RETURNING id"
-LANES = "SELECT id, queue, type, key FROM lane WHERE id > ?"
+LANES_AMONG = "SELECT id, queue, type, key FROM lane WHERE id IN (SELECT value FROM json_each(?))"
 COUNT = f"UPDATE lane SET {', '.join(f'{name} = {name} + ?' for name in COUNTERS)} WHERE id = ?"
 
 # --- claim
@@ -112,6 +112,7 @@ DOOM = f"UPDATE task SET stage = {DOOMED}, doom = ?, version = version + 1 WHERE
 HELD = "SELECT id, version, worker FROM task WHERE status = 'processing' AND id IN (SELECT value FROM json_each(?))"
 RENEW = "UPDATE task SET lease_until = ?, progress = ?, note = ? WHERE id = ?"
 SET_NODE = "INSERT OR REPLACE INTO node (id, peer, body) VALUES (?, ?, ?)"
+HAS_NODE = "SELECT 1 FROM node WHERE id = ? AND peer = ?"
 NODES = "SELECT id, peer, body FROM node"
 DROP_NODE = """DELETE FROM node WHERE id = ?
     AND NOT EXISTS (SELECT 1 FROM task WHERE status = 'processing' AND worker = node.id)"""

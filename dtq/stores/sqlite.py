@@ -27,7 +27,7 @@ from dtq.codec import to_json
 from dtq.errors import StoreError
 from dtq.stores import Node, Outcome, Stats, schema
 from dtq.stores.committer import BUSY_TIMEOUT, Committer
-from dtq.stores.edges import insert_edges, place, settle
+from dtq.stores.edges import insert_edges, place, require_parents, settle
 from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
 from dtq.stores.peers import Peers
 from dtq.stores.rows import json_list, new_row, state_row, task_of
@@ -35,6 +35,7 @@ from dtq.task import TERMINAL, Status, Task
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+Wake = Literal["all", "others"] | None  # whom a commit concerns; the loop knows of its own updates
 SAFETY_NET = 1.0  # seconds
 _node = msgspec.json.Decoder(Node).decode
 
@@ -79,11 +80,11 @@ class SQLiteStore:
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path} cannot be {verb}: {error}") from error
 
-    def _write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: bool = True) -> T:
+    def _write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Wake = "all") -> T:
         with self._named_errors("written, and nothing was stored"):
             value = self._committer.run(work, flush=flush and self._flush)
-            if wake:
-                self._peers.wake()
+            if wake is not None:
+                self._peers.wake(wake)
             return value
 
     @contextmanager
@@ -107,7 +108,8 @@ class SQLiteStore:
 
     def _add(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> list[str]:
         ids, new = self._without_taken(db, tasks)
-        if any(task.after for task in new):
+        if any(task.after for task in tasks):
+            require_parents(db, tasks)
             new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
         moves = Moves()
         rows = []
@@ -151,7 +153,7 @@ class SQLiteStore:
             seqs += self._lanes.pick(db, lanes, n - len(seqs), now, min_priority)
             return self._take(db, seqs, (worker, now, now + lease))
 
-        return self._write(work, flush=False, wake=False)
+        return self._write(work, flush=False, wake=None)
 
     def _take(self, db: sqlite3.Connection, seqs: list[int], claim: tuple[str, float, float]) -> list[Task]:
         if not seqs:
@@ -168,7 +170,7 @@ class SQLiteStore:
     # --- update
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        return self._write(lambda db: self._update(db, outcomes), flush=True)
+        return self._write(lambda db: self._update(db, outcomes), flush=True, wake="others")
 
     def _update(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> set[str]:
         standing = {
@@ -194,15 +196,21 @@ class SQLiteStore:
     # --- leases
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
-        known = self._published.get(node.id)
-        if not held and known is not None and lease and replace(node, seen_at=0) == replace(known, seen_at=0):
+        if not held and lease and self._is_published(node):
             return set()
-        lost = self._write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=False)
-        if lease:
-            self._published[node.id] = node
-        else:
-            self._published.pop(node.id, None)
+        lost = self._write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=None)
+        self._published[node.id] = node
+        if not lease:
+            del self._published[node.id]
         return lost
+
+    def _is_published(self, node: Node) -> bool:
+        """Whether the node is in the store as it is, its time aside."""
+        known = self._published.get(node.id)
+        if known is None or replace(node, seen_at=0) != replace(known, seen_at=0):
+            return False
+        with self._reading() as db:
+            return db.execute(schema.HAS_NODE, (node.id, self._peers.name)).fetchone() is not None
 
     def _heartbeat(
         self, db: sqlite3.Connection, node: Node, held: Sequence[Task], lease: float, now: float
@@ -231,7 +239,7 @@ class SQLiteStore:
             db.executemany(schema.DROP_NODE, [(node,) for node in nodes])
             return self._tasks(db, rows)
 
-        return self._write(work, flush=False, wake=False)
+        return self._write(work, flush=False, wake=None)
 
     def _nodes_of(self, dead: list[str]) -> list[str]:
         """The nodes that spoke through dead peers, or through peers whose file is gone."""
@@ -317,7 +325,7 @@ class SQLiteStore:
             wanted = json_list(set(statuses) & TERMINAL)
             return self._delete(db, [id for (id,) in db.execute(schema.FINISHED_BEFORE, (before, wanted))])
 
-        return self._write(work, flush=True, wake=False)
+        return self._write(work, flush=True, wake=None)
 
     @property
     def _peers(self) -> Peers:
