@@ -95,8 +95,7 @@ class Loop:
 
     def turn(self, now: float) -> float:
         """Does all that can be done now; gives the time by which the next turn is due."""
-        while self._posts:
-            self._posts.popleft()()
+        self._do_posts()
         self._hear(now)
         try:
             self._beat(now)
@@ -105,7 +104,13 @@ class Loop:
             self._trouble = 0.0
         except StoreError as error:
             due = now + self._hold_on(error)
+        if self._posts:  # one that came during this turn: its wake-up may be spent
+            return now
         return min(due, self._next_beat, *self._pool_deadlines(now))
+
+    def _do_posts(self) -> None:
+        while self._posts:
+            self._posts.popleft()()
 
     def _hold_on(self, error: StoreError) -> float:
         """The store cannot be reached or written: outcomes are kept, and it is tried again after a growing while."""
@@ -244,7 +249,8 @@ class Loop:
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
         if runnable:
             self.held.update({task.id: task for task in runnable})
-            pool.dispatch(runnable)
+            self._do_posts()  # a handler that was registered before its task was added comes before it here too
+            pool.dispatch([task for task in runnable if task.id in self.held])
 
     def _note_idleness(self, now: float, short: bool) -> None:
         was_idle, self.idle = self.idle, short and not self.held and not self._outcomes

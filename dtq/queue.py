@@ -60,7 +60,7 @@ class TaskQueue(QueueManager):
         clock: Callable[[], float] = time.time, chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         specs = pools or {"w": Pool(pool_size)}
-        _check(specs, lease)
+        _check(specs, lease, executor)
         self.registry = Registry(pickles=executor not in ("thread", "inline"))
         for type, handler in (handlers or {}).items():
             self.registry.register(type, handler)
@@ -107,8 +107,10 @@ class TaskQueue(QueueManager):
 
     def _run(self) -> None:
         try:
+            due = self._loop.turn(self.clock())
             while not self._loop.is_drained() and self.clock() < self._give_up_at:
-                self._wait(self._loop.turn(self.clock()))
+                self._wait(due)
+                due = self._loop.turn(self.clock())
         except Exception:
             log.exception("the loop of %s has failed: its workers are stopped", self.node)
         finally:
@@ -280,7 +282,7 @@ class TaskQueue(QueueManager):
         return answer.result(LOOK * 10)
 
 
-def _check(pools: Mapping[str, Pool], lease: float) -> None:
+def _check(pools: Mapping[str, Pool], lease: float, executor: Executor) -> None:
     for name, pool in pools.items():
         if (
             not isinstance(pool, Pool)
@@ -291,6 +293,8 @@ def _check(pools: Mapping[str, Pool], lease: float) -> None:
             raise DTQError(f"pool {name!r} is {pool!r}; allowed: a Pool of 0 to 1,000 workers")
     if not 1 <= lease <= 86400:
         raise DTQError(f"lease is {lease!r}; allowed: 1 to 86,400 seconds")
+    if isinstance(executor, str) and executor not in ("process", "thread", "inline"):
+        raise DTQError(f"executor is {executor!r}; allowed: 'process', 'thread', 'inline', or a pool of your own")
 
 
 def _make_pool(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> reports.Pool:
@@ -300,8 +304,6 @@ def _make_pool(executor: Executor, name: str, size: int, max_tasks: int | None, 
         return ThreadPool(size, name=name, max_result=max_result)
     if executor == "inline":
         return InlinePool(name=name, max_result=max_result)
-    if isinstance(executor, str):
-        raise DTQError(f"executor is {executor!r}; allowed: 'process', 'thread', 'inline', or a pool of your own")
     return executor
 
 

@@ -1,0 +1,97 @@
+"""Handlers for the tests of the whole queue, named by "queue_handlers:function" or by the path of this file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+
+
+def execute(payload, context):
+    return payload
+
+
+def nothing(payload, context):
+    return None
+
+
+def note(payload, context):
+    """Appends to a log outside the queue, which is what the tests believe; then takes its time."""
+    with open(payload["log"], "a") as log:
+        log.write(f"{context.task_id} {context.attempt}\n")
+    time.sleep(payload.get("seconds", 0))
+    return payload.get("n")
+
+
+def fail(payload, context):
+    raise ValueError("no")
+
+
+def spin(payload, context):
+    while True:
+        pass
+
+
+def swallow(payload, context):
+    """Whatever is raised in it, it goes on."""
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+
+
+def hold_the_interpreter(payload, context):
+    """One call of C code which lets nobody else run for minutes."""
+    context.progress(1)
+    sum(range(10**11))
+
+
+def ignore_signals(payload, context):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+async def wait(payload, context):
+    await asyncio.sleep(payload)
+    return payload
+
+
+def freeze_in_the_middle_of_the_result(payload, context):
+    """Stops the process from outside while the result is on its way: the parent has read a part of it by then."""
+    os.system(f"(sleep 0.02; kill -STOP {os.getpid()}) >/dev/null 2>&1 &")
+    deadline = time.monotonic() + 0.05
+    while time.monotonic() < deadline:
+        pass
+    return "x" * (1 << 19)
+
+
+def sleep_if_asked(payload, context):
+    time.sleep(payload)
+    return payload
+
+
+def die(payload, context):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(payload, context):
+    os._exit(payload)
+
+
+def talk(payload, context):
+    print("out")
+    print("err", file=sys.stderr)
+    context.log("log")
+    context.progress(40, "nearly half")
+
+
+def too_much(payload, context):
+    return "x" * (2 << 20)
+
+
+def no_json(payload, context):
+    return object()
