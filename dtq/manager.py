@@ -7,6 +7,7 @@ get, find, stats, delete, cleanup, pause, resume --> store
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -40,10 +41,14 @@ class QueueManager:
     """
 
     def __init__(
-        self, store: str | Store = "queue.db", *, backlog_limit: int | None = None, max_payload: int = MIB,
+        self,
+        store: str | os.PathLike[str] | Store = "queue.db",
+        *,
+        backlog_limit: int | None = None,
+        max_payload: int = MIB,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
-        self._owns_store = isinstance(store, str)
+    ) -> None:
+        self._owns_store = isinstance(store, (str, os.PathLike))
         self.store = open_store(store)
         self.clock = clock
         self.backlog_limit = backlog_limit

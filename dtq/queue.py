@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import random
 import sys
 import threading
@@ -53,12 +54,23 @@ class TaskQueue(QueueManager):
     """
 
     def __init__(
-        self, store: str | Store = "queue.db", handlers: Mapping[str, Handler] | None = None, pool_size: int = 4, *,
-        executor: Executor = "process", pools: Mapping[str, Pool] | None = None, lease: float = 30.0,
-        max_tasks_per_worker: int | None = None, auto_cleanup: bool = True, cleanup_age: float = 86400.0,
-        max_result: int = MIB, backlog_limit: int | None = None, max_payload: int = MIB,
-        clock: Callable[[], float] = time.time, chance: Callable[[], float] = random.random,
-    ) -> None:  # fmt: skip
+        self,
+        store: str | os.PathLike[str] | Store = "queue.db",
+        handlers: Mapping[str, Handler] | None = None,
+        pool_size: int = 4,
+        *,
+        executor: Executor = "process",
+        pools: Mapping[str, Pool] | None = None,
+        lease: float = 30.0,
+        max_tasks_per_worker: int | None = None,
+        auto_cleanup: bool = True,
+        cleanup_age: float = 86400.0,
+        max_result: int = MIB,
+        backlog_limit: int | None = None,
+        max_payload: int = MIB,
+        clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         specs = pools or {"w": Pool(pool_size)}
         _check(specs, lease, executor)
         self.registry = Registry(pickles=executor not in ("thread", "inline"))

@@ -1,4 +1,4 @@
-"""A node for the tests that kill it: `python kill_node.py DATABASE`. Says READY when its workers are, runs until told."""
+"""A node for the tests that kill it: `python kill_node.py DATABASE` says READY when its workers are."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -37,10 +38,8 @@ def spin(payload, context):
 def swallow(payload, context):
     """Whatever is raised in it, it goes on."""
     while True:
-        try:
+        with contextlib.suppress(BaseException):
             time.sleep(60)
-        except BaseException:
-            pass
 
 
 def hold_the_interpreter(payload, context):

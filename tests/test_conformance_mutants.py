@@ -1,4 +1,4 @@
-"""The checks of dtq.conformance find what they are there to find: each of these broken stores is caught, and told why."""
+"""The checks of dtq.conformance find what they are there to find: each of these broken stores is caught."""
 
 from __future__ import annotations
 

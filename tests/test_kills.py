@@ -1,4 +1,4 @@
-"""Real kills: workers, whole nodes, hung handlers. What is believed is a log that the handlers write outside the queue."""
+"""Real kills: workers, whole nodes, hung handlers. The witness is a log that the handlers write outside the queue."""
 
 from __future__ import annotations
 

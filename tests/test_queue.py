@@ -140,7 +140,9 @@ def test_a_handler_that_cannot_be_is_refused_at_once(path, handler, words):
     assert not Path(path).exists()
 
 
-@pytest.mark.parametrize("code", ["1 / 0", "import no_such_module", "def execute(: pass", "x = 1", "import os; os._exit(5)"])
+@pytest.mark.parametrize(
+    "code", ["1 / 0", "import no_such_module", "def execute(: pass", "x = 1", "import os; os._exit(5)"]
+)
 def test_a_handler_file_that_breaks_fails_its_tasks_and_nothing_else(queue, tmp_path, code):
     (tmp_path / "broken.py").write_text(code)
     queue.register("broken", tmp_path / "broken.py")
@@ -337,7 +339,7 @@ def test_a_worker_is_replaced_after_its_tasks(path):
 
 def test_join_says_what_is_left(queue):
     queue.add("echo", delay=60)
-    with pytest.raises(TimeoutError, match="1 tasks have not ended after 0.1 s: 1 pending"):
+    with pytest.raises(TimeoutError, match=r"1 tasks have not ended after 0\.1 s: 1 pending"):
         queue.join(0.1)
 
 

@@ -30,6 +30,18 @@ def test_a_url_that_names_no_store_is_refused_with_those_that_do(url):
         open_store(url)
 
 
+@pytest.mark.parametrize("store", [None, 3, object(), b"q.db"])
+def test_what_is_no_store_is_refused(store):
+    with pytest.raises(StoreError, match="allowed: a URL, a path"):
+        QueueManager(store)
+
+
+def test_a_path_is_a_sqlite_store(tmp_path):
+    with QueueManager(tmp_path / "q.db") as manager:
+        manager.add("a")
+    assert (tmp_path / "q.db").exists()
+
+
 def test_a_url_names_a_relative_or_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for url, path in [("sqlite:///r.db", "r.db"), (f"sqlite:///{tmp_path}/a.db", "a.db"), ("bare.db", "bare.db")]:

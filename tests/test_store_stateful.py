@@ -1,7 +1,7 @@
 """SQLiteStore does what MemoryStore does, whatever is done to them: hypothesis drives both, and compares every answer.
 
-The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at any
-moment. HYPOTHESIS_PROFILE=deep looks for longer.
+The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at
+any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it.
 """
 
 from __future__ import annotations
@@ -139,13 +139,17 @@ class StoresAgree(RuleBasedStateMachine):
         self.held += claimed
 
     def doomed(self, types, queues) -> int:
-        waiting = (t for t in self.everything() if t.type in types and (not queues or t.queue in queues) and t.status in WAITING)
+        waiting = (
+            t
+            for t in self.everything()
+            if t.type in types and (not queues or t.queue in queues) and t.status in WAITING
+        )
         return sum(bool(task.doom) or (task.expires is not None and task.expires <= self.now) for task in waiting)
 
     def both_claim(self, worker, n, now, *selection):
         self.turn += 1
         answers = [store.claim(worker, n, LEASE, now, *selection) for store in (self.model, self.stores[self.turn % 2])]
-        wanted, got = ([_doomed_sorted(answer) for answer in answers])
+        wanted, got = [_doomed_sorted(answer) for answer in answers]
         assert got == wanted, f"claim({worker}, {n}, {now}, {selection}): expected {wanted}, got {got}"
         return answers[0]
 

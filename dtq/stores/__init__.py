@@ -12,6 +12,7 @@ and dtq.conformance holds the rules below as checks that every store has to pass
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -210,14 +211,20 @@ def stand_ins(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(parent for parent in parents if parent != task.id)
 
 
-def open_store(url: str | Store, **options: Any) -> Store:
+def open_store(url: str | os.PathLike[str] | Store, **options: Any) -> Store:
     """The store that a URL names: `memory:`, `sqlite:///path`, or a bare path, which means SQLite. A store is given
     back as it is.
 
     Raises StoreError where the URL names no store, or the store cannot be opened.
     """
+    if isinstance(url, os.PathLike):
+        return _open_sqlite(os.fspath(url), options)
     if not isinstance(url, str):
-        return url
+        if isinstance(url, Store):
+            return url
+        raise StoreError(
+            f"the store is {url!r}; allowed: a URL, a path, or an object with the methods of dtq.stores.Store"
+        )
     scheme, _, rest = url.partition(":")
     if url == "memory:":
         from dtq.stores.memory import MemoryStore

@@ -1,0 +1,50 @@
+"""Pictures to work on: real files, made from a seed, the same on every machine with the same Pillow."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+WIDTH, HEIGHT = 480, 320  # pixels
+
+
+def make_images(directory: str | Path, n: int, seed: int = 0) -> list[Path]:
+    """Writes n JPEG pictures of hills below an evening sky; gives their paths."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"picture-{number:03}.jpg" for number in range(n)]
+    for number, path in enumerate(paths):
+        _landscape(random.Random(f"{seed}-{number}")).save(path, quality=90)
+    return paths
+
+
+def _landscape(chance: random.Random) -> Image.Image:
+    picture = _sky(chance)
+    draw = ImageDraw.Draw(picture)
+    _sun(draw, chance)
+    for nearness in (0.35, 0.55, 0.8):
+        _hills(draw, chance, nearness)
+    return picture
+
+
+def _sky(chance: random.Random) -> Image.Image:
+    """Two colours that run into each other from top to bottom."""
+    top, bottom = (chance.randint(20, 90), chance.randint(40, 110), 160), (250, chance.randint(120, 200), 120)
+    column = Image.new("RGB", (1, 2))
+    column.putdata([top, bottom])
+    return column.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+
+
+def _sun(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
+    x, y, r = chance.randint(60, WIDTH - 60), chance.randint(50, 170), chance.randint(18, 40)
+    draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 235, 190))
+
+
+def _hills(draw: ImageDraw.ImageDraw, chance: random.Random, nearness: float) -> None:
+    """A ridge of straight lines, darker the nearer it is."""
+    heights = [HEIGHT * (1 - 0.55 * (1 - nearness)) - chance.randint(0, 60) for _ in range(9)]
+    ridge = [(WIDTH * i / 8, height) for i, height in enumerate(heights)]
+    shade = int(150 * (1 - nearness))
+    draw.polygon([(0, HEIGHT), *ridge, (WIDTH, HEIGHT)], fill=(shade // 2, shade, shade // 2 + 30))

@@ -1,0 +1,87 @@
+"""Bars that move while tasks run, and leave the kernel free for the next cell.
+
+queue.stats() --5 times a second, on a thread--> widgets in the page
+                                                 and a table in their place, where no kernel runs (GitHub, nbviewer)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from dtq.manager import QueueManager
+from dtq.stores import Stats
+
+TICK = 0.2  # seconds between looks
+GREEN, RED = "#009E73", "#D55E00"  # Okabe and Ito's, told apart by everybody
+BARS = {"completed": GREEN, "failed": RED}
+
+
+class Progress:
+    """The bars of one queue, until `total` of its tasks have ended."""
+
+    def __init__(self, queue: QueueManager, total: int) -> None:
+        self.bars = {name: _bar(name, color, total) for name, color in BARS.items()}
+        self.label = widgets.HTML(_caption(0, total, 0.0))
+        self.widget = widgets.VBox([*self.bars.values(), self.label])
+        self._queue = queue
+        self._total = total
+        self._began = time.monotonic()
+        self._before = _ended(queue.stats())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dtq-progress", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait(self, timeout: float = 60.0) -> None:
+        """Returns when all has ended and the bars show it. Raises TimeoutError, saying what is left."""
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"{self.label.value} after {timeout} s: {self._queue.stats().counts}")
+        self._thread.join()
+
+    def _run(self) -> None:
+        left = self._total
+        while left > 0:
+            time.sleep(TICK)
+            left = self._show(self._queue.stats())
+        self._over.set()
+
+    def _show(self, stats: Stats) -> int:
+        """Moves the bars; gives how many tasks have not ended."""
+        ended = _ended(stats) - self._before
+        for name, bar in self.bars.items():
+            bar.value = min(stats.counts[name], self._total)
+        left = self._total - ended
+        self.label.value = _caption(ended, left, ended / (time.monotonic() - self._began))
+        return left
+
+
+def progress(queue: QueueManager, total: int) -> Progress:
+    """Shows the bars and returns at once; `.wait()` on what it gives waits for the tasks."""
+    shown = Progress(queue, total)
+    display({**shown.widget._repr_mimebundle_(), "text/html": _twin(total), "text/plain": f"{total} tasks"}, raw=True)
+    shown.start()
+    return shown
+
+
+def _bar(name: str, color: str, total: int) -> widgets.IntProgress:
+    return widgets.IntProgress(
+        max=total, description=name, style={"bar_color": color}, layout=widgets.Layout(width="70%")
+    )
+
+
+def _caption(ended: int, left: int, rate: float) -> str:
+    return f"{ended} ended, {left} to go, {rate:.0f} tasks/s"
+
+
+def _ended(stats: Stats) -> int:
+    return sum(stats.counts[status] for status in ("completed", "failed", "cancelled"))
+
+
+def _twin(total: int) -> str:
+    """What readers see where no kernel runs."""
+    return f"<p><em>Live bars for {total} tasks stand here when you run the notebook.</em></p>"
