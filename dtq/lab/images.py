@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-WIDTH, HEIGHT = 480, 320  # pixels
+WIDTH, HEIGHT = 960, 640  # pixels
 
 
 def make_images(directory: str | Path, n: int, seed: int = 0) -> list[Path]:
@@ -38,13 +38,13 @@ def _sky(chance: random.Random) -> Image.Image:
 
 
 def _sun(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
-    x, y, r = chance.randint(60, WIDTH - 60), chance.randint(50, 170), chance.randint(18, 40)
+    x, y, r = chance.randint(120, WIDTH - 120), chance.randint(100, 340), chance.randint(36, 80)
     draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 235, 190))
 
 
 def _hills(draw: ImageDraw.ImageDraw, chance: random.Random, nearness: float) -> None:
     """A ridge of straight lines, darker the nearer it is."""
-    heights = [HEIGHT * (1 - 0.55 * (1 - nearness)) - chance.randint(0, 60) for _ in range(9)]
+    heights = [HEIGHT * (1 - 0.55 * (1 - nearness)) - chance.randint(0, 120) for _ in range(9)]
     ridge = [(WIDTH * i / 8, height) for i, height in enumerate(heights)]
     shade = int(150 * (1 - nearness))
     draw.polygon([(0, HEIGHT), *ridge, (WIDTH, HEIGHT)], fill=(shade // 2, shade, shade // 2 + 30))

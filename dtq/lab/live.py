@@ -1,6 +1,6 @@
 """Bars that move while tasks run, and leave the kernel free for the next cell.
 
-queue.stats() --5 times a second, on a thread--> widgets in the page
+queue.stats() --10 times a second, on a thread--> widgets in the page
                                                  and a table in their place, where no kernel runs (GitHub, nbviewer)
 """
 
@@ -15,7 +15,7 @@ from IPython.display import display
 from dtq.manager import QueueManager
 from dtq.stores import Stats
 
-TICK = 0.2  # seconds between looks
+TICK = 0.1  # seconds between looks
 GREEN, RED = "#009E73", "#D55E00"  # Okabe and Ito's, told apart by everybody
 BARS = {"completed": GREEN, "failed": RED}
 
