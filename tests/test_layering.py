@@ -29,10 +29,11 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"api", "chaos", "bench"},
     {"dtq"},
     {"lab"},
+    {"demo"},
     {"cli"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-LOADS_ON_DEMAND = {"stores/__init__.py", "stores/redis.py", "api.py", "lab", "cli.py"}
+LOADS_ON_DEMAND = {"stores/__init__.py", "stores/redis.py", "api.py", "lab", "cli.py", "demo.py"}
 
 IMPORTS = ast.Import | ast.ImportFrom
 

@@ -61,7 +61,7 @@ def depth(recorder: Recorder) -> Axes:
     return axes
 
 
-def show(*pictures: str | Path, width: int = 320) -> None:
+def show(*pictures: str | Path, width: int = 210) -> None:
     """Pictures side by side, each with its file's name below."""
     display(HTML("".join(_captioned(Path(path), width) for path in pictures)))
 
