@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -355,7 +355,8 @@ class SQLiteStore:
     def close(self) -> None:
         if not self._closed:
             for node in list(self._published.values()):
-                self.heartbeat(node, [], 0, node.seen_at)
+                with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
+                    self.heartbeat(node, [], 0, node.seen_at)
             self._let_go(Peers.close)
 
     def abandon(self) -> None:

@@ -1,0 +1,47 @@
+"""A disk that is really full (a small tmpfs): what is acknowledged is stored, and all goes on when there is room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from dtq import TaskQueue
+from dtq.errors import StoreError
+
+WAIT = 30.0
+
+
+@pytest.fixture
+def disk(tmp_path):
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(tmp_path)], capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"needs the right to mount a small file system: {mount.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def fill(path):
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
+    try:
+        while True:
+            os.write(descriptor, b"x" * 4096)
+    except OSError:
+        os.close(descriptor)
+
+
+def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_room(disk, caplog):
+    with TaskQueue(disk / "q.db", {"work": "queue_handlers:sleep_if_asked"}, 2) as queue:
+        handles = queue.add_many({"type": "work", "payload": 0.05} for _ in range(40))
+        handles[0].result(WAIT)
+        fill(disk / "ballast")
+        with pytest.raises(StoreError, match="nothing was stored: database or disk is full"):
+            queue.add_many({"type": "work", "payload": "x" * 10_000} for _ in range(100))
+        assert queue.stats().total == len(handles)
+        (disk / "ballast").unlink()
+        queue.join(WAIT)
+        assert queue.stats().counts["completed"] == len(handles)
+        assert {handle.task.attempts for handle in handles} == {1}

@@ -1,0 +1,192 @@
+"""One turn of the loop after the other, by hand: a store in memory, a scripted pool, a made-up clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from dtq import reports
+from dtq.errors import StoreError
+from dtq.events import Emitter
+from dtq.handle import Endings
+from dtq.loop import Crew, Loop, Pool
+from dtq.stores.memory import MemoryStore
+from dtq.task import ErrorInfo, Task
+
+NOW = 1000.0
+
+
+class ScriptedPool:
+    """Takes up to `room` tasks; tells what the test puts into `says`."""
+
+    def __init__(self, room: int = 2) -> None:
+        self.room = room
+        self.has: list[Task] = []
+        self.says: list[reports.Report] = []
+        self.stopped: list[str] = []
+
+    def wants(self):
+        if self.room > len(self.has):
+            yield self.room - len(self.has), frozenset({"a"})
+
+    def dispatch(self, tasks):
+        self.has += tasks
+
+    def poll(self):
+        said, self.says = self.says, []
+        return said
+
+    def deadline(self):
+        return None
+
+    def workers(self):
+        return []
+
+    def stop(self, task):
+        self.stopped.append(task.id)
+
+    def recall(self):
+        self.says += map(reports.Returned, self.has)
+        self.has = []
+
+    def ends(self, task, error=None, result=None):
+        self.has = [other for other in self.has if other.id != task.id]
+        self.says.append(reports.Finished(task, "w1", task.started_at, 0.5, result, error, "", False))
+
+
+@pytest.fixture
+def store():
+    store = MemoryStore()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def pool():
+    return ScriptedPool()
+
+
+def make(store, pool, **options):
+    return Loop(store, [Crew(Pool(2), pool)], Emitter(), Endings(), types=lambda: {"a"}, chance=lambda: 0.5, **options)
+
+
+def add(store, *ids, **options):
+    given = {"created_at": NOW, "run_at": NOW, **options}
+    store.add([Task(type="a", id=id, **given) for id in ids])
+
+
+def status(store, *ids):
+    return [str(task.status) for task in store.get(ids)]
+
+
+def test_a_turn_claims_what_the_workers_can_take_and_a_later_one_ends_it(store, pool):
+    loop = make(store, pool)
+    add(store, "x", "y", "z")
+    loop.turn(NOW)
+    assert [task.id for task in pool.has] == ["x", "y"]
+    pool.ends(pool.has[0], result=7)
+    loop.turn(NOW + 1)
+    assert status(store, "x", "y", "z") == ["completed", "processing", "processing"]
+    assert store.get(["x"])[0].worker == f"{loop.id}/w1"
+
+
+def test_an_idle_turn_says_when_the_next_task_is_due(store, pool):
+    loop = make(store, pool)
+    add(store, "x", run_at=NOW + 0.25)
+    assert loop.turn(NOW) == NOW + 0.25
+    assert pool.has == []
+    loop.turn(NOW + 0.25)
+    assert [task.id for task in pool.has] == ["x"]
+
+
+def test_a_failure_waits_for_its_backoff_with_the_chance_that_was_passed_in(store, pool):
+    loop = make(store, pool)
+    add(store, "x", retry_delay=8, retry_jitter=0.5)
+    loop.turn(NOW)
+    pool.ends(pool.has[0], error=ErrorInfo("ValueError"))
+    loop.turn(NOW + 1)
+    assert status(store, "x") == ["retrying"]
+    assert store.get(["x"])[0].run_at == NOW + 1 + 8 * 0.75
+
+
+def test_what_comes_back_unstarted_pays_no_attempt(store, pool):
+    loop = make(store, pool)
+    add(store, "x", max_attempts=1)
+    loop.turn(NOW)
+    loop.drain()
+    loop.turn(NOW + 1)
+    task = store.get(["x"])[0]
+    assert (task.status, task.attempts, loop.is_drained()) == ("pending", 0, True)
+
+
+def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(store, pool):
+    loop = make(store, pool, lease=10)
+    add(store, "x", "y")
+    loop.turn(NOW)
+    x, y = pool.has
+    for second in range(1, 30):
+        loop.turn(NOW + second)
+    assert store.get(["x"])[0].lease_until == NOW + 29 + 10
+    store.delete(["y"])
+    (taken,) = store.reap("other", 1, 10, NOW + 40)
+    loop.turn(NOW + 40)
+    assert pool.stopped == [taken.id]
+    pool.ends(x if taken.id == "x" else y, result=1)
+    loop.turn(NOW + 41)
+    assert status(store, taken.id) == ["processing"]
+    assert store.get([taken.id])[0].worker == "other"
+
+
+def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, pool):
+    loop = make(store, ScriptedPool(room=0), lease=10)
+    add(store, "x", max_attempts=1)
+    for death in range(1, 4):
+        now = NOW + 100 * death
+        assert [task.id for task in store.claim("doomed node", 1, 10, now, {"a"})] == ["x"]
+        loop.turn(now + 50)
+        task = store.get(["x"])[0]
+        assert (task.interruptions, task.status) == (death, "failed" if death == 3 else "pending")
+    assert task.error.type == "Interrupted"
+
+
+def test_outcomes_are_kept_while_the_store_is_away_and_told_once_when_it_is_back(store, pool, monkeypatch, caplog):
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    pool.ends(pool.has[0], result=1)
+    heard = []
+    loop._events.on("task:completed", lambda event: heard.append(event.task.id))
+
+    def away(*_):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(store, "update", away)
+    pauses = [loop.turn(NOW + n) - (NOW + n) for n in range(8)]
+    assert pauses[0] == pytest.approx(0.05)
+    assert pauses[-1] == pytest.approx(2.0)
+    assert caplog.text.count("the disk is full") == 1
+    monkeypatch.undo()
+    loop.turn(NOW + 9)
+    loop._events.close()
+    assert (status(store, "x"), heard) == (["completed"], ["x"])
+
+
+def test_old_tasks_are_cleaned_up_by_age(store, pool):
+    loop = make(store, pool, cleanup_age=100)
+    add(store, "x")
+    loop.turn(NOW)
+    pool.ends(pool.has[0])
+    loop.turn(NOW + 1)
+    loop.turn(NOW + 90)
+    assert status(store, "x") == ["completed"]
+    loop.turn(NOW + 200)
+    assert status(store, "x") == []
+
+
+def test_a_post_that_comes_during_a_turn_is_done_at_once_in_the_next(store, pool):
+    loop = make(store, pool)
+    done = []
+    poll = pool.poll
+    pool.poll = lambda: (loop.post(lambda: done.append(1)), setattr(pool, "poll", poll), [])[2]
+    assert loop.turn(NOW) == NOW
+    loop.turn(NOW)
+    assert done == [1]
