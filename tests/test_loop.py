@@ -161,8 +161,7 @@ def test_outcomes_are_kept_while_the_store_is_away_and_told_once_when_it_is_back
 
     monkeypatch.setattr(store, "update", away)
     pauses = [loop.turn(NOW + n) - (NOW + n) for n in range(8)]
-    assert pauses[0] == pytest.approx(0.05)
-    assert pauses[-1] == pytest.approx(2.0)
+    assert pauses[:5] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8])
     assert caplog.text.count("the disk is full") == 1
     monkeypatch.undo()
     loop.turn(NOW + 9)
