@@ -14,10 +14,10 @@ from dtq.errors import (
 )
 from dtq.events import Event
 from dtq.handle import Handle
-from dtq.loop import Pool
 from dtq.manager import QueueManager
 from dtq.pool import WorkerPool
 from dtq.queue import TaskQueue
+from dtq.staff import Pool
 from dtq.stores import Stats, Store, open_store
 from dtq.task import ErrorInfo, Status, Task, Webhook
 

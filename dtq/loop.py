@@ -21,7 +21,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from dtq import reports
@@ -29,6 +28,7 @@ from dtq.errors import StoreError
 from dtq.events import Emitter
 from dtq.handle import Endings
 from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
+from dtq.staff import Staff
 from dtq.stores import Node, Outcome, Store
 from dtq.task import TERMINAL, Status, Task, end_doomed, fail, interrupt, release, succeed
 
@@ -41,27 +41,11 @@ LOOK = 0.02  # seconds, at least, between looks for tasks that ended elsewhere
 TROUBLE = 2.0  # seconds, at most, until a store that failed is tried again
 
 
-class Pool(Struct, frozen=True):
-    """How many workers, and what they are for: tasks of these queues (all, if none is named) and of at least this
-    priority."""
-
-    size: int = 4
-    queues: tuple[str, ...] = ()
-    min_priority: int | None = None
-
-
-class Crew(Struct, frozen=True):
-    """A pool of workers at work, with what it is for."""
-
-    spec: Pool
-    pool: reports.Pool
-
-
 class Loop:
     """One node's loop. All methods are called by one thread, except `post`."""
 
     def __init__(
-        self, store: Store, crews: Sequence[Crew], events: Emitter, endings: Endings, *, lease: float = 30.0,
+        self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
@@ -70,7 +54,7 @@ class Loop:
         self.draining = False
         self.idle = True  # nothing held, and nothing found at the last look
         self._store = store
-        self._crews = crews
+        self._staff = staff
         self._events = events
         self._endings = endings
         self._lease = lease
@@ -120,13 +104,13 @@ class Loop:
         return self._trouble
 
     def _pool_deadlines(self, now: float) -> Iterable[float]:
-        return (now + seconds for crew in self._crews if (seconds := crew.pool.deadline()) is not None)
+        return (now + seconds for group in self._staff if (seconds := group.pool.deadline()) is not None)
 
     # --- hear: reports become outcomes
 
     def _hear(self, now: float) -> None:
-        for crew in self._crews:
-            for report in crew.pool.poll():
+        for group in self._staff:
+            for report in group.pool.poll():
                 self._hear_one(report, now)
 
     def _hear_one(self, report: Report, now: float) -> None:
@@ -191,13 +175,13 @@ class Loop:
         return Node(self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(workers), busy, types)
 
     def workers(self) -> list[reports.WorkerInfo]:
-        return [worker for crew in self._crews for worker in crew.pool.workers()]
+        return [worker for group in self._staff for worker in group.pool.workers()]
 
     def drop(self, task_id: str) -> None:
         """The attempt is no longer ours: it is stopped, and what it gives is not heard."""
         if task := self.held.pop(task_id, None):
-            for crew in self._crews:
-                crew.pool.stop(task)
+            for group in self._staff:
+                group.pool.stop(task)
 
     # --- commit
 
@@ -232,10 +216,12 @@ class Loop:
         if self.draining:
             return float("inf")
         short = False  # a claim found less than was wanted
-        for crew in self._crews:
-            for n, types in crew.pool.wants():
-                tasks = self._store.claim(self.id, n, self._lease, now, types, crew.spec.queues, crew.spec.min_priority)
-                self._take(crew.pool, tasks, now)
+        for group in self._staff:
+            for n, types in group.pool.wants():
+                tasks = self._store.claim(
+                    self.id, n, self._lease, now, types, group.spec.queues, group.spec.min_priority
+                )
+                self._take(group.pool, tasks, now)
                 short |= len(tasks) < n
         self._note_idleness(now, short)
         if self._outcomes:  # doomed ones: end them now
@@ -265,8 +251,8 @@ class Loop:
         self.recall()
 
     def recall(self) -> None:
-        for crew in self._crews:
-            crew.pool.recall()
+        for group in self._staff:
+            group.pool.recall()
 
     def is_drained(self) -> bool:
         return self.draining and not self.held and not self._outcomes

@@ -20,20 +20,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, Self, TypeVar
 
-from dtq import reports
+from dtq import reports, staff
 from dtq.errors import DTQError, StoreError, UnknownType
-from dtq.executors import InlinePool, ThreadPool
-from dtq.loop import Crew, Loop, Pool
+from dtq.loop import Loop
 from dtq.manager import MIB, QueueManager
-from dtq.pool import WorkerPool
 from dtq.registry import Handler, Registry
+from dtq.staff import Executor, Pool
 from dtq.stores import Store
 from dtq.task import Task
 
 log = logging.getLogger("dtq")
 
 T = TypeVar("T")
-Executor = Literal["process", "thread", "inline"] | reports.Pool
 LOOK = 1.0  # seconds between looks at the store where no hint comes
 
 
@@ -72,18 +70,17 @@ class TaskQueue(QueueManager):
         chance: Callable[[], float] = random.random,
     ) -> None:
         specs = pools or {"w": Pool(pool_size)}
-        _check(specs, lease, executor)
+        staff.check(specs, executor)
+        if not 1 <= lease <= 86400:
+            raise DTQError(f"lease is {lease!r}; allowed: 1 to 86,400 seconds")
         self.registry = Registry(pickles=executor not in ("thread", "inline"))
         for type, handler in (handlers or {}).items():
             self.registry.register(type, handler)
         super().__init__(store, backlog_limit=backlog_limit, max_payload=max_payload, clock=clock)
         self._inline = executor == "inline"
-        self._crews = [
-            Crew(spec, _make_pool(executor, name, spec.size, max_tasks_per_worker, max_result))
-            for name, spec in specs.items()
-        ]
+        self._staff = staff.hire(specs, executor, max_tasks_per_worker, max_result)
         self._loop = Loop(
-            self.store, self._crews, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
+            self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
             cleanup_age=cleanup_age if auto_cleanup else None,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
@@ -103,16 +100,16 @@ class TaskQueue(QueueManager):
         if self._state != "new":
             raise DTQError("a TaskQueue is started once: make a new one on the same store")
         self._state = "running"
-        for crew in self._crews:
-            crew.pool.start()
+        for group in self._staff:
+            group.pool.start()
         for type in self.registry.types():
             self._define(type)
         atexit.register(self.shutdown, timeout=0, force=True)
         _after_each_cell("register", self._refresh)
         if not self._inline:
-            self._crews[0].pool.watch(self.store.fileno())
-            for crew in self._crews[1:]:
-                self._crews[0].pool.watch(crew.pool.fileno())
+            self._staff[0].pool.watch(self.store.fileno())
+            for group in self._staff[1:]:
+                self._staff[0].pool.watch(group.pool.fileno())
             self._thread = threading.Thread(target=self._run, name="dtq-loop", daemon=True)
             self._thread.start()
         return self
@@ -132,16 +129,16 @@ class TaskQueue(QueueManager):
         if self._loop.idle:
             with self._idle:
                 self._idle.notify_all()
-        self._crews[0].pool.wait(max(0.0, min(due - self.clock(), LOOK)))
-        for crew in self._crews[1:]:
-            crew.pool.wait(0)
+        self._staff[0].pool.wait(max(0.0, min(due - self.clock(), LOOK)))
+        for group in self._staff[1:]:
+            group.pool.wait(0)
         if self.store.wait(0):
             self._loop.hint()
 
     def _leave(self) -> None:
         """Workers first: what is given back to the store must not run any more."""
-        for crew in self._crews:
-            crew.pool.close(kill=bool(self._loop.held))
+        for group in self._staff:
+            group.pool.close(kill=bool(self._loop.held))
         try:
             self._loop.leave(self.clock())
         except StoreError as error:
@@ -192,8 +189,8 @@ class TaskQueue(QueueManager):
         return decorate
 
     def _define(self, type: str) -> None:
-        for crew in self._crews:
-            crew.pool.define(type, self.registry.source(type), self.registry.function(type))
+        for group in self._staff:
+            group.pool.define(type, self.registry.source(type), self.registry.function(type))
 
     def _refresh(self, *_: object) -> None:
         """A notebook cell has run: handlers that it changed are sent to the workers again."""
@@ -223,7 +220,7 @@ class TaskQueue(QueueManager):
         if self._inline:
             self._run_inline()
         else:
-            self._crews[0].pool.wake()
+            self._staff[0].pool.wake()
 
     def _run_inline(self) -> None:
         """Runs all there is to run, and leaps over the time between retries instead of waiting."""
@@ -257,7 +254,7 @@ class TaskQueue(QueueManager):
 
     def resize(self, size: int, pool: int = 0) -> None:
         """So many workers from now on (in the pool of this position, where there are several)."""
-        self._post(lambda: self._crews[pool].pool.resize(size))
+        self._post(lambda: self._staff[pool].pool.resize(size))
 
     def workers(self) -> list[reports.WorkerInfo]:
         """The workers of this queue at this moment."""
@@ -283,7 +280,7 @@ class TaskQueue(QueueManager):
 
     def _post(self, action: Callable[[], None]) -> None:
         self._loop.post(action)
-        self._crews[0].pool.wake()
+        self._staff[0].pool.wake()
 
     def _ask(self, question: Callable[[], T]) -> T:
         """The answer that the loop's thread gives; the question may look at what only that thread may touch."""
@@ -292,31 +289,6 @@ class TaskQueue(QueueManager):
         answer: Future[T] = Future()
         self._post(lambda: answer.set_result(question()))
         return answer.result(LOOK * 10)
-
-
-def _check(pools: Mapping[str, Pool], lease: float, executor: Executor) -> None:
-    for name, pool in pools.items():
-        if (
-            not isinstance(pool, Pool)
-            or isinstance(pool.size, bool)
-            or not isinstance(pool.size, int)
-            or not 0 <= pool.size <= 1000
-        ):
-            raise DTQError(f"pool {name!r} is {pool!r}; allowed: a Pool of 0 to 1,000 workers")
-    if not 1 <= lease <= 86400:
-        raise DTQError(f"lease is {lease!r}; allowed: 1 to 86,400 seconds")
-    if isinstance(executor, str) and executor not in ("process", "thread", "inline"):
-        raise DTQError(f"executor is {executor!r}; allowed: 'process', 'thread', 'inline', or a pool of your own")
-
-
-def _make_pool(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> reports.Pool:
-    if executor == "process":
-        return WorkerPool(size, name=name, max_tasks_per_worker=max_tasks, max_result=max_result)
-    if executor == "thread":
-        return ThreadPool(size, name=name, max_result=max_result)
-    if executor == "inline":
-        return InlinePool(name=name, max_result=max_result)
-    return executor
 
 
 def _nonzero(counts: Mapping[str, int]) -> str:

@@ -8,7 +8,8 @@ from dtq import reports
 from dtq.errors import StoreError
 from dtq.events import Emitter
 from dtq.handle import Endings
-from dtq.loop import Crew, Loop, Pool
+from dtq.loop import Loop
+from dtq.staff import Pool, Staff
 from dtq.stores.memory import MemoryStore
 from dtq.task import ErrorInfo, Task
 
@@ -66,7 +67,7 @@ def pool():
 
 
 def make(store, pool, **options):
-    return Loop(store, [Crew(Pool(2), pool)], Emitter(), Endings(), types=lambda: {"a"}, chance=lambda: 0.5, **options)
+    return Loop(store, [Staff(Pool(2), pool)], Emitter(), Endings(), types=lambda: {"a"}, chance=lambda: 0.5, **options)
 
 
 def add(store, *ids, **options):

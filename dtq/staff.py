@@ -1,0 +1,62 @@
+"""Staff: which workers a queue has, and what each group of them is for.
+
+TaskQueue(pool_size=4)                                          one group, for everything
+TaskQueue(pools={"urgent": Pool(1, min_priority=5),             a worker that is kept free for what cannot wait,
+                 "rest": Pool(3)})                              and three for all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from dtq import reports
+from dtq.errors import DTQError
+from dtq.executors import InlinePool, ThreadPool
+from dtq.pool import WorkerPool
+
+Executor = Literal["process", "thread", "inline"] | reports.Pool
+EXECUTORS = ("process", "thread", "inline")
+MAX_WORKERS = 1000
+
+
+class Pool(Struct, frozen=True):
+    """How many workers, and what for: tasks of these queues (all, if none is named) and of at least this priority."""
+
+    size: int = 4
+    queues: tuple[str, ...] = ()
+    min_priority: int | None = None
+
+
+class Staff(Struct, frozen=True):
+    """A pool of workers, with what it is for."""
+
+    spec: Pool
+    pool: reports.Pool
+
+
+def check(pools: Mapping[str, Pool], executor: Executor) -> None:
+    """Raises DTQError, naming what cannot be and what is allowed."""
+    for name, spec in pools.items():
+        if not isinstance(spec, Pool) or type(spec.size) is not int or not 0 <= spec.size <= MAX_WORKERS:
+            raise DTQError(f"pool {name!r} is {spec!r}; allowed: a Pool of 0 to {MAX_WORKERS:,} workers")
+    if isinstance(executor, str) and executor not in EXECUTORS:
+        raise DTQError(f"executor is {executor!r}; allowed: {', '.join(map(repr, EXECUTORS))}, or a pool of your own")
+
+
+def hire(pools: Mapping[str, Pool], executor: Executor, max_tasks: int | None, max_result: int) -> list[Staff]:
+    """The pools, made and not yet started."""
+    return [Staff(spec, _make(executor, name, spec.size, max_tasks, max_result)) for name, spec in pools.items()]
+
+
+def _make(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> reports.Pool:
+    if executor == "process":
+        return WorkerPool(size, name=name, max_tasks_per_worker=max_tasks, max_result=max_result)
+    if executor == "thread":
+        return ThreadPool(size, name=name, max_result=max_result)
+    if executor == "inline":
+        return InlinePool(name=name, max_result=max_result)
+    assert not isinstance(executor, str)
+    return executor
