@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 import msgspec
 
@@ -53,6 +54,10 @@ class Limit(msgspec.Struct, frozen=True):
     def selector(self) -> tuple[str | None, str | None, str | None]:
         return self.queue, self.type, self.key
 
+    def with_changes(self, changes: Mapping[str, Any]) -> Limit:
+        """The limit as it is after `set_lane`: what is None stays as it is."""
+        return msgspec.structs.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
     @property
     def is_void(self) -> bool:
         return not (self.paused or self.rate or self.max_running)
@@ -86,6 +91,10 @@ class Gate:
             return False
         slack = ROUNDING / limit.rate if limit.rate else 0.0
         return self.opens_at(bucket) <= now + slack
+
+    def owed(self, now: float) -> dict[str, float]:
+        """The buckets that are not full: what has to be kept."""
+        return {bucket: at for bucket, at in self.next_at.items() if at > now}
 
     def enter(self, bucket: str, now: float) -> None:
         self.running[bucket] = self.running.get(bucket, 0) + 1

@@ -237,10 +237,11 @@ def fail(task: Task, error: ErrorInfo, now: float, chance: Callable[[], float], 
 
 
 def release(task: Task) -> Task:
-    """The task goes back untouched: it was claimed and never started, so the attempt does not count."""
+    """The task goes back untouched: it was claimed and never started, so the attempt (doomed ones have none) is
+    refunded."""
     _require(task, Status.PROCESSING, Status.PENDING)
     return msgspec.structs.replace(
-        task, status=Status.PENDING, attempts=max(0, task.attempts - 1), worker=None, lease_until=None
+        task, status=Status.PENDING, attempts=task.attempts - (not task.doom), worker=None, lease_until=None
     )
 
 

@@ -78,6 +78,14 @@ def check_a_parent_whose_key_is_taken_is_waited_for_in_its_stand_in(store: Store
 
 
 @promise("dependencies")
+def check_a_taken_key_is_known_though_its_parent_is_gone(store: Store) -> None:
+    """Adding again what has a key gives the task that has it, even when the parent it once waited for was removed."""
+    store.add([job("parent"), job("child", key="k", after=("parent",))])
+    store.delete(["parent"])
+    expect(store.add([job("again", key="k", after=("parent",))]), ["child"], "id for the key")
+
+
+@promise("dependencies")
 def check_a_finished_parent_does_not_block(store: Store) -> None:
     """A child that is added after its parent has completed is pending at once."""
     store.add(jobs("p q"))

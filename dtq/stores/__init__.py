@@ -22,6 +22,7 @@ from dtq.errors import StoreError
 from dtq.limits import Limit
 from dtq.task import Status, Task
 
+Counts = dict[str, int]  # status -> how many
 Outcome = tuple[Task, Sequence[Task]]  # a task after its transition, and the successors that it plants
 
 
@@ -54,9 +55,9 @@ class Stats(msgspec.Struct, frozen=True):
     """What is in the store, counted by every transition as it happens. `oldest` is the due time of the task that waits
     longest."""
 
-    counts: dict[str, int]
-    queues: dict[str, dict[str, int]]
-    types: dict[str, dict[str, int]]
+    counts: Counts
+    queues: dict[str, Counts]
+    types: dict[str, Counts]
     oldest: float | None
     nodes: list[Node]
     limits: list[Limit]
@@ -91,8 +92,8 @@ class Store(Protocol):
 
         - A task whose `id`, or whose `key`, is taken is not stored: the id of the one that has it is given.
         - Stored at version 1, `pending`; or `blocked` while a task named in `after` is not terminal.
-        - `after` may name tasks stored before or of the same call; an unknown one is InvalidTask, and nothing is
-          stored.
+        - `after` may name tasks stored before or of the same call; an unknown one is InvalidTask, and nothing is stored.
+          A task that is not stored, its id or key being taken, may name whom it likes: its parents may be gone by now.
         - A parent that has failed or was cancelled already dooms the task, unless `on_parent_failure` is "run".
         - Durable when it returns.
         """
@@ -202,6 +203,22 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Ends the nodes that spoke through this store, and gives everything back. Closing twice is harmless."""
+
+
+def count_up(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[str, Counts], dict[str, Counts]]:
+    """From (queue, type, status, how many): the tasks by status, in all, by queue, and by type."""
+    counts = dict.fromkeys(map(str, Status), 0)
+    queues: dict[str, Counts] = {}
+    types: dict[str, Counts] = {}
+    for queue, type, status, n in rows:
+        for table in (counts, queues.setdefault(queue, {}), types.setdefault(type, {})):
+            table[status] = table.get(status, 0) + n
+    return counts, queues, types
+
+
+def doom_by(parent_id: str, status: str, strict: bool) -> str | None:
+    """Why the child of this ended parent is not to be run, if so; a child that is not `strict` runs all the same."""
+    return f"its parent {parent_id} is {status}" if strict and status != Status.COMPLETED else None
 
 
 def stand_ins(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
-from dtq.stores import schema, stand_ins
+from dtq.stores import doom_by, schema, stand_ins
 from dtq.stores.lanes import Moves
 from dtq.stores.rows import json_list
 from dtq.task import TERMINAL, Status, Task
 
 
-def require_parents(db: sqlite3.Connection, tasks: Sequence[Task]) -> None:
-    """Raises InvalidTask where a parent of these tasks is neither stored nor among them."""
-    parents = {parent for task in tasks for parent in task.after} - {task.id for task in tasks}
+def require_parents(db: sqlite3.Connection, tasks: Sequence[Task], given: set[str]) -> None:
+    """Raises InvalidTask where a parent of these tasks is neither stored nor among the ids `given` by the same call."""
+    parents = {parent for task in tasks for parent in task.after} - given
     known = {row[0] for row in db.execute(schema.IDS_AMONG, (json_list(parents),))}
     if unknown := parents - known:
         raise InvalidTask(
@@ -41,14 +41,9 @@ def place(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str])
 def _begun(task: Task, standing: dict[str, str]) -> Task:
     ended = [(parent, standing[parent]) for parent in task.after if standing[parent] in TERMINAL]
     for parent, status in ended:
-        if doom := _doom(parent, status, task.on_parent_failure == "fail"):
+        if doom := doom_by(parent, status, task.on_parent_failure == "fail"):
             return replace(task, status=Status.BLOCKED, doom=doom)
     return replace(task, status=Status.PENDING if len(ended) == len(task.after) else Status.BLOCKED)
-
-
-def _doom(parent: str, status: str, strict: bool) -> str | None:
-    """Why a child of this ended parent is not to be run, if so."""
-    return f"its parent {parent} is {status}" if strict and status != Status.COMPLETED else None
 
 
 def insert_edges(db: sqlite3.Connection, tasks: list[Task]) -> None:
@@ -72,7 +67,7 @@ def settle(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], moves: Move
         return
     for parent, status in ended:
         for child, strict in db.execute(schema.EDGES_OF, (parent,)).fetchall():
-            _settle_child(db, child, _doom(parent, status, strict), moves)
+            _settle_child(db, child, doom_by(parent, status, strict), moves)
 
 
 def _settle_child(db: sqlite3.Connection, seq: int, doom: str | None, moves: Moves) -> None:

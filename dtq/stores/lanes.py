@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from dtq.codec import to_json
 from dtq.limits import Gate, Head, Lane, Limit, Share, pick
@@ -90,7 +89,7 @@ class Lanes:
         share = _share(db) if is_shared else Share({})
         picked = pick(heads, n, now, gates, share)
         if picked:
-            _keep_gates(db, gates)
+            _keep_gates(db, gates, now)
         if picked and is_shared:
             db.execute("DELETE FROM share")
             db.executemany("INSERT INTO share (key, mark) VALUES (?, ?)", [*share.ahead().items(), (_NOW, share.now)])
@@ -117,7 +116,7 @@ def change_limit(
 ) -> None:
     """Changes what is not None; a limit that limits nothing any more goes. A new rate starts with a clean slate."""
     known = next((known for known in read_limits(db) if known.selector == selector), Limit(*selector))
-    limit = replace(known, **{name: value for name, value in changes.items() if value is not None})
+    limit = known.with_changes(changes)
     if limit.rate != known.rate:
         db.execute("DELETE FROM bucket WHERE selector = ?", (_selector(limit),))
     db.execute("DELETE FROM lane_limit WHERE selector = ?", (_selector(limit),))
@@ -141,10 +140,11 @@ def _share(db: sqlite3.Connection) -> Share:
     return Share(marks, marks.pop(_NOW, 0.0))
 
 
-def _keep_gates(db: sqlite3.Connection, gates: list[Gate]) -> None:
+def _keep_gates(db: sqlite3.Connection, gates: list[Gate], now: float) -> None:
     for gate in gates:
         selector = _selector(gate.limit)
-        db.executemany(schema.SET_BUCKET, [(selector, bucket, at) for bucket, at in gate.next_at.items()])
+        db.execute("DELETE FROM bucket WHERE selector = ?", (selector,))
+        db.executemany(schema.SET_BUCKET, [(selector, bucket, at) for bucket, at in gate.owed(now).items()])
 
 
 def _selector(limit: Limit) -> str:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
 from dtq.limits import Gate, Head, Lane, Limit, Share, pick
-from dtq.stores import Node, Outcome, Stats, stand_ins
+from dtq.stores import Node, Outcome, Stats, count_up, doom_by, stand_ins
 from dtq.stores.bell import Bell
 from dtq.task import STATE, WAITING, Status, Task
 
@@ -70,11 +70,22 @@ class MemoryStore:
         return ids
 
     def _require_parents(self, tasks: Sequence[Task]) -> None:
-        parents = {parent for task in tasks for parent in task.after}
+        parents = {parent for task in self._without_taken(tasks) for parent in task.after}
         if unknown := parents - {task.id for task in tasks} - self._tasks.keys():
             raise InvalidTask(
                 f"after is {min(unknown)!r}; allowed: the id of a task that is stored, or added by the same call"
             )
+
+    def _without_taken(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those whose id and key are free, also among themselves: the ones that will be stored."""
+        ids, keys = set(self._tasks), set(self._keys)
+        free = []
+        for task in tasks:
+            if task.id not in ids and (task.key is None or task.key not in keys):
+                free.append(task)
+                ids.add(task.id)
+                keys.update([task.key] if task.key else [])
+        return free
 
     def _enrol(self, task: Task) -> str:
         """The id that stands for the task from now on: its own, or that of the one that has its id or its key."""
@@ -95,7 +106,7 @@ class MemoryStore:
         for parent_id in self._parents[task.id]:
             self._children[parent_id].add(task.id)
         for parent in ended:
-            if doom := _doom(task, parent):
+            if doom := doom_by(parent.id, parent.status, task.on_parent_failure == "fail"):
                 return replace(task, status=Status.BLOCKED, doom=doom)
         return replace(task, status=Status.BLOCKED if self._parents[task.id] else Status.PENDING)
 
@@ -138,7 +149,7 @@ class MemoryStore:
             self._parents[child_id].discard(parent.id)
             if child.status != Status.BLOCKED or child.doom:
                 continue
-            if doom := _doom(child, parent):
+            if doom := doom_by(parent.id, parent.status, child.on_parent_failure == "fail"):
                 self._put(replace(child, doom=doom, version=child.version + 1))
             elif not self._parents[child_id]:
                 self._put(replace(child, status=Status.PENDING, version=child.version + 1))
@@ -188,7 +199,7 @@ class MemoryStore:
         for lane, head in set(given) - set(picked):
             heappush(self._ready[lane], head)
         self._share = Share(self._share.ahead(), self._share.now)
-        self._next_at.update({gate.limit.selector: gate.next_at for gate in gates})
+        self._next_at.update({gate.limit.selector: gate.owed(now) for gate in gates})
         return [self._tasks[self._id[head[2]]] for _, head in picked]
 
     def _gates(self) -> list[Gate]:
@@ -252,11 +263,9 @@ class MemoryStore:
 
     def _renew(self, task: Task, lease: float, now: float) -> bool:
         stored = self._tasks.get(task.id)
-        if stored is None or (stored.version, stored.worker, stored.status) != (
-            task.version,
-            task.worker,
-            Status.PROCESSING,
-        ):
+        if stored is None or stored.status != Status.PROCESSING:
+            return False
+        if (stored.version, stored.worker) != (task.version, task.worker):
             return False
         self._tasks[task.id] = replace(stored, lease_until=now + lease, progress=task.progress, note=task.note)
         return True
@@ -296,16 +305,11 @@ class MemoryStore:
 
     def stats(self) -> Stats:
         with self._lock:
-            counts: dict[str, int] = dict.fromkeys(map(str, Status), 0)
-            queues: dict[str, dict[str, int]] = {}
-            types: dict[str, dict[str, int]] = {}
-            for ((queue, type_, _), status), n in self._counts.items():
-                for table in (counts, queues.setdefault(queue, {}), types.setdefault(type_, {})):
-                    table[str(status)] = table.get(str(status), 0) + n
+            rows = ((queue, type, str(status), n) for ((queue, type, _), status), n in self._counts.items())
             self._drop_stale(self._oldest)
             self._drop_stale(self._later)
             oldest = min((heap[0][0] for heap in (self._oldest, self._later) if heap), default=None)
-            return Stats(counts, queues, types, oldest, list(self._nodes.values()), list(self._limits.values()))
+            return Stats(*count_up(rows), oldest, list(self._nodes.values()), list(self._limits.values()))
 
     def _drop_stale(self, heap: list[tuple[float, int]]) -> None:
         while heap and not ((task := self._waiting(heap[0][1])) and task.run_at == heap[0][0]):
@@ -326,7 +330,7 @@ class MemoryStore:
     ) -> None:
         with self._lock:
             old = self._limits.pop((queue, type, key), Limit(queue, type, key))
-            limit = replace(old, **{name: value for name, value in changes.items() if value is not None})
+            limit = old.with_changes(changes)
             if limit.rate != old.rate:  # what was owed to the old rate is forgiven
                 self._next_at.pop(limit.selector, None)
             if not limit.is_void:
@@ -369,10 +373,3 @@ class MemoryStore:
     def close(self) -> None:
         self._nodes.clear()
         self._bell.close()
-
-
-def _doom(child: Task, parent: Task) -> str | None:
-    """Why the child of this ended parent is not to be run, if so."""
-    if parent.status == Status.COMPLETED or child.on_parent_failure == "run":
-        return None
-    return f"its parent {parent.id} is {parent.status}"

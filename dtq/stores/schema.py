@@ -123,6 +123,7 @@ TAKE_OVER = f"""UPDATE task SET version = version + 1, worker = ?, lease_until =
 
 # --- look, remove
 GET = f"SELECT {ROW} FROM task WHERE id IN (SELECT value FROM json_each(?))"
+COUNTS = f"SELECT queue, type, {', '.join(COUNTERS)} FROM lane"
 PENDING_LANES = "SELECT id FROM lane WHERE pending + retrying > 0"
 FIRST_LATER = f"SELECT min(run_at) FROM task WHERE stage = {LATER}"
 FIRST_EXPIRY = f"SELECT min(expires) FROM task WHERE expires IS NOT NULL AND stage < {DOOMED} AND expires > ?"
@@ -133,3 +134,21 @@ DELETE = """DELETE FROM task WHERE id IN (SELECT value FROM json_each(?)) AND st
 FINISHED_BEFORE = """SELECT id FROM task WHERE finished_at IS NOT NULL AND finished_at < ?
     AND status IN (SELECT value FROM json_each(?)) ORDER BY finished_at LIMIT 1000"""
 DROP_EDGES_TO = "DELETE FROM edge WHERE child = ?"
+
+
+def find_query(
+    status: str | None, queue: str | None, type: str | None, finished_after: float | None, after: str
+) -> tuple[str, list[str | float]]:
+    """The statement that finds these tasks, page by page, and what it binds; the last that it wants is the limit."""
+    where = ["id > ?"]
+    values: list[str | float] = [after]
+    if status is not None:  # written out, so that SQLite can use the index of that status
+        where.append(f"status = '{Status(status)}'")
+    for column, value in (("queue", queue), ("type", type)):
+        if value is not None:
+            where.append(f"lane IN (SELECT id FROM lane WHERE {column} = ?)")
+            values.append(value)
+    if finished_after is not None:
+        where.append("finished_at > ?")
+        values.append(finished_after)
+    return f"SELECT {ROW} FROM task WHERE {' AND '.join(where)} ORDER BY id LIMIT ?", values

@@ -25,12 +25,13 @@ from msgspec.structs import replace
 
 from dtq.codec import to_json
 from dtq.errors import StoreError
-from dtq.stores import Node, Outcome, Stats, schema
+from dtq.stores import Node, Outcome, Stats, count_up, schema
 from dtq.stores.committer import BUSY_TIMEOUT, Committer
 from dtq.stores.edges import insert_edges, place, require_parents, settle
 from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
 from dtq.stores.peers import Peers
 from dtq.stores.rows import json_list, new_row, state_row, task_of
+from dtq.stores.schema import find_query
 from dtq.task import TERMINAL, Status, Task
 
 T = TypeVar("T")
@@ -108,8 +109,8 @@ class SQLiteStore:
 
     def _add(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> list[str]:
         ids, new = self._without_taken(db, tasks)
-        if any(task.after for task in tasks):
-            require_parents(db, tasks)
+        if any(task.after for task in new):
+            require_parents(db, new, {task.id for task in tasks})
             new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
         moves = Moves()
         rows = []
@@ -263,31 +264,17 @@ class SQLiteStore:
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
         finished_after: float | None = None, after: str = "", limit: int = 100,
     ) -> list[Task]:  # fmt: skip
-        where, values = ["id > ?"], [after]
-        if status is not None:  # written out, so that SQLite can use the index of that status
-            where.append(f"status = '{Status(status)}'")
-        for name, value in (("queue", queue), ("type", type)):
-            if value is not None:
-                where.append(f"lane IN (SELECT id FROM lane WHERE {name} = ?)")
-                values.append(value)
-        if finished_after is not None:
-            where.append("finished_at > ?")
-            values.append(finished_after)  # type: ignore[arg-type]
-        query = f"SELECT {schema.ROW} FROM task WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"
+        query, values = find_query(status, queue, type, finished_after, after)
         with self._reading() as db:
             return self._tasks(db, db.execute(query, (*values, limit)).fetchall())
 
     def stats(self) -> Stats:
-        counts: dict[str, int] = dict.fromkeys(schema.COUNTERS, 0)
-        queues: dict[str, dict[str, int]] = {}
-        types: dict[str, dict[str, int]] = {}
         with self._reading() as db:
-            for queue, type_, *row in db.execute(f"SELECT queue, type, {', '.join(schema.COUNTERS)} FROM lane"):
-                for name, n in zip(schema.COUNTERS, row, strict=True):
-                    for table in (counts, queues.setdefault(queue, {}), types.setdefault(type_, {})):
-                        table[name] = table.get(name, 0) + n
+            lanes = db.execute(schema.COUNTS).fetchall()
+            names = schema.COUNTERS
+            rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(names, counts, strict=True))
             nodes = [_node(body) for _, _, body in db.execute(schema.NODES)]
-            return Stats(counts, queues, types, oldest(db), nodes, read_limits(db))
+            return Stats(*count_up(rows), oldest(db), nodes, read_limits(db))
 
     def next_due(self, now: float) -> float | None:
         with self._reading() as db:
