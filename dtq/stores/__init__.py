@@ -92,7 +92,7 @@ class Store(Protocol):
 
         - A task whose `id`, or whose `key`, is taken is not stored: the id of the one that has it is given.
         - Stored at version 1, `pending`; or `blocked` while a task named in `after` is not terminal.
-        - `after` may name tasks stored before or of the same call; an unknown one is InvalidTask, and nothing is stored.
+        - `after` names tasks stored before or of the same call; an unknown one is InvalidTask, and nothing is stored.
           A task that is not stored, its id or key being taken, may name whom it likes: its parents may be gone by now.
         - A parent that has failed or was cancelled already dooms the task, unless `on_parent_failure` is "run".
         - Durable when it returns.
