@@ -72,6 +72,16 @@ class Node:
         self.process.stdin.close()
 
 
+def test_ten_thousand_tasks_run_once_each(path, tmp_path):
+    log = tmp_path / "log"
+    with TaskQueue(path, {"note": "queue_handlers:note"}, pool_size=2) as queue:
+        handles = queue.add_many({"type": "note", "payload": {"log": str(log)}} for _ in range(10_000))
+        queue.join(WAIT)
+        assert queue.stats().counts["completed"] == 10_000
+        assert {task.attempts for task in all_tasks(queue)} == {1}
+    assert runs(log) == dict.fromkeys((handle.id for handle in handles), 1)
+
+
 def test_two_hundred_kills_of_workers_cost_only_what_was_running(path, tmp_path):
     log, chance, kills, tasks = tmp_path / "log", random.Random(1), 200, 5000
     with TaskQueue(path, {"note": "queue_handlers:note"}, pool_size=2) as queue:

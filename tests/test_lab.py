@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from dtq import TaskQueue, lab
+from dtq import TaskCancelled, TaskQueue, lab
 
 WAIT = 20.0
 
@@ -43,6 +46,30 @@ def test_bars_move_while_tasks_run_and_the_kernel_stays_free(queue, capsys):
     assert bars.label.value.startswith("20 ended, 0 to go")
 
 
+def test_bars_show_only_what_ended_since_they_are_there(queue):
+    queue.add_many({"type": "work", "payload": 0} for _ in range(5))
+    queue.join(WAIT)
+    bars = lab.progress(queue, total=2)
+    assert {name: bar.value for name, bar in bars.bars.items()} == {"completed": 0, "failed": 0, "to go": 2}
+    queue.add("work", 0).result(WAIT)
+    with pytest.raises(TimeoutError, match="1 ended, 1 to go"):
+        bars.wait(0.5)
+    queue.add("work", 0).cancel()
+    bars.wait(WAIT)
+    assert bars.bars["to go"].value == 0
+
+
+def test_bars_are_shown_once_with_words_in_their_place_where_no_kernel_runs(queue, monkeypatch):
+    shown = []
+    monkeypatch.setattr(lab.live, "display", lambda data, **options: shown.append(data))
+    bars = lab.progress(queue, total=1)
+    queue.add("work", 0)
+    bars.wait(WAIT)
+    assert len(shown) == 1
+    assert shown[0]["text/plain"] == "1 tasks"
+    assert "when you run the notebook" in shown[0]["text/html"]
+
+
 def test_waiting_for_bars_that_stand_still_says_what_is_left(queue):
     bars = lab.progress(queue, total=1)
     with pytest.raises(TimeoutError, match="0 ended, 1 to go"):
@@ -70,6 +97,47 @@ def test_figures_and_tables_agree_with_what_happened(queue):
     assert plt.get_fignums() == []
 
 
+def test_depth_is_never_negative_and_its_time_runs_forward(queue):
+    """A worker may begin with a task before its `add` has told of it, and reads the clock for itself."""
+    recorder = lab.Recorder(queue)
+    for _ in range(300):
+        queue.add("work", 0)
+    queue.join(WAIT)
+    queue.events.close()
+    depth = recorder.depth()
+    assert depth[["waiting", "running", "ended"]].min().min() >= 0
+    assert depth["seconds"].is_monotonic_increasing
+    assert depth.iloc[-1][["waiting", "running", "ended"]].tolist() == [0, 0, 300]
+
+
+def test_what_was_cancelled_before_it_began_is_no_attempt(queue):
+    recorder = lab.Recorder(queue)
+    queue.add("work", 0, delay=60).cancel()
+    running = queue.add("work", 60)
+    queue.once("task:started", lambda event: running.cancel())
+    with pytest.raises(TaskCancelled):
+        running.result(WAIT)
+    queue.events.close()
+    frame, depth = recorder.frame(), recorder.depth()
+    assert frame[["task", "attempt", "outcome"]].values.tolist() == [[running.id, 1, "cancelled"]]
+    assert depth.iloc[-1][["waiting", "running", "ended"]].tolist() == [0, 0, 2]
+
+
+def test_the_chart_shows_each_worker_in_its_lane_and_where_one_was_killed(queue):
+    recorder = lab.Recorder(queue)
+    handle = queue.add("work", 1, retry_delay=0, timeout=WAIT)
+    while not any(worker.task_id for worker in queue.workers()):
+        time.sleep(0.01)
+    victim = next(worker for worker in queue.workers() if worker.task_id)
+    os.kill(victim.pid, signal.SIGKILL)
+    handle.result(WAIT)
+    queue.events.close()
+    axes = lab.gantt(recorder)
+    assert recorder.frame()["outcome"].tolist() == ["worker killed", "completed"]
+    assert [line.get_marker() for line in axes.lines] == ["X"]
+    assert axes.get_xlim()[0] == 0
+
+
 def test_pictures_are_the_same_from_the_same_seed(tmp_path):
     first, again, other = (lab.make_images(tmp_path / name, 2, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
@@ -86,11 +154,22 @@ def test_a_clean_chapter_leaves_nothing(here, capsys):
     assert "Clean" in capsys.readouterr().out
 
 
-def test_a_process_that_is_left_is_found(here):
+def test_a_process_that_is_left_is_found(here, monkeypatch):
+    monkeypatch.setattr(lab.hygiene, "WITHIN", 0.1)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with pytest.raises(AssertionError, match=f"process {child.pid} lives"):
         lab.assert_clean()
     child.communicate()
+
+
+def test_proc_and_ps_tell_the_same_of_a_process():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    read = [lab.hygiene._from_ps(), lab.hygiene._from_proc()] if lab.hygiene.PROC.exists() else [lab.hygiene._from_ps()]
+    assert {(pid, parent) for rows in read for pid, parent, _, _ in rows if pid == child.pid} == {
+        (child.pid, os.getpid())
+    }
+    child.communicate(b"\n")
+    assert child.pid not in lab.hygiene.child_processes()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -23,7 +23,9 @@ def notebook(path):
 
 
 def texts(notebook):
-    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    """The prose, without what stands in it as code."""
+    prose = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return [re.sub(r"```.*?```", "", text, flags=re.DOTALL) for text in prose]
 
 
 def outputs(notebook):
@@ -62,3 +64,7 @@ def test_every_picture_says_what_it_shows(notebook):
 def test_links_lead_somewhere(path, notebook):
     links = [link for text in texts(notebook) for link in re.findall(r"\]\(([^)]+)\)", text)]
     assert all((path.parent / link).exists() for link in links if "://" not in link)
+
+
+def test_no_output_names_a_place_that_is_gone(notebook):
+    assert not re.search(r"dtq-chapter-\d\d-", nbformat.writes(notebook))
