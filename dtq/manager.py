@@ -27,6 +27,8 @@ from dtq.stores import Stats, Store, open_store
 from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, new_id, revive
 
 MIB = 1 << 20
+GIB = 1 << 30
+PAGE = 10_000  # tasks, at most, that `find` gives at once
 OPTIONS = (
     frozenset(Task.__struct_fields__) - (set(STATE) - {"priority", "run_at", "expires"}) - {"version", "created_at"}
 )
@@ -48,6 +50,9 @@ class QueueManager:
         max_payload: int = MIB,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        _check_limit("max_payload", max_payload, GIB)
+        if backlog_limit is not None:
+            _check_limit("backlog_limit", backlog_limit, GIB)
         self._owns_store = isinstance(store, (str, os.PathLike))
         self.store = open_store(store)
         self.clock = clock
@@ -112,6 +117,7 @@ class QueueManager:
         """Up to `limit` tasks by id, oldest first; the next page follows the last id: `after=page[-1].id`."""
         if status is not None and status not in set(Status):
             raise InvalidTask(f"status is {status!r}; allowed: one of {', '.join(Status)}")
+        _check_limit("limit", limit, PAGE)
         return self.store.find(
             status=status, queue=queue, type=type, finished_after=finished_after, after=after, limit=limit
         )
@@ -238,6 +244,11 @@ def _from_options(given: Mapping[str, Any], now: float) -> Task:
     if isinstance(options.get("webhook"), (str, Mapping)):
         options["webhook"] = _webhook(options["webhook"])
     return Task(**options)
+
+
+def _check_limit(name: str, value: Any, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InvalidTask(f"{name} is {value!r}; allowed: a whole number from 1 to {most:,}")
 
 
 def _seconds(name: str, value: Any) -> float:

@@ -164,6 +164,9 @@ class TaskQueue(QueueManager):
 
     def close(self) -> None:
         if self._state == "new":
+            self._state = "stopped"
+            for group in self._staff:
+                group.pool.close(kill=True)
             super().close()
         self.shutdown()
 

@@ -55,6 +55,11 @@ class Registry:
             raise HandlerError(
                 f"concurrency of {type!r} is {concurrency!r}; allowed: a whole number from 1 to {MAX_CONCURRENCY:,}"
             )
+        if concurrency > 1 and inspect.isfunction(handler) and not inspect.iscoroutinefunction(handler):
+            raise HandlerError(
+                f"concurrency of {type!r} is {concurrency}, but {_describe(handler)} is not async: it has a worker to "
+                "itself while it runs. Write it as async def, or give the queue more workers"
+            )
         self._entries[type] = self._entry(type, handler, concurrency)
 
     def source(self, type: str) -> Source:

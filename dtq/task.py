@@ -110,7 +110,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     after: tuple[str, ...] = ()  # ids of the tasks that must end first
     on_parent_failure: OnParentFailure = "fail"
     expires: float | None = None  # not started by then: dropped
-    webhook: Webhook | None = None
+    webhook: Webhook | None = None  # kept with the task; nothing delivers it yet
 
     status: Status = Status.PENDING
     version: int = 0  # grows with every change in the store: the fencing token

@@ -182,6 +182,20 @@ def test_finding_goes_by_filters_and_pages(manager):
     assert [t.id for t in manager.find(status="cancelled")] == [ids[3]]
 
 
+@pytest.mark.parametrize(
+    "options", [{"max_payload": 0}, {"max_payload": "1"}, {"backlog_limit": -1}, {"backlog_limit": 1.5}]
+)
+def test_limits_that_cannot_be_are_refused_by_name(options):
+    with pytest.raises(InvalidTask, match=f"{next(iter(options))} is .*allowed: a whole number from 1"):
+        QueueManager("memory:", **options)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10_001, None])
+def test_a_page_has_a_size(manager, limit):
+    with pytest.raises(InvalidTask, match=r"limit is .*allowed"):
+        manager.find(limit=limit)
+
+
 def test_cleaning_up_removes_by_age_what_has_ended(manager, clock):
     done, waiting = manager.add("a"), manager.add("b", delay=10**6)
     work(manager)

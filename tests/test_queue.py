@@ -286,7 +286,7 @@ def test_progress_is_seen_while_the_task_runs(queue):
 def test_shutdown_lets_running_tasks_end_and_leaves_the_others(path):
     queue = TaskQueue(path, HANDLERS, pool_size=1).start()
     running, waiting = queue.add("sleep_if_asked", 0.3), queue.add("sleep_if_asked", 0.3)
-    wait_until(lambda: running.status == "processing")
+    wait_until(lambda: any(worker.task_id == running.id for worker in queue.workers()))
     queue.shutdown(timeout=WAIT)
     with QueueManager(path) as manager:
         assert manager.get(running.id).status == "completed"
@@ -335,6 +335,20 @@ def test_a_worker_is_replaced_after_its_tasks(path):
         queue.join(WAIT)
         queue.events.close()
     assert len(pids) >= 4
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_a_queue_that_was_never_started_gives_everything_back(path, executor):
+    queue = TaskQueue(path, HANDLERS, executor=executor)
+    queue.add("echo") if executor != "inline" else None
+    queue.close()
+    with pytest.raises(DTQError, match="started once"):
+        queue.start()
+
+
+def test_a_sync_handler_cannot_run_several_calls_at_once(queue):
+    with pytest.raises(HandlerError, match="is not async"):
+        queue.register("a", lambda payload, context: None, concurrency=5)
 
 
 def test_join_says_what_is_left(queue):

@@ -45,9 +45,9 @@ def loaded(registry, type):
 
 def test_a_function_is_sent_to_workers_and_kept_for_this_process():
     registry = Registry()
-    registry.register("double", double, concurrency=3)
+    registry.register("double", double)
     assert registry.function("double") is double
-    assert registry.source("double").concurrency == 3
+    assert registry.source("double").concurrency == 1
     assert registry.source("double").where.endswith("test_registry:double")
     assert loaded(registry, "double")(21, None) == 42
 
