@@ -1,24 +1,23 @@
 """SQLiteStore: the default store. One database file, any number of threads and processes on one machine.
 
-    writes  --> Committer (one connection, shared commits) --.
-                                                             +--> queue.db, queue.db-wal
-    reads   --> a second connection, never kept waiting -----'
-    waking  --> Peers (lock files and datagrams in queue.db-nodes/)
+    SQLiteStore   the protocol of dtq.stores, one method a transaction     (this file)
+      Database    how the file is written, read and watched
+      Lanes       lanes, their counters and limits, and whose turn it is
+      edges       who waits for whom
+      rows        between tasks and rows
+      schema      the tables, and every statement
 
 What was acknowledged is on the disk: `add` and `update` wait for the flush (WAL, synchronous=FULL). `claim` and
-`heartbeat` do not, because losing one in a power cut only means that a task is given out again. The statements are in
-dtq.stores.schema.
+`heartbeat` do not, because losing one in a power cut only means that a task is given out again.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -26,18 +25,14 @@ from msgspec.structs import replace
 from dtq.codec import to_json
 from dtq.errors import StoreError
 from dtq.stores import Node, Outcome, Stats, count_up, schema
-from dtq.stores.committer import BUSY_TIMEOUT, Committer
+from dtq.stores.database import Database
 from dtq.stores.edges import insert_edges, place, require_parents, settle
 from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
-from dtq.stores.peers import Peers
 from dtq.stores.rows import json_list, new_row, state_row, task_of
 from dtq.stores.schema import find_query
 from dtq.task import TERMINAL, Status, Task
 
-T = TypeVar("T")
 Row = tuple[Any, ...]
-Wake = Literal["all", "others"] | None  # whom a commit concerns; the loop knows of its own updates
-SAFETY_NET = 1.0  # seconds
 _node = msgspec.json.Decoder(Node).decode
 
 
@@ -52,51 +47,10 @@ class SQLiteStore:
     def __init__(self, path: str | Path, durability: Literal["full", "relaxed"] = "full") -> None:
         if durability not in ("full", "relaxed"):
             raise StoreError(f"durability is {durability!r}; allowed: 'full', 'relaxed'")
-        self.path = str(path)
-        self._flush = durability == "full"
         self._lanes = Lanes()
-        self._read_lock = threading.Lock()
-        self._peers_lock = threading.Lock()
-        self._opened_peers: Peers | None = None
         self._published: dict[str, Node] = {}
-        self._data_version = 0
-        self._next_look = 0.0
         self._closed = False
-        with self._named_errors("opened"):
-            self._committer = Committer(self.path, self._connect(), self._lanes.forget)
-            self._committer.run(_prepare, flush=True)
-            self._reader = self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
-
-    @contextmanager
-    def _named_errors(self, verb: str) -> Iterator[None]:
-        """Errors of SQLite and of the system come out as StoreError with the path in it."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{self.path} cannot be {verb}: {error}") from error
-
-    def _write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Wake = "all") -> T:
-        with self._named_errors("written, and nothing was stored"):
-            value = self._committer.run(work, flush=flush and self._flush)
-            if wake is not None:
-                self._peers.wake(wake)
-            return value
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """The read connection, with all statements of the block looking at the same moment."""
-        with self._read_lock, self._named_errors("read"):
-            self._reader.execute("BEGIN")
-            try:
-                yield self._reader
-            finally:
-                self._reader.execute("COMMIT")
+        self.database = Database(str(path), durability == "full", self._lanes.forget)
 
     def _tasks(self, db: sqlite3.Connection, rows: list[Row]) -> list[Task]:
         self._lanes.learn(db, {row[2] for row in rows})
@@ -105,7 +59,7 @@ class SQLiteStore:
     # --- add
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
-        return self._write(lambda db: self._add(db, tasks), flush=True)
+        return self.database.write(lambda db: self._add(db, tasks), flush=True)
 
     def _add(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> list[str]:
         ids, new = self._without_taken(db, tasks)
@@ -154,7 +108,7 @@ class SQLiteStore:
             seqs += self._lanes.pick(db, lanes, n - len(seqs), now, min_priority)
             return self._take(db, seqs, (worker, now, now + lease))
 
-        return self._write(work, flush=False, wake=None)
+        return self.database.write(work, flush=False, wake=None)
 
     def _take(self, db: sqlite3.Connection, seqs: list[int], claim: tuple[str, float, float]) -> list[Task]:
         if not seqs:
@@ -171,7 +125,7 @@ class SQLiteStore:
     # --- update
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        return self._write(lambda db: self._update(db, outcomes), flush=True, wake="others")
+        return self.database.write(lambda db: self._update(db, outcomes), flush=True, wake="others")
 
     def _update(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> set[str]:
         standing = {
@@ -199,7 +153,7 @@ class SQLiteStore:
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
         if not held and lease and self._is_published(node):
             return set()
-        lost = self._write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=None)
+        lost = self.database.write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=None)
         self._published[node.id] = node
         if not lease:
             del self._published[node.id]
@@ -210,13 +164,13 @@ class SQLiteStore:
         known = self._published.get(node.id)
         if known is None or replace(node, seen_at=0) != replace(known, seen_at=0):
             return False
-        with self._reading() as db:
-            return db.execute(schema.HAS_NODE, (node.id, self._peers.name)).fetchone() is not None
+        with self.database.reading() as db:
+            return db.execute(schema.HAS_NODE, (node.id, self.database.peers.name)).fetchone() is not None
 
     def _heartbeat(
         self, db: sqlite3.Connection, node: Node, held: Sequence[Task], lease: float, now: float
     ) -> set[str]:
-        db.execute(schema.SET_NODE, (node.id, self._peers.name, to_json(replace(node, seen_at=now)).decode()))
+        db.execute(schema.SET_NODE, (node.id, self.database.peers.name, to_json(replace(node, seen_at=now)).decode()))
         if not lease:
             db.execute(schema.DROP_NODE, (node.id,))
         rows = db.execute(schema.HELD, (json_list(task.id for task in held),))
@@ -226,10 +180,9 @@ class SQLiteStore:
         return {task.id for task in held} - {task.id for task in kept}
 
     def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
-        with self._named_errors("read"):
-            dead = self._peers.dead()
+        dead = self.database.dead_peers()
         nodes = self._nodes_of(dead)
-        with self._reading() as db:
+        with self.database.reading() as db:
             if not nodes and not db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone():
                 self._forget(dead)
                 return []
@@ -240,23 +193,23 @@ class SQLiteStore:
             db.executemany(schema.DROP_NODE, [(node,) for node in nodes])
             return self._tasks(db, rows)
 
-        return self._write(work, flush=False, wake=None)
+        return self.database.write(work, flush=False, wake=None)
 
     def _nodes_of(self, dead: list[str]) -> list[str]:
         """The nodes that spoke through dead peers, or through peers whose file is gone."""
-        with self._reading() as db:
-            alive = {self._peers.name, *self._peers.others()} - set(dead)
+        with self.database.reading() as db:
+            alive = {self.database.peers.name, *self.database.peers.others()} - set(dead)
             return [id for id, peer, _ in db.execute(schema.NODES) if peer not in alive]
 
     def _forget(self, dead: list[str]) -> None:
         for name in dead:
-            self._peers.forget(name)
+            self.database.peers.forget(name)
 
     # --- look
 
     def get(self, ids: Iterable[str]) -> list[Task]:
         ids = list(ids)
-        with self._reading() as db:
+        with self.database.reading() as db:
             found = {task.id: task for task in self._tasks(db, db.execute(schema.GET, (json_list(ids),)).fetchall())}
         return [found[id] for id in ids if id in found]
 
@@ -265,11 +218,11 @@ class SQLiteStore:
         finished_after: float | None = None, after: str = "", limit: int = 100,
     ) -> list[Task]:  # fmt: skip
         query, values = find_query(status, queue, type, finished_after, after)
-        with self._reading() as db:
+        with self.database.reading() as db:
             return self._tasks(db, db.execute(query, (*values, limit)).fetchall())
 
     def stats(self) -> Stats:
-        with self._reading() as db:
+        with self.database.reading() as db:
             lanes = db.execute(schema.COUNTS).fetchall()
             names = schema.COUNTERS
             rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(names, counts, strict=True))
@@ -277,7 +230,7 @@ class SQLiteStore:
             return Stats(*count_up(rows), oldest(db), nodes, read_limits(db))
 
     def next_due(self, now: float) -> float | None:
-        with self._reading() as db:
+        with self.database.reading() as db:
             times = [
                 db.execute(schema.FIRST_LATER).fetchone()[0],
                 db.execute(schema.FIRST_EXPIRY, (now,)).fetchone()[0],
@@ -292,10 +245,10 @@ class SQLiteStore:
     def set_lane(
         self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
     ) -> None:
-        self._write(lambda db: change_limit(db, (queue, type, key), changes), flush=True)
+        self.database.write(lambda db: change_limit(db, (queue, type, key), changes), flush=True)
 
     def delete(self, ids: Iterable[str]) -> int:
-        return self._write(lambda db: self._delete(db, ids), flush=True)
+        return self.database.write(lambda db: self._delete(db, ids), flush=True)
 
     def _delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
         rows = db.execute(schema.DELETE, (json_list(ids),)).fetchall()
@@ -312,64 +265,23 @@ class SQLiteStore:
             wanted = json_list(set(statuses) & TERMINAL)
             return self._delete(db, [id for (id,) in db.execute(schema.FINISHED_BEFORE, (before, wanted))])
 
-        return self._write(work, flush=True, wake=None)
-
-    @property
-    def _peers(self) -> Peers:
-        with self._peers_lock:
-            if self._opened_peers is None:
-                self._opened_peers = Peers(Path(f"{self.path}-nodes"))
-            return self._opened_peers
+        return self.database.write(work, flush=True, wake=None)
 
     def fileno(self) -> int:
-        with self._named_errors("watched"):
-            return self._peers.fileno()
+        return self.database.fileno()
 
     def wait(self, timeout: float) -> bool:
-        return self._peers.wait(timeout) or self._has_changed()
-
-    def _has_changed(self) -> bool:
-        """The safety net under the datagrams: once a second, the counter by which SQLite tells that somebody has
-        committed."""
-        if time.monotonic() < self._next_look:
-            return False
-        self._next_look = time.monotonic() + SAFETY_NET
-        with self._read_lock, self._named_errors("read"):
-            version: int = self._reader.execute("PRAGMA data_version").fetchone()[0]
-        changed, self._data_version = version != self._data_version, version
-        return changed
+        return self.database.wait(timeout)
 
     def close(self) -> None:
         if not self._closed:
             for node in list(self._published.values()):
                 with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
                     self.heartbeat(node, [], 0, node.seen_at)
-            self._let_go(Peers.close)
+            self._closed = True
+            self.database.close()
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
-        self._let_go(Peers.abandon)
-
-    def _let_go(self, leave: Callable[[Peers], None]) -> None:
         self._closed = True
-        with self._read_lock, closing(self._reader), self._peers_lock:
-            self._committer.close()
-            if self._opened_peers is not None:
-                leave(self._opened_peers)
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    """Makes the tables in an empty file; refuses a file of somebody else, or of a newer dtq."""
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if application == schema.APPLICATION_ID and version == schema.VERSION:
-        return
-    if application == schema.APPLICATION_ID:
-        raise StoreError(
-            f"the database is of schema version {version}, this dtq knows version {schema.VERSION}: "
-            "upgrade dtq, or use another file"
-        )
-    if application or version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
-        raise StoreError("the file is a database of another program: use another file")
-    for statement in schema.TABLES.split(";\n"):
-        db.execute(statement)
+        self.database.abandon()

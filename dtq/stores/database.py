@@ -1,0 +1,149 @@
+"""Database: one SQLite file as this process has it open: how it is written, read, watched, and let go.
+
+write(work)  --> Committer: one connection, waiting works share a commit --.
+                                                                           +--> queue.db, queue.db-wal
+reading()    --> a second connection, kept waiting by nobody --------------'
+wait         <-- Peers: datagrams from whoever commits (queue.db-nodes/)
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from dtq.errors import StoreError
+from dtq.stores import schema
+from dtq.stores.committer import BUSY_TIMEOUT, Committer
+from dtq.stores.peers import Peers
+
+T = TypeVar("T")
+Wake = Literal["all", "others"] | None  # whom a commit concerns; the loop knows of its own updates
+SAFETY_NET = 1.0  # seconds
+
+
+class Database:
+    """Raises StoreError, with the path in it, where the file cannot be opened, written or read, or is not one of ours.
+
+    `forget` is called when a piece of work was taken back: what was learned within it is not so. Without `flush`,
+    nothing waits for the disk.
+    """
+
+    def __init__(self, path: str, flush: bool, forget: Callable[[], None]) -> None:
+        self.path = path
+        self._flush = flush
+        self._read_lock = threading.Lock()
+        self._peers_lock = threading.Lock()
+        self._peers: Peers | None = None
+        self._data_version = 0
+        self._next_look = 0.0
+        with self._named_errors("opened"):
+            self.committer = Committer(path, self._connect(), forget)
+            try:
+                self.committer.run(self._prepare, flush=True)
+                self._reader = self._connect()
+            except BaseException:
+                self.committer.close()
+                raise
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Makes the tables in an empty file; refuses a file of somebody else, or of a newer dtq."""
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if application == schema.APPLICATION_ID and version == schema.VERSION:
+            return
+        if application == schema.APPLICATION_ID:
+            raise StoreError(
+                f"{self.path} is of schema version {version}, this dtq knows version {schema.VERSION}: "
+                "upgrade dtq, or use another file"
+            )
+        if application or version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise StoreError(f"{self.path} is a database of another program: use another file")
+        for statement in schema.TABLES.split(";\n"):
+            db.execute(statement)
+
+    @contextmanager
+    def _named_errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{self.path} cannot be {verb}: {error}") from error
+
+    # --- write, read
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Wake = "all") -> T:
+        """The value of `work`, committed; all of it or, raising, nothing. With `flush` it is on the disk by then."""
+        with self._named_errors("written, and nothing was stored"):
+            value = self.committer.run(work, flush=flush and self._flush)
+            if wake is not None:
+                self.peers.wake(wake)
+            return value
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The read connection, with all statements of the block looking at the same moment."""
+        with self._read_lock, self._named_errors("read"):
+            self._reader.execute("BEGIN")
+            try:
+                yield self._reader
+            finally:
+                self._reader.execute("COMMIT")
+
+    # --- others
+
+    @property
+    def peers(self) -> Peers:
+        with self._peers_lock:
+            if self._peers is None:
+                self._peers = Peers(Path(f"{self.path}-nodes"))
+            return self._peers
+
+    def dead_peers(self) -> list[str]:
+        with self._named_errors("watched"):
+            return self.peers.dead()
+
+    def fileno(self) -> int:
+        with self._named_errors("watched"):
+            return self.peers.fileno()
+
+    def wait(self, timeout: float) -> bool:
+        return self.peers.wait(timeout) or self._has_changed()
+
+    def _has_changed(self) -> bool:
+        """The safety net under the datagrams: once a second, the counter by which SQLite tells of commits."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + SAFETY_NET
+        with self._read_lock, self._named_errors("read"):
+            version: int = self._reader.execute("PRAGMA data_version").fetchone()[0]
+        changed, self._data_version = version != self._data_version, version
+        return changed
+
+    # --- end
+
+    def close(self) -> None:
+        self._let_go(Peers.close)
+
+    def abandon(self) -> None:
+        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        self._let_go(Peers.abandon)
+
+    def _let_go(self, leave: Callable[[Peers], None]) -> None:
+        with self._read_lock, closing(self._reader), self._peers_lock:
+            self.committer.close()
+            if self._peers is not None:
+                leave(self._peers)
