@@ -120,7 +120,7 @@ class Loop:
         elif (task := self._current(report.task)) is None:
             return  # cancelled, or lost to another node: whatever became of it is no longer ours to say
         elif isinstance(report, Finished):
-            self._finish(task, report, now)
+            self._finish(task, report)
         elif isinstance(report, Returned):
             self._end(release(task))
         elif isinstance(report, Started):
@@ -136,12 +136,13 @@ class Loop:
         held = self.held.get(task.id)
         return held if held is not None and held.version == task.version else None
 
-    def _finish(self, task: Task, report: Finished, now: float) -> None:
+    def _finish(self, task: Task, report: Finished) -> None:
+        ended_at = report.started_at + report.seconds  # by the worker's clock, as its beginning
         task = replace(task, worker=f"{self.id}/{report.worker}", started_at=report.started_at, log=report.log)
         if report.error is None:
-            self._end(succeed(task, report.result, report.started_at + report.seconds))
+            self._end(succeed(task, report.result, ended_at))
         else:
-            self._end(fail(task, report.error, now, self._chance, final=report.final))
+            self._end(fail(task, report.error, ended_at, self._chance, final=report.final))
 
     def _end(self, task: Task) -> None:
         del self.held[task.id]

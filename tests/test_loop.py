@@ -106,7 +106,7 @@ def test_a_failure_waits_for_its_backoff_with_the_chance_that_was_passed_in(stor
     pool.ends(pool.has[0], error=ErrorInfo("ValueError"))
     loop.turn(NOW + 1)
     assert status(store, "x") == ["retrying"]
-    assert store.get(["x"])[0].run_at == NOW + 1 + 8 * 0.75
+    assert store.get(["x"])[0].run_at == NOW + 0.5 + 8 * 0.75
 
 
 def test_what_comes_back_unstarted_pays_no_attempt(store, pool):

@@ -69,6 +69,7 @@ def test_a_failure_is_retried_and_then_given_up_with_its_history(any_queue):
         handle.result(WAIT)
     assert "in fail" in caught.value.error.traceback
     assert [attempt.number for attempt in handle.task.history] == [1, 2, 3]
+    assert all(attempt.started_at <= attempt.finished_at for attempt in handle.task.history)
 
 
 def test_what_a_task_prints_and_logs_stays_with_it(any_queue, capfd):
