@@ -83,8 +83,9 @@ class QueueManager:
 
     def _added(self, tasks: Sequence[Task]) -> None:
         if self.events.hears("task:added"):
+            now = self.clock()
             for task in tasks:
-                self.events.emit("task:added", task.created_at, task)
+                self.events.emit("task:added", now, task)
 
     def _require_room(self, n: int) -> None:
         if self.backlog_limit is not None and (backlog := self.store.stats().unfinished) + n > self.backlog_limit:
@@ -137,7 +138,7 @@ class QueueManager:
     def retry(self, task_id: str) -> Task:
         """Starts a failed or cancelled task afresh. Raises UnknownTask, IllegalTransition."""
         task = self._change(task_id, lambda task: revive(task, self.clock()))
-        self._added([])
+        self._added([task])
         return task
 
     def _change(self, task_id: str, transition: Callable[[Task], Task]) -> Task:

@@ -226,16 +226,18 @@ class TaskQueue(QueueManager):
             self._staff[0].pool.wake()
 
     def _run_inline(self) -> None:
-        """Runs all there is to run, and leaps over the time between retries instead of waiting."""
+        """Runs all there is to run, and leaps over the time until a retry instead of waiting for it."""
         if self._state == "new":
             self.start()
         now = self.clock()
-        while self._loop.turn(now) <= now or not self._loop.idle or (now := self._next_leap(now)) < float("inf"):
-            pass
+        while (due := self._run_due(now)) is not None:
+            now = max(now, due)
 
-    def _next_leap(self, now: float) -> float:
-        due = self.store.next_due(now)
-        return float("inf") if due is None else max(due, now)
+    def _run_due(self, now: float) -> float | None:
+        """Runs what is due; gives the time at which something else will be."""
+        while self._loop.turn(now) <= now:
+            pass
+        return self.store.next_due(now)
 
     def get(self, task_id: str) -> Task:
         """The task as it is now, with the progress of one that runs here. Raises UnknownTask."""

@@ -13,7 +13,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from dtq import TaskCancelled, TaskQueue, lab
+from dtq import StoreError, TaskCancelled, TaskQueue, lab
 
 WAIT = 20.0
 
@@ -76,6 +76,14 @@ def test_waiting_for_bars_that_stand_still_says_what_is_left(queue):
         bars.wait(0.1)
     queue.add("work", 0)
     bars.wait(WAIT)
+
+
+def test_bars_of_a_queue_that_is_closed_end_and_tell_whoever_waits(here):
+    with TaskQueue(here.path / "q.db", {"work": "queue_handlers:nothing"}, 1) as queue:
+        bars = lab.progress(queue, total=1)
+    with pytest.raises(StoreError):
+        bars.wait(WAIT)
+    lab.assert_clean()
 
 
 def test_figures_and_tables_agree_with_what_happened(queue):

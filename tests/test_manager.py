@@ -247,6 +247,8 @@ def test_events_tell_of_adding_and_cancelling(manager):
     manager.on("*", lambda e: heard.append((e.name, e.task.id if e.task else e.data["queue"])))
     handle = manager.add("a")
     handle.cancel()
+    manager.retry(handle.id)
     manager.pause("x")
     manager.events.close()
-    assert heard == [("task:added", handle.id), ("task:cancelled", handle.id), ("queue:paused", "x")]
+    life = [("task:added", handle.id), ("task:cancelled", handle.id), ("task:added", handle.id)]
+    assert heard == [*life, ("queue:paused", "x")]

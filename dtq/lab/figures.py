@@ -23,21 +23,26 @@ COLORS = {
     "failed": "#D55E00",
     "cancelled": "#999999",
 }
+NARROW = 0.002  # of the time shown: a bar narrower than this gets an edge of its own colour, or nobody would see it
 
 
 def gantt(recorder: Recorder) -> Axes:
     """Who ran what and when: a lane for each worker, a bar for each attempt, coloured by how it ended."""
     frame = recorder.frame()
     figure, axes = plt.subplots()
-    lanes = {worker: lane for lane, worker in enumerate(sorted(frame["worker"].unique()))}
+    lanes = {worker: lane for lane, worker in enumerate(sorted(frame["worker"].unique(), key=_in_order))}
+    end = frame["finished"].max()
     for outcome, rows in frame.groupby("outcome", sort=False):
+        color = COLORS[str(outcome)]
         axes.barh(
-            rows["worker"].map(lanes), rows["seconds"], left=rows["started"], height=0.8, color=COLORS[str(outcome)],
-            edgecolor="white", linewidth=0.3, label=f"{outcome} ({len(rows)})",
+            rows["worker"].map(lanes), rows["seconds"], left=rows["started"], height=0.8, color=color,
+            edgecolor=["white" if wide else color for wide in rows["seconds"] > end * NARROW],
+            linewidth=0.8, label=f"{outcome} ({len(rows)})",
         )  # fmt: skip
     for _, row in frame[frame["outcome"] == "worker killed"].iterrows():
         axes.plot(row["finished"], lanes[row["worker"]], marker="X", color="black", markersize=9, linestyle="none")
     axes.set_yticks(list(lanes.values()), list(lanes))
+    axes.set_xlim(0, end * 1.01)
     axes.set(xlabel="time (s)", ylabel="worker", title="Who ran what")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5)
     outcomes = ", ".join(f"{n} {outcome}" for outcome, n in frame["outcome"].value_counts().items())
@@ -52,7 +57,7 @@ def depth(recorder: Recorder) -> Axes:
     axes.step(frame["seconds"], frame["waiting"], where="post", color="#0072B2", label="waiting")
     axes.step(frame["seconds"], frame["running"], where="post", color="#E69F00", label="running")
     axes.step(frame["seconds"], frame["ended"], where="post", color="#009E73", linestyle="--", label="ended")
-    axes.set(xlabel="time (s)", ylabel="tasks", title="The queue fills at once and drains steadily")
+    axes.set(xlabel="time (s)", ylabel="tasks", title="Tasks that wait, run, and have ended")
     axes.legend()
     peak, end = frame["waiting"].max(), frame["seconds"].max()
     _show_figure(
@@ -61,24 +66,30 @@ def depth(recorder: Recorder) -> Axes:
     return axes
 
 
+def _in_order(worker: str) -> tuple[int, str]:
+    """w2 before w10."""
+    return len(worker), worker
+
+
 def show(*pictures: str | Path, width: int = 210) -> None:
-    """Pictures side by side, each with its file's name below."""
+    """Pictures side by side, each with its place and its size in pixels below; `width` is how wide they are shown."""
     display(HTML("".join(_captioned(Path(path), width) for path in pictures)))
 
 
 def _captioned(path: Path, width: int) -> str:
-    picture = _img(_png(path, width), f"The picture {path.name}")
-    caption = f"<figcaption>{html.escape(path.name)}</figcaption>"
-    return f'<figure style="display:inline-block;margin:4px">{picture}{caption}</figure>'
-
-
-def _png(path: Path, width: int) -> bytes:
     with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((width, width))
-        buffer = io.BytesIO()
-        small.save(buffer, "PNG")
-        return buffer.getvalue()
+        caption = f"{path.parent.name}/{path.name}, {picture.width} x {picture.height}"
+        shown = _img(_png(picture, width), f"The picture {caption} pixels")
+    style = "display:inline-block;margin:4px"
+    return f'<figure style="{style}">{shown}<figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
+def _png(picture: Image.Image, width: int) -> bytes:
+    small = picture.convert("RGB")
+    small.thumbnail((width, width))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _show_figure(figure: Figure, alt: str) -> None:

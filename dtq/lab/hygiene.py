@@ -5,14 +5,18 @@ A cell is green when a thread, or a process, of its own has failed; `assert_clea
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 WITHIN = 2.0  # seconds that processes and threads may take to end
+PROC = Path("/proc")
+Process = tuple[int, int, str, str]  # its id, its parent's, its state, its name
 
 
 class Watch:
@@ -60,27 +64,37 @@ def assert_clean() -> None:
         time.sleep(0.02)
     found = watch.failures + _left(watch)
     watch.end()
+    found += [f"directory {directory} cannot be removed" for directory in watch.directories if directory.exists()]
     assert not found, "this chapter left something behind:\n" + "\n".join(found)
     print("Clean: no process, no thread and no file is left, and no thread has failed.")
 
 
 def _left(watch: Watch) -> list[str]:
-    processes = [f"process {pid} lives" for pid in sorted(child_processes() - watch.children)]
+    now = child_processes()
+    processes = [f"process {pid} lives: {now[pid]}" for pid in sorted(now.keys() - watch.children.keys())]
     return processes + [f"thread {t.name} lives" for t in threading.enumerate() if t.name.startswith("dtq-")]
 
 
-def child_processes() -> set[int]:
-    """The ids of the processes that this one has started and that have not ended."""
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
-    rows = (line.split() for line in listing.splitlines())
-    ours = {int(pid) for pid, parent, state in rows if int(parent) == os.getpid() and not state.startswith("Z")}
-    return {pid for pid in ours if _is_there(pid)}
+def child_processes() -> dict[int, str]:
+    """Id and name of the processes that this one has started and that have not ended."""
+    processes = _from_proc() if PROC.joinpath("self", "stat").exists() else _from_ps()
+    return {pid: name for pid, parent, state, name in processes if parent == os.getpid() and state[0] not in "ZX"}
 
 
-def _is_there(pid: int) -> bool:
-    """Whether it is still there: `ps` lists itself, and is gone by now."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _from_proc() -> Iterator[Process]:
+    """On Linux: small images have no `ps`."""
+    for directory in PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            head, _, tail = directory.joinpath("stat").read_text().rpartition(")")  # 7 (a (name)) S 1 ...
+            state, parent, *_ = tail.split()
+            yield int(directory.name), int(parent), state, head.partition("(")[2]
+
+
+def _from_ps() -> Iterator[Process]:
+    """On macOS, which has no /proc."""
+    with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,stat=,comm="], stdout=subprocess.PIPE, text=True) as ps:
+        assert ps.stdout is not None
+        for line in ps.stdout:
+            pid, parent, state, name = line.split(None, 3)
+            if int(pid) != ps.pid:
+                yield int(pid), int(parent), state, name.strip()

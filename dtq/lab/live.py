@@ -12,12 +12,14 @@ import time
 import ipywidgets as widgets
 from IPython.display import display
 
+from dtq.errors import StoreError
 from dtq.manager import QueueManager
 from dtq.stores import Stats
+from dtq.task import TERMINAL, Status
 
 TICK = 0.1  # seconds between looks
-GREEN, RED = "#009E73", "#D55E00"  # Okabe and Ito's, told apart by everybody
-BARS = {"completed": GREEN, "failed": RED}
+# Okabe and Ito's palette: told apart by everybody
+BARS = {"completed": "#009E73", "failed": "#D55E00", "to go": "#56B4E9"}
 
 
 class Progress:
@@ -25,37 +27,46 @@ class Progress:
 
     def __init__(self, queue: QueueManager, total: int) -> None:
         self.bars = {name: _bar(name, color, total) for name, color in BARS.items()}
+        self.bars["to go"].value = total
         self.label = widgets.HTML(_caption(0, total, 0.0))
         self.widget = widgets.VBox([*self.bars.values(), self.label])
         self._queue = queue
         self._total = total
         self._began = time.monotonic()
-        self._before = _ended(queue.stats())
+        self._before = queue.stats().counts
         self._over = threading.Event()
+        self._error: StoreError | None = None
         self._thread = threading.Thread(target=self._run, name="dtq-progress", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def wait(self, timeout: float = 60.0) -> None:
-        """Returns when all has ended and the bars show it. Raises TimeoutError, saying what is left."""
+        """Returns when all has ended and the bars show it. Raises TimeoutError, saying what is left, and StoreError
+        where the queue was closed before."""
         if not self._over.wait(timeout):
             raise TimeoutError(f"{self.label.value} after {timeout} s: {self._queue.stats().counts}")
         self._thread.join()
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         left = self._total
-        while left > 0:
-            time.sleep(TICK)
-            left = self._show(self._queue.stats())
+        try:
+            while left > 0:
+                time.sleep(TICK)
+                left = self._show(self._queue.stats())
+        except StoreError as error:  # the queue was closed, say: the bars stay as they are, and whoever waits is told
+            self._error = error
         self._over.set()
 
     def _show(self, stats: Stats) -> int:
         """Moves the bars; gives how many tasks have not ended."""
-        ended = _ended(stats) - self._before
-        for name, bar in self.bars.items():
-            bar.value = min(stats.counts[name], self._total)
+        new = {status: stats.counts[status] - self._before[status] for status in TERMINAL}
+        ended = sum(new.values())
         left = self._total - ended
+        for name, bar in self.bars.items():
+            bar.value = left if name == "to go" else new[Status(name)]
         self.label.value = _caption(ended, left, ended / (time.monotonic() - self._began))
         return left
 
@@ -76,10 +87,6 @@ def _bar(name: str, color: str, total: int) -> widgets.IntProgress:
 
 def _caption(ended: int, left: int, rate: float) -> str:
     return f"{ended} ended, {left} to go, {rate:.0f} tasks/s"
-
-
-def _ended(stats: Stats) -> int:
-    return sum(stats.counts[status] for status in ("completed", "failed", "cancelled"))
 
 
 def _twin(total: int) -> str:

@@ -19,6 +19,7 @@ METADATA = {
 }
 CHANGING = [
     (re.compile(r"/\S*ipykernel_\d+/\d+\.py"), "<cell>"),
+    (re.compile(r"/\S*dtq-chapter-\d\d-\w+"), "<chapter>"),
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x..."),
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
 ]

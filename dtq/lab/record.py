@@ -1,14 +1,20 @@
-"""Recorder: listens to a queue, and gives what it heard as tables."""
+"""Recorder: listens to a queue, and gives what it heard as tables.
+
+events, as they come --> where each task stands (waiting, running, ended) --> frame: attempts; depth: counts over time
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from dtq.events import Event
 from dtq.manager import QueueManager
+from dtq.task import Task
 
 OUTCOMES = {
     "task:completed": "completed",
@@ -16,7 +22,16 @@ OUTCOMES = {
     "task:retrying": "retried",
     "task:cancelled": "cancelled",
 }
+STANDS = {
+    "task:added": "waiting",
+    "task:started": "running",
+    "task:retrying": "waiting",
+    "task:completed": "ended",
+    "task:failed": "ended",
+    "task:cancelled": "ended",
+}
 DEATHS = "WorkerDied"
+COLUMNS = ("task", "type", "worker", "attempt", "started", "finished", "seconds", "outcome")
 
 
 class Recorder:
@@ -33,37 +48,48 @@ class Recorder:
 
     def frame(self) -> pd.DataFrame:
         """One row for each attempt that has ended: task, type, worker, attempt, started, finished, seconds, outcome."""
-        rows = [self._row(event) for event in list(self._events) if event.name in OUTCOMES and event.task]
-        return pd.DataFrame(rows, columns=[*_COLUMNS])
+        rows = [self._row(event, task) for event, task, stood in self._moves() if _ends_attempt(event, task, stood)]
+        return pd.DataFrame(rows, columns=[*COLUMNS])
 
-    def _row(self, event: Event) -> dict[str, Any]:
-        task = event.task
-        assert task is not None
+    def _row(self, event: Event, task: Task) -> dict[str, Any]:
         started = (task.started_at or event.at) - self.began
-        finished = (task.finished_at or event.at) - self.began
-        died = event.name != "task:completed" and task.error is not None and task.error.type == DEATHS
+        # a worker that is quick ends a call before the time that the loop has read for its turn
+        finished = max(started, (task.finished_at or event.at) - self.began)
         worker = (task.worker or "").rpartition("/")[2]
-        outcome = "worker killed" if died else OUTCOMES[event.name]
-        return dict(
-            zip(
-                _COLUMNS,
-                (task.id, task.type, worker, task.attempts, started, finished, finished - started, outcome),
-                strict=True,
-            )
-        )
+        row = (task.id, task.type, worker, task.attempts, started, finished, finished - started, _outcome(event, task))
+        return dict(zip(COLUMNS, row, strict=True))
 
     def depth(self) -> pd.DataFrame:
-        """How many tasks wait, run and have ended, at each event."""
-        rows, waiting, running, ended = [], 0, 0, 0
-        for event in list(self._events):
-            added, begun = event.name == "task:added", event.name == "task:started"
-            back, over = event.name == "task:retrying", event.name in ("task:completed", "task:failed")
-            waiting += added - begun + back
-            running += begun - back - over
-            ended += over
-            if added or begun or back or over:
-                rows.append((event.at - self.began, waiting, running, ended))
+        """How many of the tasks heard of wait, run and have ended, after each event."""
+        counts: Counter[str] = Counter()
+        rows, seconds = [], 0.0
+        for event, _, stood in self._moves():
+            counts.update([STANDS[event.name]])
+            counts.subtract([stood] if stood else [])
+            seconds = max(seconds, event.at - self.began)  # workers and loop read the clock each for themselves
+            rows.append((seconds, counts["waiting"], counts["running"], counts["ended"]))
         return pd.DataFrame(rows, columns=["seconds", "waiting", "running", "ended"])
 
+    def _moves(self) -> Iterator[tuple[Event, Task, str | None]]:
+        """The events that move a task, as they came, each with where the task stood before (None: not heard of)."""
+        stands: dict[str, str] = {}
+        for event in self._events.copy():
+            if event.task is None or event.name not in STANDS:
+                continue
+            stood = stands.get(event.task.id)
+            if event.name == "task:added" and stood:
+                continue  # a worker may begin with a task before its `add` has told of it
+            stands[event.task.id] = STANDS[event.name]
+            yield event, event.task, stood
 
-_COLUMNS = ("task", "type", "worker", "attempt", "started", "finished", "seconds", "outcome")
+
+def _ends_attempt(event: Event, task: Task, stood: str | None) -> bool:
+    """Whether an attempt ended here: a task can be cancelled while it waits, or fail with its parent, without one."""
+    if event.name == "task:cancelled":
+        return stood == "running"
+    return event.name in OUTCOMES and task.attempts > 0
+
+
+def _outcome(event: Event, task: Task) -> str:
+    died = event.name in ("task:retrying", "task:failed") and task.error is not None and task.error.type == DEATHS
+    return "worker killed" if died else OUTCOMES[event.name]
