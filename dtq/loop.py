@@ -36,6 +36,7 @@ log = logging.getLogger("dtq")
 
 BEAT = 1.0  # seconds between heartbeats, and between looks for dead nodes
 CLEANUP = 60.0  # seconds between clean-ups
+PURGES = 10  # steps of the clean-up in one beat: a store removes up to a thousand tasks in each
 REAP = 100  # tasks taken over in one turn
 LOOK = 0.02  # seconds, at least, between looks for tasks that ended elsewhere
 TROUBLE = 2.0  # seconds, at most, until a store that failed is tried again
@@ -157,7 +158,7 @@ class Loop:
     # --- beat: once a second
 
     def _beat(self, now: float) -> None:
-        if now < self._next_beat:
+        if now < self._next_beat <= now + BEAT:  # further off than that: the clock was set back
             return
         self._next_beat = now + min(BEAT, self._lease / 3)
         self._started_at = self._started_at or now
@@ -165,9 +166,13 @@ class Loop:
             self.drop(task_id)
         for task in self._store.reap(self.id, REAP, self._lease, now):
             self._outcomes.append((end_doomed(task, now) if task.doom else interrupt(task, now), ()))
-        if self._cleanup_age is not None and now >= self._next_cleanup:
-            self._next_cleanup = now + CLEANUP
-            self._store.purge(now - self._cleanup_age, TERMINAL)
+        self._clean_up(now)
+
+    def _clean_up(self, now: float) -> None:
+        """Removes what ended long ago: some at each beat while there is any, and then a look each CLEANUP."""
+        if self._cleanup_age is not None and not now < self._next_cleanup <= now + CLEANUP:
+            has_more = all(self._store.purge(now - self._cleanup_age, TERMINAL) for _ in range(PURGES))
+            self._next_cleanup = now if has_more else now + CLEANUP
 
     def node(self, now: float) -> Node:
         workers = self.workers()

@@ -84,7 +84,7 @@ class TaskQueue(QueueManager):
             cleanup_age=cleanup_age if auto_cleanup else None,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
-        self._give_up_at = float("inf")
+        self._give_up_at = float("inf")  # by the monotonic clock
         self._idle = threading.Condition()
         self._state: Literal["new", "running", "stopped"] = "new"
 
@@ -117,7 +117,7 @@ class TaskQueue(QueueManager):
     def _run(self) -> None:
         try:
             due = self._loop.turn(self.clock())
-            while not self._loop.is_drained() and self.clock() < self._give_up_at:
+            while not self._loop.is_drained() and time.monotonic() < self._give_up_at:
                 self._wait(due)
                 due = self._loop.turn(self.clock())
         except Exception:
@@ -153,7 +153,7 @@ class TaskQueue(QueueManager):
             self._state = "stopped"
             atexit.unregister(self.shutdown)
             _after_each_cell("unregister", self._refresh)
-            self._give_up_at = self.clock() + (0 if force else timeout)
+            self._give_up_at = time.monotonic() + (0 if force else timeout)
             self._post(self._loop.drain)
             if self._thread is None:
                 self._leave()

@@ -11,7 +11,7 @@ from dtq.handle import Endings
 from dtq.loop import Loop
 from dtq.staff import Pool, Staff
 from dtq.stores.memory import MemoryStore
-from dtq.task import ErrorInfo, Task
+from dtq.task import ErrorInfo, Task, succeed
 
 NOW = 1000.0
 
@@ -180,6 +180,24 @@ def test_old_tasks_are_cleaned_up_by_age(store, pool):
     assert status(store, "x") == ["completed"]
     loop.turn(NOW + 200)
     assert status(store, "x") == []
+
+
+def test_a_large_backlog_of_old_tasks_goes_in_steps_and_a_later_turn_goes_on(store, pool):
+    loop = make(store, ScriptedPool(room=0), cleanup_age=100)
+    add(store, *(f"t{n:05}" for n in range(12_000)))
+    store.update([(succeed(task, None, NOW), ()) for task in store.claim("n", 12_000, 30, NOW, {"a"})])
+    loop.turn(NOW + 200)
+    assert store.stats().total == 2000
+    loop.turn(NOW + 201)
+    assert store.stats().total == 0
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_heart(store, pool):
+    loop = make(store, pool, lease=10)
+    add(store, "x")
+    loop.turn(NOW)
+    loop.turn(NOW - 3600)
+    assert store.get(["x"])[0].lease_until == NOW - 3600 + 10
 
 
 def test_a_post_that_comes_during_a_turn_is_done_at_once_in_the_next(store, pool):
