@@ -3,16 +3,16 @@
 It is the executable specification: what it does, every store must do. Read it to learn the rules; where another store
 differs, that one is wrong (a hypothesis state machine runs SQLite against it).
 
-A waiting task stands in `_later` until it is due, and then in the `_ready` heap of its lane. Heaps are never searched:
-an entry whose task has moved on meanwhile is dropped when it comes up.
+    tasks by id  --> everything that is known of them
+    WaitingRoom  --> what may be claimed, and when                 (room.py)
+    counters, limits, shares, nodes: a dictionary each
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from heapq import heappop, heappush
+from collections.abc import Collection, Iterable, Sequence
 from itertools import count, islice
 from typing import Any
 
@@ -22,9 +22,8 @@ from dtq.errors import InvalidTask
 from dtq.limits import Gate, Head, Lane, Limit, Share, pick
 from dtq.stores import Node, Outcome, Stats, count_up, doom_by, stand_ins
 from dtq.stores.bell import Bell
+from dtq.stores.room import WaitingRoom
 from dtq.task import STATE, WAITING, Status, Task
-
-DUE = (Status.PENDING, Status.RETRYING)
 
 
 class MemoryStore:
@@ -40,11 +39,7 @@ class MemoryStore:
         self._keys: dict[str, str] = {}
         self._parents: dict[str, set[str]] = {}  # of a blocked task: those it still waits for
         self._children: dict[str, set[str]] = defaultdict(set)
-        self._later: list[tuple[float, int]] = []
-        self._ready: dict[Lane, list[Head]] = defaultdict(list)
-        self._oldest: list[tuple[float, int]] = []
-        self._expiring: list[tuple[float, int]] = []
-        self._doomed: dict[Lane, dict[str, None]] = defaultdict(dict)
+        self._room = WaitingRoom(lambda number: self._tasks.get(self._id.get(number, "")))
         self._processing: dict[str, None] = {}
         self._counts: Counter[tuple[Lane, str]] = Counter()
         self._limits: dict[tuple[str | None, ...], Limit] = {}
@@ -120,25 +115,11 @@ class MemoryStore:
         self._counts[task.lane, task.status] += 1
         self._tasks[task.id] = task
         self._processing.pop(task.id, None)
-        self._doomed[task.lane].pop(task.id, None)
+        self._room.leave(task)
         if task.status == Status.PROCESSING:
             self._processing[task.id] = None
         elif task.status in WAITING:
-            self._enter(task)
-
-    def _enter(self, task: Task) -> None:
-        seq = self._seq[task.id]
-        if task.doom:
-            self._doomed[task.lane][task.id] = None
-        elif task.status in DUE:
-            heappush(self._later, (task.run_at, seq))
-        if task.expires is not None:
-            heappush(self._expiring, (task.expires, seq))
-
-    def _waiting(self, seq: int) -> Task | None:
-        """The task of this number if it waits for its turn, and not for other tasks or for its end."""
-        task = self._tasks.get(self._id.get(seq, ""))
-        return task if task and task.status in DUE and not task.doom else None
+            self._room.enter(task, self._seq[task.id])
 
     def _settle_children(self, parent: Task) -> None:
         """A parent has come to its end: its children are unblocked or doomed."""
@@ -161,43 +142,27 @@ class MemoryStore:
         min_priority: int | None = None,
     ) -> list[Task]:  # fmt: skip
         with self._lock:
-            self._move_due(now)
+            self._room.move_due(now)
             self._doom_expired(now)
             lanes = [
                 lane
                 for lane in {lane for lane, _ in self._counts}
                 if lane[1] in types and (not queues or lane[0] in queues)
             ]
-            doomed = self._find_doomed(lanes)[:n]
+            doomed = self._room.doomed(lanes)[:n]
             ready = self._pick(lanes, n - len(doomed), now, min_priority)
             return [self._take(task, worker, lease, now) for task in doomed + ready]
 
-    def _move_due(self, now: float) -> None:
-        while self._later and self._later[0][0] <= now:
-            run_at, seq = heappop(self._later)
-            task = self._waiting(seq)
-            if task and task.run_at == run_at:
-                heappush(self._ready[task.lane], (-task.priority, run_at, seq))
-                heappush(self._oldest, (run_at, seq))
-        self._drop_stale(self._oldest)
-
     def _doom_expired(self, now: float) -> None:
-        while self._expiring and self._expiring[0][0] <= now:
-            expires, seq = heappop(self._expiring)
-            task = self._tasks.get(self._id.get(seq, ""))
-            if task and task.status in WAITING and task.expires == expires and not task.doom:
-                self._put(replace(task, doom="expired"))
-
-    def _find_doomed(self, lanes: Iterable[Lane]) -> list[Task]:
-        return [self._tasks[task_id] for lane in lanes for task_id in self._doomed[lane]]
+        for task in self._room.expired(now):
+            self._put(replace(task, doom="expired"))
 
     def _pick(self, lanes: Iterable[Lane], n: int, now: float, min_priority: int | None) -> list[Task]:
         gates = self._gates()
         given: list[tuple[Lane, Head]] = []
-        heads = {lane: self._heads(lane, min_priority, given) for lane in lanes}
+        heads = {lane: self._room.heads(lane, min_priority, given) for lane in lanes}
         picked = pick(heads, n, now, gates, self._share)
-        for lane, head in set(given) - set(picked):
-            heappush(self._ready[lane], head)
+        self._room.put_back(set(given) - set(picked))
         self._share = Share(self._share.ahead(), self._share.now)
         self._next_at.update({gate.limit.selector: gate.owed(now) for gate in gates})
         return [self._tasks[self._id[head[2]]] for _, head in picked]
@@ -205,16 +170,6 @@ class MemoryStore:
     def _gates(self) -> list[Gate]:
         running = {lane: n for (lane, status), n in self._counts.items() if status == Status.PROCESSING and n}
         return [Gate(limit, running, self._next_at[limit.selector]) for limit in self._limits.values()]
-
-    def _heads(self, lane: Lane, min_priority: int | None, given: list[tuple[Lane, Head]]) -> Iterator[Head]:
-        """The lane's ready tasks, best first; `given` remembers what left the heap."""
-        ready, last = self._ready[lane], None
-        while ready and (min_priority is None or -ready[0][0] >= min_priority):
-            head = heappop(ready)
-            task = self._waiting(head[2])
-            if task and (-task.priority, task.run_at) == head[:2] and head != last:
-                given.append((lane, head))
-                yield (last := head)
 
     def _take(self, task: Task, worker: str, lease: float, now: float) -> Task:
         taken = replace(
@@ -306,22 +261,14 @@ class MemoryStore:
     def stats(self) -> Stats:
         with self._lock:
             rows = ((queue, type, str(status), n) for ((queue, type, _), status), n in self._counts.items())
-            self._drop_stale(self._oldest)
-            self._drop_stale(self._later)
-            oldest = min((heap[0][0] for heap in (self._oldest, self._later) if heap), default=None)
-            return Stats(*count_up(rows), oldest, list(self._nodes.values()), list(self._limits.values()))
-
-    def _drop_stale(self, heap: list[tuple[float, int]]) -> None:
-        while heap and not ((task := self._waiting(heap[0][1])) and task.run_at == heap[0][0]):
-            heappop(heap)
+            return Stats(*count_up(rows), self._room.oldest(), list(self._nodes.values()), list(self._limits.values()))
 
     def next_due(self, now: float) -> float | None:
         with self._lock:
-            self._drop_stale(self._later)
-            times = [run_at for run_at, _ in self._later[:1]]
-            times += [expires for expires, _ in self._expiring[:1] if expires > now]
+            expiry = self._room.next_expiry()
+            times = [self._room.next_due(), expiry if expiry and expiry > now else None]
             times += [at for gate in self._gates() for bucket in gate.next_at if (at := gate.opens_at(bucket)) > now]
-            return min(times, default=None)
+            return min((time for time in times if time is not None), default=None)
 
     # --- lanes, removal, waking
 
@@ -350,7 +297,7 @@ class MemoryStore:
         for parent in self._parents.pop(task.id, ()):
             self._children[parent].discard(task.id)
         self._counts[task.lane, task.status] -= 1
-        self._doomed[task.lane].pop(task.id, None)
+        self._room.leave(task)
         del self._tasks[task.id], self._id[self._seq.pop(task.id)]
         if task.key is not None:
             del self._keys[task.key]

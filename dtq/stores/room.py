@@ -1,0 +1,101 @@
+"""WaitingRoom: where MemoryStore looks for what may be claimed. Heaps of entries, each with the number of a task.
+
+    enter --> later, by time ----move_due----> ready, a heap for each lane --heads--> the next tasks
+          --> expiring, by time --expired----> doomed, by lane -----------doomed----> tasks to be ended
+
+Heaps are never searched: an entry whose task has moved on meanwhile is stale, and is dropped when it comes up.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heappop, heappush
+
+from dtq.limits import Head, Lane
+from dtq.task import WAITING, Status, Task
+
+Entry = tuple[float, int]  # a time, and the number of a task
+DUE = (Status.PENDING, Status.RETRYING)
+
+
+class WaitingRoom:
+    """`task_of` gives the task of a number as it is stored now, or None."""
+
+    def __init__(self, task_of: Callable[[int], Task | None]) -> None:
+        self._task_of = task_of
+        self._later: list[Entry] = []
+        self._ready: dict[Lane, list[Head]] = defaultdict(list)
+        self._oldest: list[Entry] = []  # of the ready ones, by due time
+        self._expiring: list[Entry] = []
+        self._doomed: dict[Lane, dict[str, Task]] = defaultdict(dict)
+
+    def enter(self, task: Task, number: int) -> None:
+        if task.doom:
+            self._doomed[task.lane][task.id] = task
+        elif task.status in DUE:
+            heappush(self._later, (task.run_at, number))
+        if task.expires is not None:
+            heappush(self._expiring, (task.expires, number))
+
+    def leave(self, task: Task) -> None:
+        """The task is no longer to be claimed, if it was; from the heaps it goes when it comes up."""
+        self._doomed[task.lane].pop(task.id, None)
+
+    def move_due(self, now: float) -> None:
+        while self._later and self._later[0][0] <= now:
+            run_at, number = heappop(self._later)
+            if task := self._due(run_at, number):
+                heappush(self._ready[task.lane], (-task.priority, run_at, number))
+                heappush(self._oldest, (run_at, number))
+        self._drop_stale(self._oldest)
+
+    def expired(self, now: float) -> Iterator[Task]:
+        """Takes out the tasks that wait and have expired."""
+        while self._expiring and self._expiring[0][0] <= now:
+            expires, number = heappop(self._expiring)
+            task = self._task_of(number)
+            if task and task.status in WAITING and task.expires == expires and not task.doom:
+                yield task
+
+    def doomed(self, lanes: Iterable[Lane]) -> list[Task]:
+        return [task for lane in lanes for task in self._doomed[lane].values()]
+
+    def heads(self, lane: Lane, min_priority: int | None, given: list[tuple[Lane, Head]]) -> Iterator[Head]:
+        """Takes the lane's ready tasks out, best first; `given` remembers which."""
+        ready, last = self._ready[lane], None
+        while ready and (min_priority is None or -ready[0][0] >= min_priority):
+            head = heappop(ready)
+            task = self._due(head[1], head[2])
+            if task and -task.priority == head[0] and head != last:
+                given.append((lane, head))
+                yield (last := head)
+
+    def put_back(self, given: Iterable[tuple[Lane, Head]]) -> None:
+        for lane, head in given:
+            heappush(self._ready[lane], head)
+
+    def oldest(self) -> float | None:
+        """The earliest due time of all that waits for nothing but its time or a worker."""
+        self._drop_stale(self._oldest)
+        return min((time for time in (self._first(self._oldest), self.next_due()) if time is not None), default=None)
+
+    def next_due(self) -> float | None:
+        """When the next task that is not due yet will be."""
+        self._drop_stale(self._later)
+        return self._first(self._later)
+
+    def next_expiry(self) -> float | None:
+        return self._first(self._expiring)
+
+    def _first(self, heap: list[Entry]) -> float | None:
+        return heap[0][0] if heap else None
+
+    def _drop_stale(self, heap: list[Entry]) -> None:
+        while heap and not self._due(*heap[0]):
+            heappop(heap)
+
+    def _due(self, run_at: float, number: int) -> Task | None:
+        """The task of an entry that is not stale: it waits, for nothing but its time or a worker, since that time."""
+        task = self._task_of(number)
+        return task if task and task.status in DUE and not task.doom and task.run_at == run_at else None
