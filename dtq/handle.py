@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from dtq.errors import TaskCancelled, TaskFailed
+from dtq.errors import DTQError, TaskCancelled, TaskFailed
 from dtq.stores import Store
 from dtq.stores.bell import Bell
 from dtq.task import Status, Task
@@ -53,6 +53,15 @@ class Endings:
                 for future in futures:
                     if future.set_running_or_notify_cancel():
                         future.set_result(task)
+
+    def give_up(self, why: str) -> None:
+        """Nobody will tell of endings any more: those who wait get a DTQError instead of waiting for ever."""
+        with self._lock:
+            waiting, self._futures = self._futures, {}
+        for task_id, futures in waiting.items():
+            for future in futures:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(DTQError(f"task {task_id} had not ended when {why}"))
 
     def check(self, get: Callable[[list[str]], list[Task]]) -> None:
         """Looks in the store for the tasks that somebody waits for."""

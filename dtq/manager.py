@@ -211,6 +211,7 @@ class QueueManager:
 
     def close(self) -> None:
         self._lookout.close()
+        self._endings.give_up("the queue was closed")
         self.events.close()
         if self._owns_store:
             self.store.close()

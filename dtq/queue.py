@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dtq import reports, staff
@@ -122,6 +123,7 @@ class TaskQueue(QueueManager):
                 due = self._loop.turn(self.clock())
         except Exception:
             log.exception("the loop of %s has failed: its workers are stopped", self.node)
+            self._endings.give_up("the loop failed (see the log)")
         finally:
             self._leave()
 
@@ -172,6 +174,12 @@ class TaskQueue(QueueManager):
 
     def __enter__(self) -> Self:
         return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Shuts down; who interrupts (Ctrl-C, the notebook's Stop) does not wait for what runs: it goes back."""
+        self.shutdown(force=isinstance(error, KeyboardInterrupt))
 
     # --- handlers
 

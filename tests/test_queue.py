@@ -307,6 +307,17 @@ def test_a_forced_shutdown_gives_back_what_runs_and_counts_no_attempt(path):
         assert (task.status, task.attempts, task.interruptions) == (Status.PENDING, 0, 0)
 
 
+def test_an_interrupt_in_the_block_does_not_wait_for_what_runs(path):
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), TaskQueue(path, HANDLERS, pool_size=1) as queue:
+        handle = queue.add("sleep_if_asked", 60, timeout=90)
+        wait_until(lambda: any(worker.task_id == handle.id for worker in queue.workers()))
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 5
+    with QueueManager(path) as manager:
+        assert (manager.get(handle.id).status, manager.get(handle.id).attempts) == ("pending", 0)
+
+
 def test_several_pools_keep_to_their_priorities(path):
     pools = {"urgent": Pool(1, min_priority=5), "rest": Pool(1)}
     with TaskQueue(path, HANDLERS, pools=pools) as queue:
@@ -350,6 +361,37 @@ def test_a_queue_that_was_never_started_gives_everything_back(path, executor):
 def test_a_sync_handler_cannot_run_several_calls_at_once(queue):
     with pytest.raises(HandlerError, match="is not async"):
         queue.register("a", lambda payload, context: None, concurrency=5)
+
+
+@pytest.mark.parametrize("make", [TaskQueue, QueueManager])
+def test_who_waits_for_a_task_is_told_when_the_queue_is_closed(path, make):
+    queue = make(path)
+    if make is TaskQueue:
+        queue.register("echo", FILE)
+        queue.start()
+    handle = queue.add("echo", delay=60)
+    waiting = threading.Thread(target=lambda: errors.append(_error_of(handle.result)))
+    errors = []
+    waiting.start()
+    wait_until(lambda: queue._endings)
+    queue.close()
+    waiting.join(WAIT)
+    assert "had not ended when the queue was closed" in str(errors[0])
+
+
+def _error_of(call):
+    try:
+        return call()
+    except DTQError as error:
+        return error
+
+
+def test_a_listener_may_shut_the_queue_down(path):
+    queue = TaskQueue(path, {"echo": FILE}, pool_size=1).start()
+    down = threading.Event()
+    queue.once("task:completed", lambda event: (queue.shutdown(), down.set()))
+    queue.add("echo")
+    assert down.wait(WAIT)
 
 
 def test_join_says_what_is_left(queue):
