@@ -308,14 +308,18 @@ def test_a_forced_shutdown_gives_back_what_runs_and_counts_no_attempt(path):
 
 
 def test_an_interrupt_in_the_block_does_not_wait_for_what_runs(path):
+    def work():
+        with TaskQueue(path, HANDLERS, pool_size=1) as queue:
+            handle = queue.add("sleep_if_asked", 60, timeout=90)
+            wait_until(lambda: any(worker.task_id == handle.id for worker in queue.workers()))
+            raise KeyboardInterrupt
+
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), TaskQueue(path, HANDLERS, pool_size=1) as queue:
-        handle = queue.add("sleep_if_asked", 60, timeout=90)
-        wait_until(lambda: any(worker.task_id == handle.id for worker in queue.workers()))
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert time.monotonic() - began < 5
     with QueueManager(path) as manager:
-        assert (manager.get(handle.id).status, manager.get(handle.id).attempts) == ("pending", 0)
+        assert [(task.status, task.attempts) for task in manager.find()] == [("pending", 0)]
 
 
 def test_several_pools_keep_to_their_priorities(path):
