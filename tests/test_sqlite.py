@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from dtq.errors import StoreError
 from dtq.manager import QueueManager
 from dtq.stores import Node, open_store, schema
+from dtq.stores.peers import Peers
 from dtq.stores.sqlite import SQLiteStore
 from dtq.task import Task, succeed
 
@@ -189,3 +192,16 @@ def test_a_commit_wakes_the_other_processes(tmp_path):
     assert adding.wait(5)
     adding.close()
     waiting.close()
+
+
+def test_two_nodes_that_come_within_one_tick_of_the_file_system_know_each_other(tmp_path):
+    """Before Linux 6.13 a directory's time stands still for up to 10 ms; what is not seen would be taken for dead."""
+    first = Peers(tmp_path)
+    tick = time.time_ns() // 10_000_000 * 10_000_000
+    os.utime(tmp_path, ns=(tick, tick))
+    assert first.others() == []
+    second = Peers(tmp_path)
+    os.utime(tmp_path, ns=(tick, tick))
+    assert first.others() == [second.name]
+    for peer in (first, second):
+        peer.close()

@@ -88,9 +88,10 @@ class Database:
     def write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Wake = "all") -> T:
         """The value of `work`, committed; all of it or, raising, nothing. With `flush` it is on the disk by then."""
         with self._named_errors("written, and nothing was stored"):
+            peers = self.peers  # made now if need be: after the commit nothing may fail any more
             value = self.committer.run(work, flush=flush and self._flush)
             if wake is not None:
-                self.peers.wake(wake)
+                peers.wake(wake)
             return value
 
     @contextmanager

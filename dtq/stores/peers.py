@@ -15,12 +15,15 @@ import contextlib
 import os
 import secrets
 import socket
+import time
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from dtq.stores.bell import hear
+
+SETTLED = 100_000_000  # nanoseconds; file systems tell times by ticks of up to 10 ms
 
 
 class Peers:
@@ -33,15 +36,19 @@ class Peers:
         self._socket.bind(("127.0.0.1", 0))
         self._socket.setblocking(False)
         self.name = f"{secrets.token_hex(8)}-{self._socket.getsockname()[1]}"
-        self._lock = FileLock(directory / self.name, thread_local=False)
+        self._lock = FileLock(directory / f".{self.name}", thread_local=False)
         self._lock.acquire(blocking=False)
+        os.rename(directory / f".{self.name}", directory / self.name)  # seen only now: never there and not locked
         self._seen: tuple[int, list[str]] = (0, [])
 
     def others(self) -> list[str]:
-        """Whoever has a file here, alive or not. The directory is read again only when it has changed."""
+        """Whoever has a file here, alive or not. The directory is read again only when it has changed, or did so just
+        now: a second change within the same tick of the file system's clock would not show."""
         changed = self.directory.stat().st_mtime_ns
         if changed != self._seen[0]:
-            self._seen = (changed, [name for name in os.listdir(self.directory) if name != self.name])
+            settled = time.time_ns() - changed > SETTLED
+            names = [name for name in os.listdir(self.directory) if name != self.name and not name.startswith(".")]
+            self._seen = (changed if settled else 0, names)
         return self._seen[1]
 
     def dead(self) -> list[str]:
