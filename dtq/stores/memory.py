@@ -1,315 +1,85 @@
-"""MemoryStore: the store as a handful of dictionaries and heaps. It forgets all with its process.
-
-It is the executable specification: what it does, every store must do. Read it to learn the rules; where another store
-differs, that one is wrong (a hypothesis state machine runs SQLite against it).
-
-    tasks by id  --> everything that is known of them
-    WaitingRoom  --> what may be claimed, and when                 (room.py)
-    counters, limits, shares, nodes: a dictionary each
-"""
+"""MemoryStore: the store that lives in one process, and forgets all with it. Its rules are those of Index."""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from itertools import count, islice
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from msgspec.structs import replace
-
-from dtq.errors import InvalidTask
-from dtq.limits import Gate, Head, Lane, Limit, Share, pick
-from dtq.stores import Node, Outcome, Stats, count_up, doom_by, stand_ins
+from dtq.stores import Node, Outcome, Stats
 from dtq.stores.bell import Bell
-from dtq.stores.room import WaitingRoom
-from dtq.task import STATE, WAITING, Status, Task
+from dtq.stores.index import Index
+from dtq.task import Task
 
 
-class MemoryStore:
+class MemoryStore(Index):
     """Keeps the protocol of dtq.stores within one process; one lock makes each method one step."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._lock = threading.RLock()
         self._bell = Bell()
-        self._tasks: dict[str, Task] = {}
-        self._seq: dict[str, int] = {}  # order of insertion
-        self._id: dict[int, str] = {}
-        self._numbers = count(1)
-        self._keys: dict[str, str] = {}
-        self._parents: dict[str, set[str]] = {}  # of a blocked task: those it still waits for
-        self._children: dict[str, set[str]] = defaultdict(set)
-        self._room = WaitingRoom(lambda number: self._tasks.get(self._id.get(number, "")))
-        self._processing: dict[str, None] = {}
-        self._counts: Counter[tuple[Lane, str]] = Counter()
-        self._limits: dict[tuple[str | None, ...], Limit] = {}
-        self._next_at: dict[tuple[str | None, ...], dict[str, float]] = defaultdict(dict)
-        self._share = Share({})
-        self._nodes: dict[str, Node] = {}
 
-    # --- add
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """One step, of which those who wait are told when it is done."""
+        with self._lock:
+            yield
+        self._bell.ring()
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
-        with self._lock:
-            self._require_parents(tasks)
-            ids = self._add(tasks)
-        self._bell.ring()
-        return ids
-
-    def _add(self, tasks: Sequence[Task]) -> list[str]:
-        ids = [self._enrol(task) for task in tasks]
-        stands_for = dict(zip((task.id for task in tasks), ids, strict=True))
-        for task, task_id in zip(tasks, ids, strict=True):
-            if task.id == task_id and task_id not in self._tasks:
-                self._put(self._placed(replace(task, after=stand_ins(task, stands_for), version=1)))
-        return ids
-
-    def _require_parents(self, tasks: Sequence[Task]) -> None:
-        parents = {parent for task in self._without_taken(tasks) for parent in task.after}
-        if unknown := parents - {task.id for task in tasks} - self._tasks.keys():
-            raise InvalidTask(
-                f"after is {min(unknown)!r}; allowed: the id of a task that is stored, or added by the same call"
-            )
-
-    def _without_taken(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those whose id and key are free, also among themselves: the ones that will be stored."""
-        ids, keys = set(self._tasks), set(self._keys)
-        free = []
-        for task in tasks:
-            if task.id not in ids and (task.key is None or task.key not in keys):
-                free.append(task)
-                ids.add(task.id)
-                keys.update([task.key] if task.key else [])
-        return free
-
-    def _enrol(self, task: Task) -> str:
-        """The id that stands for the task from now on: its own, or that of the one that has its id or its key."""
-        if task.id in self._seq:
-            return task.id
-        if task.key is not None and task.key in self._keys:
-            return self._keys[task.key]
-        self._seq[task.id] = next(self._numbers)
-        self._id[self._seq[task.id]] = task.id
-        if task.key is not None:
-            self._keys[task.key] = task.id
-        return task.id
-
-    def _placed(self, task: Task) -> Task:
-        """The task as it begins: blocked by its unfinished parents, or doomed by those that failed."""
-        ended = [parent for parent in self.get(task.after) if parent.is_terminal]
-        self._parents[task.id] = set(task.after) - {parent.id for parent in ended}
-        for parent_id in self._parents[task.id]:
-            self._children[parent_id].add(task.id)
-        for parent in ended:
-            if doom := doom_by(parent.id, parent.status, task.on_parent_failure == "fail"):
-                return replace(task, status=Status.BLOCKED, doom=doom)
-        return replace(task, status=Status.BLOCKED if self._parents[task.id] else Status.PENDING)
-
-    # --- one task changes
-
-    def _put(self, task: Task) -> None:
-        """Stores the task and enters it wherever it may now be looked for."""
-        old = self._tasks.get(task.id)
-        if old is not None:
-            self._counts[old.lane, old.status] -= 1
-        self._counts[task.lane, task.status] += 1
-        self._tasks[task.id] = task
-        self._processing.pop(task.id, None)
-        self._room.leave(task)
-        if task.status == Status.PROCESSING:
-            self._processing[task.id] = None
-        elif task.status in WAITING:
-            self._room.enter(task, self._seq[task.id])
-
-    def _settle_children(self, parent: Task) -> None:
-        """A parent has come to its end: its children are unblocked or doomed."""
-        if not parent.is_terminal:
-            return
-        for child_id in sorted(self._children.pop(parent.id, ()), key=self._seq.__getitem__):
-            child = self._tasks[child_id]
-            self._parents[child_id].discard(parent.id)
-            if child.status != Status.BLOCKED or child.doom:
-                continue
-            if doom := doom_by(parent.id, parent.status, child.on_parent_failure == "fail"):
-                self._put(replace(child, doom=doom, version=child.version + 1))
-            elif not self._parents[child_id]:
-                self._put(replace(child, status=Status.PENDING, version=child.version + 1))
-
-    # --- claim
+        with self._change():
+            return super().add(tasks)
 
     def claim(
         self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
         min_priority: int | None = None,
     ) -> list[Task]:  # fmt: skip
         with self._lock:
-            self._room.move_due(now)
-            self._doom_expired(now)
-            lanes = [
-                lane
-                for lane in {lane for lane, _ in self._counts}
-                if lane[1] in types and (not queues or lane[0] in queues)
-            ]
-            doomed = self._room.doomed(lanes)[:n]
-            ready = self._pick(lanes, n - len(doomed), now, min_priority)
-            return [self._take(task, worker, lease, now) for task in doomed + ready]
-
-    def _doom_expired(self, now: float) -> None:
-        for task in self._room.expired(now):
-            self._put(replace(task, doom="expired"))
-
-    def _pick(self, lanes: Iterable[Lane], n: int, now: float, min_priority: int | None) -> list[Task]:
-        gates = self._gates()
-        given: list[tuple[Lane, Head]] = []
-        heads = {lane: self._room.heads(lane, min_priority, given) for lane in lanes}
-        picked = pick(heads, n, now, gates, self._share)
-        self._room.put_back(set(given) - set(picked))
-        self._share = Share(self._share.ahead(), self._share.now)
-        self._next_at.update({gate.limit.selector: gate.owed(now) for gate in gates})
-        return [self._tasks[self._id[head[2]]] for _, head in picked]
-
-    def _gates(self) -> list[Gate]:
-        running = {lane: n for (lane, status), n in self._counts.items() if status == Status.PROCESSING and n}
-        return [Gate(limit, running, self._next_at[limit.selector]) for limit in self._limits.values()]
-
-    def _take(self, task: Task, worker: str, lease: float, now: float) -> Task:
-        taken = replace(
-            task, status=Status.PROCESSING, version=task.version + 1, attempts=task.attempts + (not task.doom),
-            worker=worker, started_at=now, lease_until=now + lease, progress=0.0, note="",
-        )  # fmt: skip
-        self._put(taken)
-        return taken
-
-    # --- update
+            return super().claim(worker, n, lease, now, types, queues, min_priority)
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        with self._lock:
-            accepted = self._current(outcomes)
-            planted = [task for _, successors in accepted.values() for task in successors]
-            self._require_parents(planted)
-            for task, _ in accepted.values():
-                self._advance(task)
-            self._add(planted)
-            for task_id in accepted:
-                self._settle_children(self._tasks[task_id])
-        self._bell.ring()
-        return set(accepted)
-
-    def _current(self, outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
-        """By id, those that know the stored version: of two that know the same, the first."""
-        current: dict[str, Outcome] = {}
-        for outcome in outcomes:
-            stored = self._tasks.get(outcome[0].id)
-            if stored is not None and stored.version == outcome[0].version:
-                current.setdefault(stored.id, outcome)
-        return current
-
-    def _advance(self, task: Task) -> None:
-        stored = self._tasks[task.id]
-        self._put(replace(stored, version=stored.version + 1, **{name: getattr(task, name) for name in STATE}))
-
-    # --- leases
+        with self._change():
+            return super().update(outcomes)
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
         with self._lock:
-            self._nodes[node.id] = replace(node, seen_at=now)
-            if not lease:
-                del self._nodes[node.id]
-            return {task.id for task in held if not self._renew(task, lease, now)}
+            return super().heartbeat(node, held, lease, now)
 
-    def _renew(self, task: Task, lease: float, now: float) -> bool:
-        stored = self._tasks.get(task.id)
-        if stored is None or stored.status != Status.PROCESSING:
-            return False
-        if (stored.version, stored.worker) != (task.version, task.worker):
-            return False
-        self._tasks[task.id] = replace(stored, lease_until=now + lease, progress=task.progress, note=task.note)
-        return True
-
-    def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
+    def reap(self, worker: str, n: int, lease: float, now: float, dead: Collection[str] = ()) -> list[Task]:
         with self._lock:
-            held = map(self._tasks.__getitem__, self._processing)
-            late = list(islice((task for task in held if task.lease_until is None or task.lease_until <= now), n))
-            return [self._take_over(task, worker, lease, now) for task in late]
-
-    def _take_over(self, task: Task, worker: str, lease: float, now: float) -> Task:
-        taken = replace(task, version=task.version + 1, worker=worker, lease_until=now + lease)
-        self._put(taken)
-        return taken
-
-    # --- look
+            return super().reap(worker, n, lease, now, dead)
 
     def get(self, ids: Iterable[str]) -> list[Task]:
         with self._lock:
-            return [self._tasks[task_id] for task_id in ids if task_id in self._tasks]
+            return super().get(ids)
 
-    def find(
-        self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
-        finished_after: float | None = None, after: str = "", limit: int = 100,
-    ) -> list[Task]:  # fmt: skip
-        def wanted(task: Task) -> bool:
-            return (
-                task.id > after
-                and status in (None, task.status)
-                and queue in (None, task.queue)
-                and type in (None, task.type)
-                and (finished_after is None or (task.finished_at or 0) > finished_after)
-            )
-
+    def find(self, **wanted: Any) -> list[Task]:
         with self._lock:
-            return sorted(filter(wanted, self._tasks.values()), key=lambda task: task.id)[:limit]
+            return super().find(**wanted)
 
     def stats(self) -> Stats:
         with self._lock:
-            rows = ((queue, type, str(status), n) for ((queue, type, _), status), n in self._counts.items())
-            return Stats(*count_up(rows), self._room.oldest(), list(self._nodes.values()), list(self._limits.values()))
+            return super().stats()
 
     def next_due(self, now: float) -> float | None:
         with self._lock:
-            expiry = self._room.next_expiry()
-            times = [self._room.next_due(), expiry if expiry and expiry > now else None]
-            times += [at for gate in self._gates() for bucket in gate.next_at if (at := gate.opens_at(bucket)) > now]
-            return min((time for time in times if time is not None), default=None)
-
-    # --- lanes, removal, waking
+            return super().next_due(now)
 
     def set_lane(
         self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
     ) -> None:
-        with self._lock:
-            old = self._limits.pop((queue, type, key), Limit(queue, type, key))
-            limit = old.with_changes(changes)
-            if limit.rate != old.rate:  # what was owed to the old rate is forgiven
-                self._next_at.pop(limit.selector, None)
-            if not limit.is_void:
-                self._limits[limit.selector] = limit
-        self._bell.ring()
+        with self._change():
+            super().set_lane(queue, type, key, **changes)
 
     def delete(self, ids: Iterable[str]) -> int:
-        with self._lock:
-            gone = [task.id for task in self.get(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
-            for task_id in gone:
-                self._delete(self._tasks[task_id])  # looked up anew: it may be the child of one before it
-        self._bell.ring()
-        return len(gone)
-
-    def _delete(self, task: Task) -> None:
-        self._settle_children(replace(task, status=Status.CANCELLED))
-        for parent in self._parents.pop(task.id, ()):
-            self._children[parent].discard(task.id)
-        self._counts[task.lane, task.status] -= 1
-        self._room.leave(task)
-        del self._tasks[task.id], self._id[self._seq.pop(task.id)]
-        if task.key is not None:
-            del self._keys[task.key]
+        with self._change():
+            return super().delete(ids)
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
-        with self._lock:
-            old = (
-                t.id
-                for t in self._tasks.values()
-                if t.status in statuses and t.is_terminal and (t.finished_at or 0) < before
-            )
-            return self.delete(list(islice(old, 1000)))
+        with self._change():
+            return super().purge(before, statuses)
 
     def fileno(self) -> int:
         return self._bell.fileno()
