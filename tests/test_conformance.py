@@ -8,11 +8,12 @@ import pytest
 
 from dtq import conformance
 from dtq.conformance import Check, Make, Subject
+from dtq.stores.file import FileStore
 from dtq.stores.memory import MemoryStore
 from dtq.stores.sqlite import SQLiteStore
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "file"])
 def make(request: pytest.FixtureRequest, tmp_path) -> Make:
     """Gives a fresh subject of the store with each call."""
     numbers = itertools.count()
@@ -21,7 +22,11 @@ def make(request: pytest.FixtureRequest, tmp_path) -> Make:
         path = tmp_path / f"queue{next(numbers)}.db"
         return Subject(lambda: SQLiteStore(path), SQLiteStore.abandon)
 
-    return {"memory": MemoryStore, "sqlite": sqlite}[request.param]
+    def file() -> Subject:
+        path = tmp_path / f"queue{next(numbers)}"
+        return Subject(lambda: FileStore(path), FileStore.abandon)
+
+    return {"memory": MemoryStore, "sqlite": sqlite, "file": file}[request.param]
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: f"{check.group}-{check.name}")

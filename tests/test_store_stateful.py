@@ -1,4 +1,4 @@
-"""SQLiteStore does what MemoryStore does, whatever is done to them: hypothesis drives both, and compares every answer.
+"""SQLiteStore and FileStore do what MemoryStore does, whatever is done: hypothesis drives both, and compares answers.
 
 The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at
 any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it.
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
 from dtq.stores import Node, Store
+from dtq.stores.file import FileStore
 from dtq.stores.memory import MemoryStore
 from dtq.stores.sqlite import SQLiteStore
 from dtq.task import WAITING, ErrorInfo, Status, Task, cancel, end_doomed, fail, interrupt, release, revive, succeed
@@ -327,6 +328,27 @@ class SQLiteAgrees(StoresAgree):
             self.directory.cleanup()
 
 
+class FileAgrees(StoresAgree):
+    """Its files are brought up to date at any moment, and never by themselves."""
+
+    def open(self):
+        if not hasattr(self, "directory"):
+            self.directory = tempfile.TemporaryDirectory()
+        return FileStore(self.directory.name, durability="relaxed", persistence_interval=86400)
+
+    def crash(self, store):
+        store.abandon()
+
+    @rule(which=st.integers(0, 1))
+    def persist(self, which):
+        self.stores[which].persist()
+
+    def teardown(self):
+        super().teardown()
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
+
+
 class MemoryAgrees(StoresAgree):
     """The machine itself is right: the specification agrees with itself."""
 
@@ -349,5 +371,7 @@ USUAL = settings(
 
 TestSQLiteAgrees = SQLiteAgrees.TestCase
 TestSQLiteAgrees.settings = USUAL
+TestFileAgrees = FileAgrees.TestCase
+TestFileAgrees.settings = USUAL
 TestMemoryAgrees = MemoryAgrees.TestCase
 TestMemoryAgrees.settings = settings(USUAL, max_examples=20)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -228,14 +229,15 @@ def stand_ins(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(parent for parent in parents if parent != task.id)
 
 
-def open_store(url: str | os.PathLike[str] | Store, **options: Any) -> Store:
-    """The store that a URL names: `memory:`, `sqlite:///path`, or a bare path, which means SQLite. A store is given
-    back as it is.
+def open_store(url: str | os.PathLike[str] | Store) -> Store:
+    """The store that a URL names: `memory:`, `sqlite:///path`, `file:directory`, or a bare path, which means SQLite.
+    Options follow a question mark: `file:queue?persistence_interval=1`, `sqlite:///queue.db?durability=relaxed`. A
+    store is given back as it is.
 
     Raises StoreError where the URL names no store, or the store cannot be opened.
     """
     if isinstance(url, os.PathLike):
-        return _open_sqlite(os.fspath(url), options)
+        return _open_sqlite(os.fspath(url))
     if not isinstance(url, str):
         if isinstance(url, Store):
             return url
@@ -243,25 +245,57 @@ def open_store(url: str | os.PathLike[str] | Store, **options: Any) -> Store:
             f"the store is {url!r}; allowed: a URL, a path, or an object with the methods of dtq.stores.Store"
         )
     scheme, _, rest = url.partition(":")
+    place, _, query = rest.partition("?")
     if url == "memory:":
         from dtq.stores.memory import MemoryStore
 
-        return MemoryStore(**options)
+        return MemoryStore()
     if scheme == "sqlite":
-        return _open_sqlite(_path_of(url, rest), options)
+        return _open_sqlite(_database(url, place), **_options(url, query))
+    if scheme == "file":
+        from dtq.stores.file import FileStore
+
+        return FileStore(_directory(url, place), **_options(url, query))
     if "://" in url or (":" in url and "/" not in scheme and len(scheme) > 1):
-        raise StoreError(f"{url!r} names no store: use memory:, sqlite:///path/to/queue.db, or a path")
-    return _open_sqlite(url, options)
+        raise StoreError(
+            f"{url!r} names no store: use memory:, sqlite:///path/to/queue.db, file:path/to/directory, or a path"
+        )
+    return _open_sqlite(url)
 
 
-def _path_of(url: str, rest: str) -> str:
-    """sqlite:///a/b is a/b below the working directory, sqlite:////a/b is /a/b (as SQLAlchemy has it)."""
-    if not rest.startswith("///") or len(rest) == 3:
-        raise StoreError(f"{url!r} names no database: write sqlite:///relative/path.db or sqlite:////absolute/path.db")
-    return rest[3:]
-
-
-def _open_sqlite(path: str, options: dict[str, Any]) -> Store:
+def _open_sqlite(path: str, **options: Any) -> Store:
     from dtq.stores.sqlite import SQLiteStore
 
     return SQLiteStore(path, **options)
+
+
+def _database(url: str, place: str) -> str:
+    """sqlite:///a/b is a/b below the working directory, sqlite:////a/b is /a/b (as SQLAlchemy has it)."""
+    if not place.startswith("///") or len(place) == 3:
+        raise StoreError(f"{url!r} names no database: write sqlite:///relative/path.db or sqlite:////absolute/path.db")
+    return place[3:]
+
+
+def _directory(url: str, place: str) -> str:
+    """file:a/b, file:/a/b, or file:///a/b (as RFC 8089 has it)."""
+    place = place.removeprefix("//") if place.startswith("///") else place
+    if not place or place.startswith("//"):
+        raise StoreError(f"{url!r} names no directory: write file:relative/path or file:/absolute/path")
+    return place
+
+
+def _options(url: str, query: str) -> dict[str, Any]:
+    options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
+    allowed = {"durability", "persistence_interval"} if url.startswith("file:") else {"durability"}
+    if unknown := options.keys() - allowed:
+        raise StoreError(f"{url!r} has the option {min(unknown)!r}; there are: {', '.join(sorted(allowed))}")
+    if "persistence_interval" in options:
+        options["persistence_interval"] = _number(url, options["persistence_interval"])
+    return options
+
+
+def _number(url: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise StoreError(f"{url!r}: {text!r} is no number of seconds") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dtq.stores.turnstile import Job, Turnstile
 
@@ -31,14 +31,14 @@ class Committer:
         return self._turnstile.run(work, flush=flush)
 
     @contextmanager
-    def _transaction(self, flush: bool) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, flush: bool) -> Iterator[None]:
         connection = self.connection
         try:
             if flush != self._flush:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
                 self._flush = flush
             connection.execute("BEGIN IMMEDIATE")
-            yield connection
+            yield
             connection.execute("COMMIT")
         except BaseException:
             self._forget()
@@ -46,8 +46,9 @@ class Committer:
                 connection.execute("ROLLBACK")
             raise
 
-    def _perform(self, job: Job[sqlite3.Connection, object], connection: sqlite3.Connection) -> None:
+    def _perform(self, job: Job[sqlite3.Connection, Any]) -> None:
         """Does the work within a savepoint, so that a job which fails takes nothing else back."""
+        connection = self.connection
         connection.execute("SAVEPOINT job")
         try:
             job.value = job.work(connection)

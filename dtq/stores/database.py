@@ -3,27 +3,25 @@
 write(work)  --> Committer: one connection, waiting works share a commit --.
                                                                            +--> queue.db, queue.db-wal
 reading()    --> a second connection, kept waiting by nobody --------------'
-wait         <-- Peers: datagrams from whoever commits (queue.db-nodes/)
+wait         <-- Watch: datagrams from whoever commits (queue.db-nodes/)
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from dtq.errors import StoreError
 from dtq.stores import schema
 from dtq.stores.committer import BUSY_TIMEOUT, Committer
-from dtq.stores.peers import Peers
+from dtq.stores.peers import Peers, Wake
+from dtq.stores.watch import Watch
 
 T = TypeVar("T")
-Wake = Literal["all", "others"] | None  # whom a commit concerns; the loop knows of its own updates
-SAFETY_NET = 1.0  # seconds
 
 
 class Database:
@@ -37,10 +35,8 @@ class Database:
         self.path = path
         self._flush = flush
         self._read_lock = threading.Lock()
-        self._peers_lock = threading.Lock()
-        self._peers: Peers | None = None
         self._data_version = 0
-        self._next_look = 0.0
+        self.watch = Watch(Path(f"{path}-nodes"), self._has_changed)
         with self._named_errors("opened"):
             self.committer = Committer(path, self._connect(), forget)
             try:
@@ -88,10 +84,9 @@ class Database:
     def write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Wake = "all") -> T:
         """The value of `work`, committed; all of it or, raising, nothing. With `flush` it is on the disk by then."""
         with self._named_errors("written, and nothing was stored"):
-            peers = self.peers  # made now if need be: after the commit nothing may fail any more
+            peers = self.watch.peers  # made now if need be: after the commit nothing may fail any more
             value = self.committer.run(work, flush=flush and self._flush)
-            if wake is not None:
-                peers.wake(wake)
+            peers.wake(wake)
             return value
 
     @contextmanager
@@ -106,29 +101,16 @@ class Database:
 
     # --- others
 
-    @property
-    def peers(self) -> Peers:
-        with self._peers_lock:
-            if self._peers is None:
-                self._peers = Peers(Path(f"{self.path}-nodes"))
-            return self._peers
-
     def dead_peers(self) -> list[str]:
         with self._named_errors("watched"):
-            return self.peers.dead()
+            return self.watch.peers.dead()
 
     def fileno(self) -> int:
         with self._named_errors("watched"):
-            return self.peers.fileno()
-
-    def wait(self, timeout: float) -> bool:
-        return self.peers.wait(timeout) or self._has_changed()
+            return self.watch.peers.fileno()
 
     def _has_changed(self) -> bool:
-        """The safety net under the datagrams: once a second, the counter by which SQLite tells of commits."""
-        if time.monotonic() < self._next_look:
-            return False
-        self._next_look = time.monotonic() + SAFETY_NET
+        """By the counter with which SQLite tells of commits."""
         with self._read_lock, self._named_errors("read"):
             version: int = self._reader.execute("PRAGMA data_version").fetchone()[0]
         changed, self._data_version = version != self._data_version, version
@@ -144,7 +126,6 @@ class Database:
         self._let_go(Peers.abandon)
 
     def _let_go(self, leave: Callable[[Peers], None]) -> None:
-        with self._read_lock, closing(self._reader), self._peers_lock:
+        with self._read_lock, closing(self._reader):
             self.committer.close()
-            if self._peers is not None:
-                leave(self._peers)
+            self.watch.close(leave)

@@ -37,13 +37,16 @@ class Index:
         self._keys: dict[str, str] = {}
         self._parents: dict[str, set[str]] = {}  # of a blocked task: those it still waits for
         self._children: dict[str, set[str]] = defaultdict(set)
-        self._room = WaitingRoom(lambda number: self._tasks.get(self._id.get(number, "")))
+        self._room = self._new_room()
         self._processing: dict[str, None] = {}
         self._counts: Counter[tuple[Lane, str]] = Counter()
         self._limits: dict[Selector, Limit] = {}
         self._next_at: dict[Selector, dict[str, float]] = defaultdict(dict)
         self._share = Share({})
         self._nodes: dict[str, Node] = {}
+
+    def _new_room(self) -> WaitingRoom:
+        return WaitingRoom(lambda number: self._tasks.get(self._id.get(number, "")))
 
     # --- add
 
@@ -303,7 +306,8 @@ class Index:
         self._counts[task.lane, task.status] -= 1
         self._room.leave(task)
         del self._tasks[task.id], self._id[self._seq.pop(task.id)]
-        if task.key is not None:
+        self._processing.pop(task.id, None)
+        if task.key is not None and self._keys.get(task.key) == task.id:
             del self._keys[task.key]
 
     def purge(self, before: float, statuses: Collection[str]) -> int:

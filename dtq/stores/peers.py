@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from dtq.stores.bell import hear
 
+Wake = Literal["all", "others"] | None  # whom a commit concerns; the loop knows of its own updates
 SETTLED = 100_000_000  # nanoseconds; file systems tell times by ticks of up to 10 ms
 
 
@@ -54,6 +55,9 @@ class Peers:
     def dead(self) -> list[str]:
         return [name for name in self.others() if not self._is_alive(name)]
 
+    def living(self) -> set[str]:
+        return set(self.others()) - set(self.dead())
+
     def _is_alive(self, name: str) -> bool:
         lock = FileLock(self.directory / name, thread_local=False)
         try:
@@ -66,8 +70,10 @@ class Peers:
     def forget(self, name: str) -> None:
         (self.directory / name).unlink(missing_ok=True)
 
-    def wake(self, whom: Literal["all", "others"]) -> None:
+    def wake(self, whom: Wake) -> None:
         """Tells the others, or all and this one, that something changed."""
+        if whom is None:
+            return
         with contextlib.suppress(OSError):  # they have a safety net, and what was committed must not fail for this
             for name in self.others() if whom == "others" else (*self.others(), self.name):
                 self._send(name)

@@ -165,12 +165,14 @@ class SQLiteStore:
         if known is None or replace(node, seen_at=0) != replace(known, seen_at=0):
             return False
         with self.database.reading() as db:
-            return db.execute(schema.HAS_NODE, (node.id, self.database.peers.name)).fetchone() is not None
+            return db.execute(schema.HAS_NODE, (node.id, self.database.watch.peers.name)).fetchone() is not None
 
     def _heartbeat(
         self, db: sqlite3.Connection, node: Node, held: Sequence[Task], lease: float, now: float
     ) -> set[str]:
-        db.execute(schema.SET_NODE, (node.id, self.database.peers.name, to_json(replace(node, seen_at=now)).decode()))
+        db.execute(
+            schema.SET_NODE, (node.id, self.database.watch.peers.name, to_json(replace(node, seen_at=now)).decode())
+        )
         if not lease:
             db.execute(schema.DROP_NODE, (node.id,))
         rows = db.execute(schema.HELD, (json_list(task.id for task in held),))
@@ -198,12 +200,12 @@ class SQLiteStore:
     def _nodes_of(self, dead: list[str]) -> list[str]:
         """The nodes that spoke through dead peers, or through peers whose file is gone."""
         with self.database.reading() as db:
-            alive = {self.database.peers.name, *self.database.peers.others()} - set(dead)
+            alive = {self.database.watch.peers.name, *self.database.watch.peers.others()} - set(dead)
             return [id for id, peer, _ in db.execute(schema.NODES) if peer not in alive]
 
     def _forget(self, dead: list[str]) -> None:
         for name in dead:
-            self.database.peers.forget(name)
+            self.database.watch.peers.forget(name)
 
     # --- look
 
@@ -271,7 +273,7 @@ class SQLiteStore:
         return self.database.fileno()
 
     def wait(self, timeout: float) -> bool:
-        return self.database.wait(timeout)
+        return self.database.watch.wait(timeout)
 
     def close(self) -> None:
         if not self._closed:

@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 try:
     import fcntl
@@ -43,7 +43,7 @@ class Job(Generic[S, T]):
 
 
 class Turnstile(Generic[S]):
-    """`transaction(flush)` gives what works are done on, and commits them at its end; `perform` does one of them.
+    """`transaction(flush)` begins one, and commits it at its end; `perform` does one job within it.
 
     A job that raises must leave no trace. Where the transaction raises, none of its jobs was done, and each raises
     that.
@@ -52,29 +52,29 @@ class Turnstile(Generic[S]):
     def __init__(
         self,
         path: str,
-        transaction: Callable[[bool], AbstractContextManager[S]],
-        perform: Callable[[Job[S, object], S], None],
+        transaction: Callable[[bool], AbstractContextManager[None]],
+        perform: Callable[[Job[S, Any]], None],
     ) -> None:
         self._transaction = transaction
         self._perform = perform
-        self._waiting: deque[Job[S, object]] = deque()
+        self._waiting: deque[Job[S, Any]] = deque()
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def run(self, work: Callable[[S], T], *, flush: bool) -> T:
         """The value of `work`, committed; with `flush` it is on the disk before this returns."""
         job = Job(work, flush)
-        self._waiting.append(job)  # type: ignore[arg-type]
+        self._waiting.append(job)
         with self._lock:
             if not job.done:
                 self._let_through([self._waiting.popleft() for _ in range(len(self._waiting))])
         return job.outcome()
 
-    def _let_through(self, jobs: list[Job[S, object]]) -> None:
+    def _let_through(self, jobs: list[Job[S, Any]]) -> None:
         try:
-            with self._among_processes(), self._transaction(any(job.flush for job in jobs)) as subject:
+            with self._among_processes(), self._transaction(any(job.flush for job in jobs)):
                 for job in jobs:
-                    self._perform(job, subject)
+                    self._perform(job)
         except BaseException as error:  # an interrupt too: nothing was committed, and everybody has to hear of it
             for job in jobs:
                 job.error = job.error or error

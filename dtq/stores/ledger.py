@@ -1,0 +1,231 @@
+"""Ledger: the directory of a file store as this process has it open: how it is written, followed, brought up to date.
+
+write(work) --> Turnstile: one at a time --> Replica changes --> journal: appended, flushed, done
+look(look)  --> what others have appended --> Replica --> an answer
+persist()   --> Replica, the tasks that changed --> Shelf: their files --> old journals go
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from dtq.errors import InvalidTask, StoreError
+from dtq.stores.disk import Disk
+from dtq.stores.journal import Diverged, Journal
+from dtq.stores.peers import Peers, Wake
+from dtq.stores.replica import Change, Entry, Replica
+from dtq.stores.shelf import Shelf
+from dtq.stores.turnstile import Job, Turnstile
+from dtq.stores.watch import Watch
+
+log = logging.getLogger("dtq")
+
+T = TypeVar("T")
+FORMAT = 1  # of the files in the directory
+OURS = {"format.json", "lock", "persist.lock", "nodes", "tasks", "quarantine", "queue.json"}
+_to_json = msgspec.json.Encoder().encode
+_change = msgspec.json.Decoder(Change).decode
+
+
+class Batch(NamedTuple):
+    """What the files have to say so that these journals may go."""
+
+    journals: list[int]
+    entries: list[Entry]
+    gone: set[str]
+    others: Change
+
+
+class Ledger:
+    """Raises StoreError, with the directory in it, where it cannot be opened, written or read, or is not one of ours.
+
+    Without `flush`, nothing waits for the disk. The task files are brought up to date each `interval` seconds.
+    """
+
+    def __init__(self, directory: Path, flush: bool, interval: float, disk: Disk) -> None:
+        self.directory = directory
+        self._flush = flush
+        self._interval = interval
+        self._disk = disk
+        self._lock = threading.Lock()  # of the replica and the journal
+        self._replica: Replica | None = None  # None: to be read from the files
+        self._written: list[bytes] = []  # by the transaction that is under way
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self.watch = Watch(directory / "nodes", self._has_news)
+        with self.named_errors("opened"):
+            self._occupy()
+            self._shelf = Shelf(directory, disk)
+            self._journal = Journal(directory, disk)
+            self._turnstile = Turnstile(f"{directory}/lock", self._transaction, self._perform)
+            self._turnstile.run(lambda _: None, flush=False)
+
+    def _occupy(self) -> None:
+        """Makes the directory ours; refuses one of somebody else, or of a newer dtq."""
+        self.directory.mkdir(exist_ok=True)
+        label = self.directory / "format.json"
+        if not label.exists():
+            if alien := {name for name in os.listdir(self.directory) if not name.startswith(("journal-", "."))} - OURS:
+                raise StoreError(f"{self.directory} holds {min(alien)!r} and is no queue: use an empty directory")
+            self._disk.place(label, _to_json({"dtq queue, format": FORMAT}))
+        found = msgspec.json.decode(label.read_bytes(), type=dict[str, int])["dtq queue, format"]
+        if found != FORMAT:
+            raise StoreError(
+                f"{self.directory} is of format {found}, this dtq knows format {FORMAT}: upgrade dtq, or use another "
+                "directory"
+            )
+
+    @contextmanager
+    def named_errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{self.directory} cannot be {verb}: {error}") from error
+
+    # --- one commit
+
+    def write(self, work: Callable[[Replica], T], *, flush: bool, wake: Wake = "all") -> T:
+        """The value of `work`, committed; all of it or, raising, nothing. With `flush` it is on the disk by then."""
+        with self.named_errors("written, and nothing was stored"):
+            peers = self.watch.peers  # made now if need be: after the commit nothing may fail any more
+            value = self._turnstile.run(work, flush=flush and self._flush)
+            self._begin_to_persist()
+            peers.wake(wake)
+            return value
+
+    @contextmanager
+    def _transaction(self, flush: bool) -> Iterator[None]:
+        with self._lock:
+            self._written = []
+            try:
+                self._read_up(alone=True)
+                yield
+                if self._written:
+                    self._journal.append(self._written, flush=flush)
+            except BaseException:
+                self._replica = None  # it knows of what was not written
+                raise
+
+    def _perform(self, job: Job[Replica, Any]) -> None:
+        """Does the work, and keeps what it has changed for the journal. What fails half-way is forgotten."""
+        replica = self._replica or self._begin()
+        try:
+            job.value = job.work(replica)
+            if change := replica.take(self._journal.number):
+                self._written.append(_to_json(change))
+        except InvalidTask as error:  # raised before anything was changed
+            job.error = error
+        except Exception as error:
+            job.error = error
+            self._begin()
+
+    def _begin(self) -> Replica:
+        """Reads the files, the journals, and what the transaction has done by now. For who holds the lock."""
+        replica = Replica()
+        replica.apply(self._shelf.others(), 0)
+        replica.apply(Change(put=list(self._shelf.entries())), 0)
+        replica.dirty.clear()  # what comes from the files need not be written to them
+        lines, damaged = self._journal.begin()
+        for number, body in [*lines, *((self._journal.number, body) for body in self._written)]:
+            try:
+                replica.apply(_change(body), number)
+            except msgspec.DecodeError:
+                damaged.append(body)
+        self._shelf.keep_damaged(damaged)
+        self._replica = replica
+        return replica
+
+    # --- look
+
+    def look(self, look: Callable[[Replica], T]) -> T:
+        """What `look` sees in the replica when it has caught up."""
+        with self.named_errors("read"):
+            with self._lock:
+                if self._read_up(alone=False) and self._replica is not None:
+                    return look(self._replica)
+            return self._turnstile.run(look, flush=False)  # which begins anew
+
+    def _read_up(self, *, alone: bool) -> bool:
+        """Applies what others have appended; False where everything has to be read anew."""
+        if self._replica is not None:
+            try:
+                for number, body in self._journal.news(alone=alone):
+                    self._replica.apply(_change(body), number)
+            except (Diverged, msgspec.DecodeError):
+                self._replica = None
+        return self._replica is not None
+
+    # --- the files, now and then
+
+    def _begin_to_persist(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._closing.is_set():
+                self._thread = threading.Thread(target=self._persist_now_and_then, name="dtq-files", daemon=True)
+                self._thread.start()
+
+    def _persist_now_and_then(self) -> None:
+        while not self._closing.wait(self._interval):
+            try:
+                self.persist()
+            except StoreError as error:
+                log.warning("the task files are not up to date, the journal is: %s", error)
+
+    def persist(self) -> None:
+        """Brings the task files up to date, and drops the journals that they make superfluous; one process at a time
+        does it."""
+        try:
+            lock = FileLock(self.directory / "persist.lock", timeout=0, thread_local=False)
+            with self.named_errors("written"), lock:
+                if batch := self._turnstile.run(self._turn_over, flush=False):
+                    self._shelf.put(batch.entries, batch.gone, batch.others)
+                    self._turnstile.run(lambda _: self._journal.remove(batch.journals), flush=False)
+        except Timeout:
+            return  # another process is at it
+
+    def _turn_over(self, replica: Replica) -> Batch | None:
+        """Begins a new journal; gives what the files have to say before the old ones may go."""
+        journals = self._journal.numbers()
+        replica.dirty = {number: ids for number, ids in replica.dirty.items() if number in journals}
+        if self._journal.is_empty and len(journals) == 1:
+            return None
+        ids = set().union(*replica.dirty.values())
+        self._journal.rotate()
+        entries = replica.entries(ids)
+        return Batch(journals, entries, ids - {entry.task.id for entry in entries}, replica.all_but_tasks())
+
+    # --- others, end
+
+    def _has_news(self) -> bool:
+        with self._lock:
+            return self._journal.has_news()
+
+    def close(self) -> None:
+        self._end_thread()
+        if self._thread is not None and not self.watch.peers.living():
+            with suppress(StoreError):  # the journal has it all
+                self.persist()
+        self._let_go(Peers.close)
+
+    def abandon(self) -> None:
+        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        self._end_thread()
+        self._let_go(Peers.abandon)
+
+    def _end_thread(self) -> None:
+        with self._lock:
+            self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _let_go(self, leave: Callable[[Peers], None]) -> None:
+        self.watch.close(leave)
+        self._turnstile.close(self._journal.close)

@@ -1,0 +1,235 @@
+"""Replica: an Index that notes what changes in it, and that is brought up to date by what another one has noted.
+
+one process:  add, claim, update ... --> Replica --note--> Change --> journal
+the others:   Replica <--apply-- Change <-- journal
+
+A change says how things are afterwards, not what was done: applied twice, or upon a state that knows of it already,
+it gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from msgspec.structs import asdict, fields, replace
+
+from dtq.limits import Limit, Selector, Share
+from dtq.stores import Node
+from dtq.stores.index import Index
+from dtq.task import STATE, WAITING, Task
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task, all of it: with its number in the order of insertion, and the parents that it still waits for."""
+
+    number: int
+    task: Task
+    waits_for: tuple[str, ...] = ()
+
+
+_of_task = {field.name: field for field in fields(Task)}
+Moved: Any = msgspec.defstruct(
+    "Moved",
+    [("id", str), ("version", int), *((name, _of_task[name].type, _of_task[name].default) for name in STATE)],
+    frozen=True,
+    omit_defaults=True,
+)
+Moved.__doc__ = "A task that was known already: only what a transition may have changed."
+_state = attrgetter("id", "version", *STATE)
+
+
+class Change(msgspec.Struct, omit_defaults=True):
+    """What one commit has changed. Times are UTC seconds."""
+
+    gone: list[str] = []
+    put: list[Entry] = []
+    moved: list[Moved] = []
+    limits: list[Limit] = []
+    owed: list[tuple[Selector, dict[str, float]]] = []  # of limits: when their buckets are full again
+    marks: dict[str, float] = {}  # of limit keys: how much each was served
+    served: float = 0.0  # the mark of the one served last
+    nodes: list[tuple[str, Node]] = []  # each behind the peer through which it speaks
+    left: list[str] = []  # nodes
+
+
+NOTHING = Change()
+SWEEP = 1000  # entries in the waiting room, beyond what the tasks may need, after which it is made anew
+
+
+class Replica(Index):
+    """`peer` is the process's own; `dirty` tells for each journal which tasks have changed in it."""
+
+    def __init__(self, peer: str = "") -> None:
+        super().__init__()
+        self.peer = peer
+        self.peer_of: dict[str, str] = {}  # of each node
+        self.dirty: dict[int, set[str]] = {}
+        self._entered = 0  # into the waiting room, since it was made
+        self._begin_to_note()
+
+    # --- note
+
+    def _begin_to_note(self) -> None:
+        self._touched: dict[str, None] = {}  # tasks that are to be written down, in this order
+        self._freed: set[str] = set()  # tasks that wait for fewer parents, which is not: it follows from the parents
+        self._changed = Change()
+        self._known = self._number  # tasks up to this number were written down before
+        self._owed_before = dict(self._next_at)
+        self._share_before = self._share
+
+    def _set(self, task: Task) -> None:
+        self._touched[task.id] = None
+        super()._set(task)
+
+    def _put(self, task: Task) -> None:
+        self._entered += task.status in WAITING
+        super()._put(task)
+
+    def _forget(self, task: Task) -> None:
+        self._touched[task.id] = None
+        super()._forget(task)
+
+    def _settle_children(self, parent: Task) -> None:
+        self._freed |= self._children.get(parent.id, set())
+        super()._settle_children(parent)
+
+    def _set_limit(self, limit: Limit) -> None:
+        self._changed.limits.append(limit)
+        super()._set_limit(limit)
+
+    def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
+        lost = super().heartbeat(node, held, lease, now)
+        self.peer_of[node.id] = self.peer
+        self._changed.nodes.append((self.peer, self._nodes.get(node.id, node)))
+        if not lease:
+            self.leave(node.id)
+        return lost
+
+    def leave(self, node: str) -> None:
+        self._nodes.pop(node, None)
+        self.peer_of.pop(node, None)
+        self._changed.left.append(node)
+
+    def take(self, journal: int) -> Change | None:
+        """What has changed since the last time, if anything has; it goes into this journal."""
+        change = self._changed
+        for task_id in self._touched:
+            if task_id not in self._tasks:
+                change.gone.append(task_id)
+            elif self._seq[task_id] > self._known:
+                change.put.append(self._entry(task_id))
+            else:
+                change.moved.append(Moved(*_state(self._tasks[task_id])))
+        self._note_policy(change)
+        self._settle(journal)
+        return change if change != NOTHING else None
+
+    def _note_policy(self, change: Change) -> None:
+        """Of buckets and marks, those that are others than before."""
+        for selector, buckets in self._next_at.items():
+            if new := _difference(buckets, self._owed_before.get(selector, {})):
+                change.owed.append((selector, new))
+        change.marks = _difference(self._share.marks, self._share_before.marks)
+        if change.marks or self._share.now != self._share_before.now:
+            change.served = self._share.now
+
+    def _settle(self, journal: int) -> None:
+        self.dirty.setdefault(journal, set()).update(self._touched, self._freed)
+        self._begin_to_note()
+        if self._entered > SWEEP + 2 * len(self._tasks):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """A process that does not claim leaves what has gone stale in its heaps: they are made anew."""
+        self._room, self._entered = self._new_room(), 0
+        for task_id, number in self._seq.items():
+            if self._tasks[task_id].status in WAITING:
+                self._room.enter(self._tasks[task_id], number)
+
+    # --- apply
+
+    def apply(self, change: Change, journal: int) -> None:
+        """The change that another process has written into this journal, or this one before it was started."""
+        for task_id in change.gone:
+            if task_id in self._tasks:
+                self._free_children(task_id)
+                self._forget(self._tasks[task_id])
+        for entry in change.put:
+            self._restore(entry)
+        for moved in change.moved:
+            self._move(moved)
+        self._apply_policy(change)
+        for peer, node in change.nodes:
+            self._nodes[node.id], self.peer_of[node.id] = node, peer
+        for name in change.left:
+            self.leave(name)
+        self._settle(journal)
+
+    def _restore(self, entry: Entry) -> None:
+        task = entry.task
+        if (old := self._tasks.get(task.id)) is not None:
+            if self._seq[task.id] != entry.number:  # another task, which had the same id
+                self._free_children(task.id)
+            self._forget(old)
+        self._register(task, entry.number)
+        self._number = max(self._number, entry.number)
+        self._parents[task.id] = set(entry.waits_for)
+        for parent in entry.waits_for:
+            self._children[parent].add(task.id)
+        self._put(task)
+
+    def _move(self, moved: Any) -> None:
+        if (old := self._tasks.get(moved.id)) is not None:  # else its file was damaged
+            self._put(replace(old, **asdict(moved)))
+            if self._tasks[moved.id].is_terminal:
+                self._free_children(moved.id)
+
+    def _free_children(self, parent_id: str) -> None:
+        """What becomes of the children stands in the change itself; here they only cease to wait for this one."""
+        children = self._children.pop(parent_id, set())
+        self._freed |= children
+        for child_id in children:
+            self._parents[child_id].discard(parent_id)
+
+    def _apply_policy(self, change: Change) -> None:
+        for limit in change.limits:
+            self._set_limit(limit)
+        for selector, buckets in change.owed:
+            self._next_at[selector] = {**self._next_at[selector], **buckets}
+        if change.marks or change.served:
+            marks = {**self._share.marks, **change.marks}
+            self._share = Share({key: mark for key, mark in marks.items() if mark > change.served}, change.served)
+
+    # --- give
+
+    def entries(self, ids: Iterable[str]) -> list[Entry]:
+        """The tasks of these ids that are there."""
+        return [self._entry(task_id) for task_id in ids if task_id in self._tasks]
+
+    def _entry(self, task_id: str) -> Entry:
+        return Entry(self._seq[task_id], self._tasks[task_id], tuple(sorted(self._parents.get(task_id, ()))))
+
+    def all_but_tasks(self) -> Change:
+        """Limits, shares and nodes, as one change from nothing."""
+        nodes = [(self.peer_of[node.id], node) for node in self._nodes.values()]
+        return Change(
+            limits=list(self._limits.values()), owed=[(name, dict(at)) for name, at in self._next_at.items() if at],
+            marks=self._share.marks, served=self._share.now, nodes=nodes,
+        )  # fmt: skip
+
+    def nodes_of_others(self, peers: Collection[str]) -> list[str]:
+        """The nodes that do not speak through any of these peers."""
+        return [node for node, peer in self.peer_of.items() if peer not in peers]
+
+    def has_late(self, now: float) -> bool:
+        return any((self._tasks[task_id].lease_until or 0) <= now for task_id in self._processing)
+
+    def holds(self, node: str) -> bool:
+        return any(self._tasks[task_id].worker == node for task_id in self._processing)
+
+
+def _difference(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in now.items() if before.get(name) != value}

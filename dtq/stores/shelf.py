@@ -1,0 +1,93 @@
+"""Shelf: one JSON file for each task, to be looked at, and from which a queue starts. Written now and then, in batches.
+
+    queue/tasks/7f/018f3c...e1.json     {"number": 12, "task": {"type": "email", ...}}
+    queue/quarantine/                   what could not be read: kept, and not in the way
+
+A file may be older than the journals that are still there, or as new as they, and never newer.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from dtq.stores.disk import Disk
+from dtq.stores.replica import Change, Entry
+
+log = logging.getLogger("dtq")
+
+_PLAIN = re.compile(r"[0-9a-z_][0-9a-z_-]{0,99}")
+_to_json = msgspec.json.Encoder().encode
+_entry = msgspec.json.Decoder(Entry).decode
+_change = msgspec.json.Decoder(Change).decode
+
+
+class Shelf:
+    """The files of one queue. Whoever writes is the only one who does (see FileStore)."""
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        self.tasks = directory / "tasks"
+        self.quarantine = directory / "quarantine"
+        self._others = directory / "queue.json"  # limits, shares, nodes
+        self._disk = disk
+        self.tasks.mkdir(exist_ok=True)
+
+    def path(self, task_id: str) -> Path:
+        """Ids may hold what file names must not, and differ in case alone."""
+        digest = sha256(task_id.encode()).hexdigest()
+        similar = re.sub("[^0-9a-z_-]", "-", task_id.lower())[:60]
+        name = task_id if _PLAIN.fullmatch(task_id) else f"{similar}~{digest[:32]}"
+        return self.tasks / digest[:2] / f"{name}.json"
+
+    # --- write
+
+    def put(self, entries: Iterable[Entry], gone: Iterable[str], others: Change) -> None:
+        """Raises OSError; what was written until then does no harm."""
+        for entry in entries:
+            path = self.path(entry.task.id)
+            path.parent.mkdir(exist_ok=True)
+            self._disk.place(path, msgspec.json.format(_to_json(entry), indent=1))
+        for task_id in gone:
+            self._disk.remove(self.path(task_id))
+        self._disk.place(self._others, _to_json(others))
+        self._disk.flush_all()
+
+    # --- read
+
+    def entries(self) -> Iterator[Entry]:
+        """Every task that can be read; other files are put aside, and the log says so."""
+        for path in sorted(self.tasks.glob("*/*")):
+            if path.name.startswith("."):
+                path.unlink(missing_ok=True)  # its writer died before it was complete
+                continue
+            try:
+                yield _entry(path.read_bytes())
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                self._put_aside(path, error)
+
+    def others(self) -> Change:
+        try:
+            return _change(self._others.read_bytes())
+        except FileNotFoundError:
+            return Change()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._put_aside(self._others, error)
+            return Change()
+
+    def _put_aside(self, path: Path, error: Exception) -> None:
+        self.quarantine.mkdir(exist_ok=True)
+        path.rename(self.quarantine / path.name)
+        log.warning("%s is no task of this queue, and was moved to %s: %s", path, self.quarantine, error)
+
+    def keep_damaged(self, lines: Iterable[bytes]) -> None:
+        """Lines of a journal that cannot be read."""
+        for line in lines:
+            self.quarantine.mkdir(exist_ok=True)
+            path = self.quarantine / f"line-{sha256(line).hexdigest()[:16]}"
+            path.write_bytes(line)
+            log.warning("a line of the journal is damaged, and is kept as %s; what it said is lost", path)
