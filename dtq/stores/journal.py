@@ -42,8 +42,8 @@ class Journal:
     def is_empty(self) -> bool:
         return self._offset == 0
 
-    def path(self, number: int) -> Path:
-        return self.directory / f"{NAME}{number}"
+    def path(self, number: int) -> str:
+        return f"{self.directory}/{NAME}{number}"
 
     def numbers(self) -> list[int]:
         """Of the files that are there, oldest first."""
@@ -53,13 +53,13 @@ class Journal:
     # --- read
 
     def has_news(self) -> bool:
-        return os.fstat(self._file).st_size != self._offset or self.path(self.number + 1).exists()
+        return os.fstat(self._file).st_size != self._offset or os.path.exists(self.path(self.number + 1))
 
     def news(self, *, alone: bool) -> Iterator[tuple[int, bytes]]:
         """What was appended since the last look: in which journal, and what. `alone` is who holds the lock: it cuts off
         a torn line. Raises Diverged."""
         while True:
-            has_successor = self.path(self.number + 1).exists()  # if so, nothing more is appended to this one
+            has_successor = os.path.exists(self.path(self.number + 1))  # if so, nothing more is appended to this one
             yield from ((self.number, body) for body in self._read_on(cut=alone))
             if not has_successor:
                 break
@@ -123,11 +123,19 @@ class Journal:
             if flush:
                 self._disk.flush(self._file)
         except BaseException:
-            with suppress(OSError):  # a torn line is cut off by the next one who writes
-                self._disk.cut(self._file, self._offset)
+            with suppress(OSError):  # what is torn is cut off by the next one who writes
+                self._take_back()
             raise
         self._offset += len(lines)
         self._next_line += len(bodies)
+
+    def _take_back(self) -> None:
+        """Cuts off what was written. Whole lines of it may have been read: then what follows stands in a new journal,
+        lest a reader take it for what he knows."""
+        was_seen = b"\n" in os.pread(self._file, os.fstat(self._file).st_size, self._offset)
+        self._disk.cut(self._file, self._offset)
+        if was_seen:
+            os.close(self._disk.create(self.path(self.number + 1)))
 
     def rotate(self) -> None:
         """Begins a new journal; the old one is complete, and on the disk."""

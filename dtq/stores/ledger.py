@@ -30,8 +30,8 @@ from dtq.stores.watch import Watch
 log = logging.getLogger("dtq")
 
 T = TypeVar("T")
-FORMAT = 1  # of the files in the directory
-OURS = {"format.json", "lock", "persist.lock", "nodes", "tasks", "quarantine", "queue.json"}
+FORMAT = b"dtq file store 1\n"
+OURS = {"format", "lock", "persist.lock", "nodes", "tasks", "quarantine", "queue.json"}
 _to_json = msgspec.json.Encoder().encode
 _change = msgspec.json.Decoder(Change).decode
 
@@ -72,15 +72,15 @@ class Ledger:
     def _occupy(self) -> None:
         """Makes the directory ours; refuses one of somebody else, or of a newer dtq."""
         self.directory.mkdir(exist_ok=True)
-        label = self.directory / "format.json"
-        if not label.exists():
+        label = self.directory / "format"
+        found = label.read_bytes() if label.exists() else b""
+        if not found:
             if alien := {name for name in os.listdir(self.directory) if not name.startswith(("journal-", "."))} - OURS:
                 raise StoreError(f"{self.directory} holds {min(alien)!r} and is no queue: use an empty directory")
-            self._disk.place(label, _to_json({"dtq queue, format": FORMAT}))
-        found = msgspec.json.decode(label.read_bytes(), type=dict[str, int])["dtq queue, format"]
-        if found != FORMAT:
+            self._disk.place(str(label), FORMAT)
+        elif found != FORMAT:
             raise StoreError(
-                f"{self.directory} is of format {found}, this dtq knows format {FORMAT}: upgrade dtq, or use another "
+                f"{self.directory} is of format {found[:40]!r}, this dtq knows {FORMAT!r}: upgrade dtq, or use another "
                 "directory"
             )
 

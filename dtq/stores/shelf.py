@@ -9,8 +9,10 @@ A file may be older than the journals that are still there, or as new as they, a
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
+from glob import escape, glob
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,47 +30,54 @@ _change = msgspec.json.Decoder(Change).decode
 
 
 class Shelf:
-    """The files of one queue. Whoever writes is the only one who does (see FileStore)."""
+    """The files of one queue. Whoever writes is the only one who does (see Ledger)."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.tasks = directory / "tasks"
         self.quarantine = directory / "quarantine"
         self._others = directory / "queue.json"  # limits, shares, nodes
         self._disk = disk
+        self._made: set[str] = set()  # folders
         self.tasks.mkdir(exist_ok=True)
 
-    def path(self, task_id: str) -> Path:
+    def path(self, task_id: str) -> str:
         """Ids may hold what file names must not, and differ in case alone."""
         digest = sha256(task_id.encode()).hexdigest()
         similar = re.sub("[^0-9a-z_-]", "-", task_id.lower())[:60]
         name = task_id if _PLAIN.fullmatch(task_id) else f"{similar}~{digest[:32]}"
-        return self.tasks / digest[:2] / f"{name}.json"
+        return f"{self._folder(digest[:2])}/{name}.json"
+
+    def _folder(self, name: str) -> str:
+        path = f"{self.tasks}/{name}"
+        if name not in self._made:
+            os.makedirs(path, exist_ok=True)
+            self._made.add(name)
+        return path
 
     # --- write
 
     def put(self, entries: Iterable[Entry], gone: Iterable[str], others: Change) -> None:
         """Raises OSError; what was written until then does no harm."""
         for entry in entries:
-            path = self.path(entry.task.id)
-            path.parent.mkdir(exist_ok=True)
-            self._disk.place(path, msgspec.json.format(_to_json(entry), indent=1))
+            self._disk.place(self.path(entry.task.id), msgspec.json.format(_to_json(entry), indent=1))
         for task_id in gone:
             self._disk.remove(self.path(task_id))
-        self._disk.place(self._others, _to_json(others))
+        self._disk.place(str(self._others), _to_json(others))
         self._disk.flush_all()
 
     # --- read
 
     def entries(self) -> Iterator[Entry]:
         """Every task that can be read; other files are put aside, and the log says so."""
-        for path in sorted(self.tasks.glob("*/*")):
-            if path.name.startswith("."):
-                path.unlink(missing_ok=True)  # its writer died before it was complete
+        for path in glob(f"{escape(str(self.tasks))}/*/*", include_hidden=True):
+            if os.path.basename(path).startswith("."):
+                os.unlink(path)  # its writer died before it was complete
                 continue
             try:
-                yield _entry(path.read_bytes())
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                self._put_aside(path, error)
+                with open(path, "rb") as file:
+                    yield _entry(file.read())
+            except (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+                self._put_aside(Path(path), error)
 
     def others(self) -> Change:
         try:
