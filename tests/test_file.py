@@ -157,6 +157,24 @@ def test_files_are_written_within_the_interval_and_the_old_journal_goes(tmp_path
     following.close()
 
 
+def test_a_start_does_not_mind_that_another_process_is_writing_files(tmp_path):
+    disk = Disk()
+    store = opened(tmp_path, disk=disk)
+    store.add([task(n) for n in range(3)])
+    starts = []
+
+    def rename_after_a_start(path, data, place=disk.place):
+        with open(f"{os.path.dirname(path)}/.{os.path.basename(path)}", "wb"):
+            starts.append(opened(tmp_path))
+        place(path, data)
+
+    disk.place = rename_after_a_start
+    store.persist()
+    assert [ids(other) for other in starts] == [["t0", "t1", "t2"]] * 4
+    for other in (*starts, store):
+        other.close()
+
+
 def test_the_file_of_a_deleted_task_goes(tmp_path):
     store = opened(tmp_path)
     store.add([task(1), task(2)])
@@ -406,7 +424,7 @@ def test_what_else_lies_among_the_tasks_is_put_aside(tmp_path, caplog):
     (folder / "alien.json").write_text('{"hello": "world"}')
     (folder / "picture.png").write_bytes(b"\x89PNG\xff")
     (folder / "directory").mkdir()
-    (folder / ".t9.json").write_text("half of a ta")  # its writer died: nothing to tell of
+    (folder / ".t9.json").write_text("half of a ta")  # being written, or its writer died: nothing to tell of
     store = opened(tmp_path)
     assert len(ids(store)) == 6
     assert sorted(os.listdir(tmp_path / "quarantine")) == ["alien.json", "directory", "picture.png"]

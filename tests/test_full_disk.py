@@ -33,12 +33,13 @@ def fill(path):
         os.close(descriptor)
 
 
-def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_room(disk, caplog):
-    with TaskQueue(disk / "q.db", {"work": "queue_handlers:sleep_if_asked"}, 2) as queue:
+@pytest.mark.parametrize(("url", "why"), [("{}/q.db", "database or disk is full"), ("file:{}/q", ".*No space left")])
+def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_room(disk, caplog, url, why):
+    with TaskQueue(url.format(disk), {"work": "queue_handlers:sleep_if_asked"}, 2) as queue:
         handles = queue.add_many({"type": "work", "payload": 0.05} for _ in range(40))
         handles[0].result(WAIT)
         fill(disk / "ballast")
-        with pytest.raises(StoreError, match="nothing was stored: database or disk is full"):
+        with pytest.raises(StoreError, match=f"nothing was stored: {why}"):
             queue.add_many({"type": "work", "payload": "x" * 10_000} for _ in range(100))
         assert queue.stats().total == len(handles)
         (disk / "ballast").unlink()

@@ -129,6 +129,35 @@ def test_twenty_kills_of_the_whole_node_lose_nothing_and_fail_nothing_that_never
         assert task.status == "completed" or task.interruptions == MAX_INTERRUPTIONS
 
 
+@pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
+def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_nodes(url, tmp_path):
+    url, log, chance, tasks = url.format(tmp_path), tmp_path / "log", random.Random(3), 5000
+    with QueueManager(url) as manager:
+        options = {"max_attempts": 1000, "retry_delay": 0}
+        payload = {"log": str(log), "seconds": 0.002}
+        manager.add_many({"type": "note", "payload": payload | {"n": n}, **options} for n in range(tasks))
+        nodes = [Node(url) for _ in range(4)]
+        for kill in range(50):
+            number = chance.randrange(4)
+            if kill % 4:
+                workers = psutil.Process(nodes[number].process.pid).children(recursive=True)
+                with contextlib.suppress(ProcessLookupError):  # it has just died
+                    os.kill(chance.choice(workers).pid, signal.SIGKILL)
+            else:
+                nodes[number].kill()
+                nodes[number] = Node(url)
+            threading.Event().wait(chance.uniform(0, 0.02))
+        wait_until(lambda: not manager.stats().unfinished)
+        for node in nodes:
+            node.stop()
+        found = all_tasks(manager)
+    ran = runs(log)
+    assert sorted(task.payload["n"] for task in found) == list(range(tasks))
+    for task in found:
+        assert task.status == "completed" or task.interruptions == MAX_INTERRUPTIONS
+        assert 1 <= ran[task.id] <= 1 + len(task.history) + task.interruptions
+
+
 def test_another_node_takes_over_from_a_dead_one_within_two_seconds(path, tmp_path):
     log = tmp_path / "log"
     with QueueManager(path) as manager:

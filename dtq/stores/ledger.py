@@ -53,6 +53,7 @@ class Ledger:
 
     def __init__(self, directory: Path, flush: bool, interval: float, disk: Disk) -> None:
         self.directory = directory
+        self._label = directory / "format"
         self._flush = flush
         self._interval = interval
         self._disk = disk
@@ -70,19 +71,16 @@ class Ledger:
             self._turnstile.run(lambda _: None, flush=False)
 
     def _occupy(self) -> None:
-        """Makes the directory ours; refuses one of somebody else, or of a newer dtq."""
+        """Makes the directory where it is missing; refuses one of somebody else, or of a newer dtq."""
         self.directory.mkdir(exist_ok=True)
-        label = self.directory / "format"
-        found = label.read_bytes() if label.exists() else b""
-        if not found:
-            if alien := {name for name in os.listdir(self.directory) if not name.startswith(("journal-", "."))} - OURS:
-                raise StoreError(f"{self.directory} holds {min(alien)!r} and is no queue: use an empty directory")
-            self._disk.place(str(label), FORMAT)
-        elif found != FORMAT:
+        if self._label.exists() and (found := self._label.read_bytes()) not in (FORMAT, b""):
             raise StoreError(
                 f"{self.directory} is of format {found[:40]!r}, this dtq knows {FORMAT!r}: upgrade dtq, or use another "
                 "directory"
             )
+        names = {name for name in os.listdir(self.directory) if not name.startswith(("journal-", "."))}
+        if not self._label.exists() and names - OURS:
+            raise StoreError(f"{self.directory} holds {min(names - OURS)!r} and is no queue: use an empty directory")
 
     @contextmanager
     def named_errors(self, verb: str) -> Iterator[None]:
@@ -130,6 +128,8 @@ class Ledger:
 
     def _begin(self) -> Replica:
         """Reads the files, the journals, and what the transaction has done by now. For who holds the lock."""
+        if not self._label.exists():
+            self._disk.place(str(self._label), FORMAT)
         replica = Replica()
         replica.apply(self._shelf.others(), 0)
         replica.apply(Change(put=list(self._shelf.entries())), 0)

@@ -68,14 +68,14 @@ class Shelf:
     # --- read
 
     def entries(self) -> Iterator[Entry]:
-        """Every task that can be read; other files are put aside, and the log says so."""
-        for path in glob(f"{escape(str(self.tasks))}/*/*", include_hidden=True):
-            if os.path.basename(path).startswith("."):
-                os.unlink(path)  # its writer died before it was complete
-                continue
+        """Every task that can be read; other files are put aside, and the log says so. Another process may be writing:
+        whatever it adds, replaces or removes meanwhile, the journals still tell of."""
+        for path in glob(f"{escape(str(self.tasks))}/*/*"):
             try:
                 with open(path, "rb") as file:
                     yield _entry(file.read())
+            except FileNotFoundError:
+                continue
             except (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError) as error:
                 self._put_aside(Path(path), error)
 
