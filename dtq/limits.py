@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 Lane = tuple[str, str, str]  # queue, type, limit key
+Selector = tuple[str | None, str | None, str | None]  # the same, None standing for any
 Head = tuple[int, float, int]  # -priority, run_at, insertion number: the smallest goes first
 
 EACH = "*"  # a limit with this key applies to every key on its own
@@ -51,7 +52,7 @@ class Limit(msgspec.Struct, frozen=True):
         return lane[2] if self.key == EACH else ""
 
     @property
-    def selector(self) -> tuple[str | None, str | None, str | None]:
+    def selector(self) -> Selector:
         return self.queue, self.type, self.key
 
     def with_changes(self, changes: Mapping[str, Any]) -> Limit:

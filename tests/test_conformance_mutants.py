@@ -68,7 +68,7 @@ class ServesTheLastFirst(MemoryStore):
     """A stack instead of a queue."""
 
     def _enrol(self, task: Task):
-        self._numbers = iter([-len(self._tasks) - len(self._seq)])
+        self._number = -len(self._tasks) - len(self._seq) - 1
         return super()._enrol(task)
 
 
