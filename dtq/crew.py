@@ -22,7 +22,7 @@ from dtq.channel import Channel
 from dtq.member import Member
 from dtq.reports import WorkerChanged
 from dtq.spawner import Spawner
-from dtq.zygote import EXITED, FORKED
+from dtq.wire import EXITED, FORKED
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again that could not live
 GONE_WITHIN = 2.0  # seconds from the kill, or the end of what it says, to the exit

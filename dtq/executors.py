@@ -27,9 +27,10 @@ from typing import Any
 
 from dtq import reports, wire
 from dtq.local import LocalPool, arrival, report
-from dtq.runner import MAX_RESULT, Stopped, TimedOut, is_async, perform, perform_async
+from dtq.runner import Stopped, TimedOut, is_async, perform, perform_async
 from dtq.task import Task
 from dtq.threads import Job, Loop, Shared, Worker
+from dtq.wire import MAX_RESULT
 
 AHEAD = 0.005  # seconds of work that may wait in the inbox, so that no thread has to wait for the loop
 MAX_AHEAD = 256  # calls

@@ -6,7 +6,6 @@ result() --register--> Endings <--settle-- the loop, for each outcome it has com
 
 from __future__ import annotations
 
-import asyncio
 import select
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -151,6 +150,8 @@ class Handle:
         return _value(self._watcher.wait_for(self.id, timeout))
 
     def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio  # where something is awaited it is there already; elsewhere nobody needs it
+
         task = yield from asyncio.wrap_future(self._watcher.future_of(self.id)).__await__()
         return _value(task)
 

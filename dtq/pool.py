@@ -33,8 +33,8 @@ from dtq.member import Member
 from dtq.pace import Pace
 from dtq.placing import Placing
 from dtq.reports import Report, WorkerInfo
-from dtq.runner import MAX_RESULT
 from dtq.task import Task
+from dtq.wire import MAX_RESULT
 
 MAX_CALLS = 128  # in one frame
 CLOSE_WITHIN = 5.0  # seconds that `close` gives to calls that run

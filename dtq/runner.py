@@ -27,10 +27,10 @@ from dtq.errors import HandlerError, InvalidTask
 from dtq.loader import Handlers as Handlers
 from dtq.loader import Loaded as Loaded
 from dtq.task import ErrorInfo
+from dtq.wire import MAX_RESULT
 
 Armed = Callable[[Context], AbstractContextManager[Any]]
 
-MAX_RESULT = 1 << 20  # bytes of JSON
 MAX_MESSAGE = 4 << 10  # characters
 MAX_TRACEBACK = 16 << 10  # characters
 MAX_FRAMES = 200  # of a traceback, the innermost

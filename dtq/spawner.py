@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from dtq.zygote import FORK, KILL, REPORT, REQUEST
+from dtq.wire import FORK, KILL, REPORT, REQUEST
 
 PATIENCE = 2.0  # seconds for the zygote to end by itself
 # The path of the parent, so that handlers which it could import are found; nothing else of it, and not its __main__.

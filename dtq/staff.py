@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from dtq import reports
 from dtq.errors import DTQError
-from dtq.executors import InlinePool, ThreadPool
 from dtq.pool import WorkerPool
 
 Executor = Literal["process", "thread", "inline"] | reports.Pool
@@ -54,9 +53,12 @@ def hire(pools: Mapping[str, Pool], executor: Executor, max_tasks: int | None, m
 def _make(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> reports.Pool:
     if executor == "process":
         return WorkerPool(size, name=name, max_tasks_per_worker=max_tasks, max_result=max_result)
-    if executor == "thread":
-        return ThreadPool(size, name=name, max_result=max_result)
-    if executor == "inline":
-        return InlinePool(name=name, max_result=max_result)
-    assert not isinstance(executor, str)
-    return executor
+    if not isinstance(executor, str):
+        return executor
+    from dtq.executors import InlinePool, ThreadPool  # with asyncio and all that a worker has: seldom needed here
+
+    return (
+        ThreadPool(size, name=name, max_result=max_result)
+        if executor == "thread"
+        else InlinePool(name=name, max_result=max_result)
+    )

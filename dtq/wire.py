@@ -17,7 +17,13 @@ import msgspec
 
 from dtq.task import ErrorInfo
 
+MAX_RESULT = 1 << 20  # bytes of JSON, where nothing else is said
 _LENGTH = struct.Struct("!I")
+
+# Between the pool and the zygote
+FORK, KILL, FORKED, EXITED = b"F", b"K", b"f", b"x"
+REQUEST = struct.Struct("!cI")  # FORK or KILL, serial of the worker
+REPORT = struct.Struct("!cIi")  # FORKED or EXITED, serial, process id or exit code (-9: killed by signal 9)
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):

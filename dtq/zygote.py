@@ -28,16 +28,13 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import traceback
 from typing import NoReturn
 
 from dtq import worker
+from dtq.wire import EXITED, FORK, FORKED, REPORT, REQUEST
 
-FORK, KILL, FORKED, EXITED = b"F", b"K", b"f", b"x"
-REQUEST = struct.Struct("!cI")  # FORK or KILL, serial of the worker
-REPORT = struct.Struct("!cIi")  # FORKED or EXITED, serial, process id or exit code (-9: killed by signal 9)
 CANNOT_FORK = os.EX_OSERR
 _PR_SET_PDEATHSIG = 1
 
