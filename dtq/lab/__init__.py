@@ -1,13 +1,60 @@
 """The lab: what the notebooks import, so that their cells can be short. Nothing of it is needed to run a queue.
 
 start ---> progress, Recorder (live, while tasks run) ---> gantt, depth, table (after) ---> assert_clean
+source, compare    the package's own code
+Experiment, offer ---> frame ---> ecdf, scaling, predict
+fault              breaks a running queue on purpose
+explore ---> trace the shortest story that breaks a promise
+exercise, promises what a reader wrote, checked
 """
 
+from dtq.lab.curves import ecdf, left_over, predict, scaling
+from dtq.lab.exercise import EXERCISES, exercise
+from dtq.lab.experiment import Experiment, RunFailed
+from dtq.lab.explore import explore, time_passes
+from dtq.lab.fault import Clock, FaultyStore, fault
 from dtq.lab.figures import depth, gantt, show
+from dtq.lab.fit import Law, fit_amdahl, fit_usl, summarise
 from dtq.lab.hygiene import assert_clean
 from dtq.lab.images import make_images
 from dtq.lab.live import progress
+from dtq.lab.load import arrivals, offer
+from dtq.lab.promises import promises
 from dtq.lab.record import Recorder
 from dtq.lab.setup import start
+from dtq.lab.source import compare, source
+from dtq.lab.trace import trace
 
-__all__ = ["Recorder", "assert_clean", "depth", "gantt", "make_images", "progress", "show", "start"]
+__all__ = [
+    "EXERCISES",
+    "Clock",
+    "Experiment",
+    "FaultyStore",
+    "Law",
+    "Recorder",
+    "RunFailed",
+    "arrivals",
+    "assert_clean",
+    "compare",
+    "depth",
+    "ecdf",
+    "exercise",
+    "explore",
+    "fault",
+    "fit_amdahl",
+    "fit_usl",
+    "gantt",
+    "left_over",
+    "make_images",
+    "offer",
+    "predict",
+    "progress",
+    "promises",
+    "scaling",
+    "show",
+    "source",
+    "start",
+    "summarise",
+    "time_passes",
+    "trace",
+]

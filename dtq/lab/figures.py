@@ -1,74 +1,134 @@
-"""Figures of a run. Each is shown with a description for those who cannot see it, and gives its axes for assertions."""
+"""Figures of a run, and what all figures share.
+
+    figure --show_figure--> picture with words for those who cannot see it (alt text: the finding, in numbers)
+                            stamp: where and how it was measured
+                            the data, as a table, folded
+
+Each gives its axes, for assertions. Sizes of type and figures come from matplotlib's rcParams, never from here.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+import os
+import platform
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+import dtq
 from dtq.lab.record import Recorder
 
-# Okabe and Ito's palette: told apart by everybody
+OKABE_ITO = {  # a palette that everybody can tell apart; the only place where colours of figures are written down
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "orange": "#E69F00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "grey": "#999999",  # not theirs
+}
 COLORS = {
-    "completed": "#009E73",
-    "retried": "#E69F00",
-    "worker killed": "#CC79A7",
-    "failed": "#D55E00",
-    "cancelled": "#999999",
+    "completed": OKABE_ITO["green"],
+    "retried": OKABE_ITO["orange"],
+    "worker killed": OKABE_ITO["purple"],
+    "failed": OKABE_ITO["vermilion"],
+    "cancelled": OKABE_ITO["grey"],
 }
 NARROW = 0.002  # of the time shown: a bar narrower than this gets an edge of its own colour, or nobody would see it
+ROWS = 25  # of a table of data, at most
 
 
-def gantt(recorder: Recorder) -> Axes:
-    """Who ran what and when: a lane for each worker, a bar for each attempt, coloured by how it ended."""
-    frame = recorder.frame()
-    figure, axes = plt.subplots()
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def gantt(recorder: Recorder, **facts: object) -> Axes:
+    """Who ran what and when: a lane for each worker, a bar for each attempt, coloured by how it ended, and a cross
+    where a worker was killed. Facts go into the stamp."""
+    frame = require_rows(recorder.frame(), "no attempt has ended")
+    figure, axes = plt.subplots(layout="constrained")
     lanes = {worker: lane for lane, worker in enumerate(sorted(frame["worker"].unique(), key=_in_order))}
     end = frame["finished"].max()
     for outcome, rows in frame.groupby("outcome", sort=False):
-        color = COLORS[str(outcome)]
-        axes.barh(
-            rows["worker"].map(lanes), rows["seconds"], left=rows["started"], height=0.8, color=color,
-            edgecolor=["white" if wide else color for wide in rows["seconds"] > end * NARROW],
-            linewidth=0.8, label=f"{outcome} ({len(rows)})",
-        )  # fmt: skip
-    for _, row in frame[frame["outcome"] == "worker killed"].iterrows():
-        axes.plot(row["finished"], lanes[row["worker"]], marker="X", color="black", markersize=9, linestyle="none")
+        _draw_bars(axes, rows, rows["worker"].map(lanes), str(outcome), end)
+    killed = frame[frame["outcome"] == "worker killed"]
+    for worker, finished in zip(killed["worker"], killed["finished"], strict=True):
+        axes.plot(finished, lanes[worker], marker="X", color="black", linestyle="none")
     axes.set_yticks(list(lanes.values()), list(lanes))
     axes.set_xlim(0, end * 1.01)
     axes.set(xlabel="time (s)", ylabel="worker", title="Who ran what")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5)
+    figure.legend(loc="outside lower center", ncols=5)
+    show_figure(figure, _tell_gantt(frame), _by_worker(frame), stamp(**facts))
+    return axes
+
+
+def _draw_bars(axes: Axes, rows: pd.DataFrame, lanes: pd.Series, outcome: str, end: float) -> None:
+    color = COLORS[outcome]
+    axes.barh(
+        lanes, rows["seconds"], left=rows["started"], height=0.8, color=color, linewidth=0.8,
+        edgecolor=["white" if wide else color for wide in rows["seconds"] > end * NARROW],
+        label=f"{outcome} ({len(rows)})",
+    )  # fmt: skip
+
+
+def _by_worker(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each worker: how many attempts ended how, and for how many seconds it was busy."""
+    table = frame.groupby(["worker", "outcome"]).size().unstack(fill_value=0)
+    table["busy (s)"] = frame.groupby("worker")["seconds"].sum()
+    return table.loc[sorted(table.index, key=_in_order)].reset_index()
+
+
+def _tell_gantt(frame: pd.DataFrame) -> str:
     outcomes = ", ".join(f"{n} {outcome}" for outcome, n in frame["outcome"].value_counts().items())
-    _show_figure(figure, f"Gantt chart: {len(frame)} attempts on {len(lanes)} workers ({outcomes}).")
-    return axes
-
-
-def depth(recorder: Recorder) -> Axes:
-    """How many tasks wait and how many run, over time."""
-    frame = recorder.depth()
-    figure, axes = plt.subplots()
-    axes.step(frame["seconds"], frame["waiting"], where="post", color="#0072B2", label="waiting")
-    axes.step(frame["seconds"], frame["running"], where="post", color="#E69F00", label="running")
-    axes.step(frame["seconds"], frame["ended"], where="post", color="#009E73", linestyle="--", label="ended")
-    axes.set(xlabel="time (s)", ylabel="tasks", title="Tasks that wait, run, and have ended")
-    axes.legend()
-    peak, end = frame["waiting"].max(), frame["seconds"].max()
-    _show_figure(
-        figure, f"Line chart: up to {peak} tasks wait, and {frame['ended'].max()} have ended after {end:.1f} s."
+    span = frame["finished"].max() - frame["started"].min()
+    lanes = frame["worker"].nunique()
+    busy = frame["seconds"].sum() / (lanes * span) if span else 1.0
+    return (
+        f"Gantt chart: {len(frame)} attempts on {lanes} workers ({outcomes}) within {span:.1f} s; "
+        f"the workers are busy {busy:.0%} of that time."
     )
-    return axes
 
 
 def _in_order(worker: str) -> tuple[int, str]:
     """w2 before w10."""
     return len(worker), worker
+
+
+def depth(recorder: Recorder, **facts: object) -> Axes:
+    """How many tasks wait, run and have ended, over time. Facts go into the stamp."""
+    frame = require_rows(recorder.depth(), "no task was added")
+    figure, axes = plt.subplots(layout="constrained")
+    for name, color, line in (("waiting", "blue", "-"), ("running", "orange", "-"), ("ended", "green", "--")):
+        axes.step(frame["seconds"], frame[name], where="post", color=OKABE_ITO[color], linestyle=line, label=name)
+    axes.set(xlabel="time (s)", ylabel="tasks", title="Tasks that wait, run, and have ended")
+    axes.legend()
+    show_figure(figure, _tell_depth(frame), _thinned(frame), stamp(**facts))
+    return axes
+
+
+def _tell_depth(frame: pd.DataFrame) -> str:
+    ended, seconds = frame["ended"].max(), frame["seconds"].max()
+    rate = f", {ended / seconds:.1f} a second" if seconds else ""
+    return (
+        f"Line chart: up to {frame['waiting'].max()} tasks wait and up to {frame['running'].max()} run; "
+        f"{ended} have ended after {seconds:.1f} s{rate}."
+    )
+
+
+def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every so many rows of it, and the last."""
+    step = max(1, -(-len(frame) // ROWS))
+    return frame.iloc[(len(frame) - 1) % step :: step]
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
 
 
 def show(*pictures: str | Path, width: int = 210) -> None:
@@ -92,12 +152,54 @@ def _png(picture: Image.Image, width: int) -> bytes:
     return buffer.getvalue()
 
 
-def _show_figure(figure: Figure, alt: str) -> None:
+# --- what all figures share ------------------------------------------------------------------------------------------
+
+
+def show_figure(figure: Figure, alt: str, data: pd.DataFrame | None = None, stamp: str = "") -> None:
+    """The picture, with words in its place for those who cannot see it, the stamp, and the data in a folded table."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
-    display(HTML(_img(buffer.getvalue(), alt)))
+    parts = [_img(buffer.getvalue(), alt), _small(stamp), "" if data is None else _folded(data)]
+    display({"text/html": "".join(parts), "text/plain": alt}, raw=True)
+
+
+def stamp(frame: pd.DataFrame | None = None, by: str | list[str] = "arm", /, **facts: object) -> str:
+    """Where and how the figure was measured: this machine, the facts as they are given, and how many runs an arm has.
+
+    No date: the notebook's history has it, and outputs should change only where what was measured did.
+    """
+    words = [f"{os.cpu_count()} cores", f"Python {platform.python_version()}", f"dtq {dtq.__version__}"]
+    words += [f"{name} {value}" for name, value in facts.items()]
+    if frame is not None:
+        runs = frame.groupby(by).size()
+        words.append(f"{runs.min()} runs each" if runs.nunique() == 1 else f"{runs.min()} to {runs.max()} runs each")
+    return ", ".join(words)
+
+
+def require_rows(frame: pd.DataFrame, why: str) -> pd.DataFrame:
+    if frame.empty:
+        raise ValueError(f"there is nothing to draw: {why}")
+    return frame
+
+
+def number(value: float) -> str:
+    """Three digits that matter, and never an exponent for what people count."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _small(text: str) -> str:
+    return f"<p><small>{html.escape(text)}</small></p>" if text else ""
+
+
+def _folded(data: pd.DataFrame) -> str:
+    table = data.to_html(index=False, border=0, float_format=number, na_rep="")
+    return f"<details><summary>The data as a table</summary>{table}</details>"
 
 
 def _img(png: bytes, alt: str) -> str:
-    return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f'<img alt="{html.escape(alt, quote=True)}" src="{source}">'
+
+
+_show_figure = show_figure

@@ -1,0 +1,175 @@
+"""What a store is asked and what it answers, as lines that can be read: a thin recorder around a store.
+
+    add([a, b(priority=5)]) -> ['a', 'b']
+    claim('w1', 2) -> [b, a]
+    update([b completed v2]) -> {'b'}
+
+What the conformance checks leave as it always is goes without saying: the type "job", the time NOW, the lease LEASE.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from msgspec.structs import fields
+
+from dtq.conformance import Make, Subject
+from dtq.conformance.kit import LEASE, NOW
+from dtq.lab.trial import clipped, in_words
+from dtq.stores import Node, Stats, Store
+from dtq.task import Task
+
+METHODS = {name: inspect.signature(method) for name, method in vars(Store).items() if inspect.isfunction(method)}
+BY_PLACE = {"worker", "n", "tasks", "outcomes", "node", "held", "ids", "timeout"}  # the others are written with a name
+TIMES = {"now", "before", "finished_after", "run_at", "expires"}
+USUAL = {"now": NOW, "lease": LEASE, "types": {"job"}, "type": "job"}
+NO_OPTIONS = {"id", "status", "version", "created_at"}
+SILENT = {"set_lane", "close"}  # they answer nothing
+ITEMS = 5  # of a list that are written
+Line = list[str]  # what was asked, and what was answered
+
+
+class Log:
+    """The lines, in the order in which the calls began."""
+
+    def __init__(self) -> None:
+        self._lines: list[Line] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def begin(self, asked: str, answer: str) -> Line:
+        self._lines.append([asked, answer])
+        return self._lines[-1]
+
+    def lines(self) -> list[str]:
+        """One for each call, or for each run of the same calls; without the close() that ends a check."""
+        texts = ["".join(line) for line in self._lines]
+        if texts and texts[-1] == "close()":
+            texts.pop()
+        runs = [(text, len([*same])) for text, same in groupby(texts)]
+        return [text if n == 1 else f"{text}  ({n} times)" for text, n in runs]
+
+
+class Recorded:
+    """A store that writes down what it is asked and what it answers, and otherwise is the store that it was made of."""
+
+    def __init__(self, store: Any, log: Log, label: str = "") -> None:
+        self._store = store
+        self._log = log
+        self._label = label
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+        return partial(self._call, name, value) if name in METHODS else value
+
+    def _call(self, name: str, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        line = self._log.begin(self._label + _asked(name, args, options), " -> no answer")
+        try:
+            answer = method(*args, **options)
+        except Exception as error:
+            line[1] = f" raises {clipped(in_words(error))}"
+            raise
+        line[1] = "" if name in SILENT else f" -> {_short(answer, FORMS.get(name, _as_it_stands))}"
+        return answer
+
+
+class Watched(Subject):
+    """A subject whose stores are recorded; from the second that is opened on, they say which they are."""
+
+    def __init__(self, subject: Subject, log: Log) -> None:
+        self._subject = subject
+        self._log = log
+        self._n = 0
+
+    def open(self) -> Store:
+        self._n += 1
+        recorded: Any = Recorded(self._subject.open(), self._log, f"store{self._n}." if self._n > 1 else "")
+        return recorded  # type: ignore[no-any-return]
+
+    def crash(self, store: Any) -> None:
+        self._log.begin("kill -9", "")
+        self._subject.crash(store._store)
+
+    def close(self) -> None:
+        self._subject.close()
+
+
+def recorded(make: Make, log: Log) -> Make:
+    """Makes the same, recorded."""
+
+    def made() -> Any:
+        thing = make()
+        return Watched(thing, log) if isinstance(thing, Subject) else Recorded(thing, log)
+
+    return made
+
+
+# --- short forms ---
+
+
+def _asked(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> str:
+    given = METHODS[name].bind(None, *args, **options).arguments
+    del given["self"]
+    parts = [_argument(key, value) for key, value in given.items() if key not in USUAL or value != USUAL[key]]
+    return f"{name}({', '.join(parts)})"
+
+
+def _argument(name: str, value: Any) -> str:
+    text = _time(value) if name in TIMES else _short(value, FORMS.get(name, _as_it_stands))
+    if name == "outcomes":
+        text = f"[{', '.join(_outcome(*outcome) for outcome in value)}]"
+    return text if name in BY_PLACE else f"{name}={text}"
+
+
+def _outcome(task: Task, successors: Any) -> str:
+    return _as_it_stands(task) + (f" + {_short(successors, _as_added)}" if successors else "")
+
+
+def _time(value: float | None) -> str:
+    """NOW+5, or the number where it has nothing to do with NOW."""
+    if value is None or abs(value - NOW) > NOW / 2:
+        return repr(value)
+    return "NOW" if value == NOW else f"NOW{value - NOW:+g}"
+
+
+def _short(value: Any, form: Callable[[Task], str]) -> str:
+    if isinstance(value, Task):
+        return form(value)
+    if isinstance(value, list | tuple):
+        more = [f"... {len(value)} in all"] if len(value) > ITEMS else []
+        return f"[{', '.join([*(_short(item, form) for item in value[:ITEMS]), *more])}]"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(repr, value)))}}}" if value else "set()"
+    if isinstance(value, Stats):
+        return f"Stats({', '.join(f'{name} {n}' for name, n in value.counts.items() if n)})"
+    return value.id if isinstance(value, Node) else clipped(repr(value))
+
+
+def _named(task: Task) -> str:
+    return f"{task.id}(doomed)" if task.doom else task.id
+
+
+def _as_it_stands(task: Task) -> str:
+    return f"{task.id} {task.status} v{task.version}"
+
+
+def _as_added(task: Task) -> str:
+    """With the options that are not the usual ones."""
+    options = [
+        f"{field.name}={_option(field.name, value)}"
+        for field in fields(Task)
+        if (value := getattr(task, field.name)) != USUAL.get(field.name, field.default) and field.name not in NO_OPTIONS
+    ]
+    return f"{task.id}({', '.join(options)})" if options else task.id
+
+
+def _option(name: str, value: Any) -> str:
+    return _time(value) if name in TIMES else clipped(repr(value))
+
+
+FORMS = {"tasks": _as_added, "claim": _named, "reap": _named, "held": _named}

@@ -1,0 +1,249 @@
+"""Exercises: a learner writes a function or a class in a cell, looks at what it does, and has it checked.
+
+show ----> input -> output, as often as you like
+check ---> "not yet" (a stub) | "wrong": expected against got | "right": why it works
+hint ----> three of them, each nearer to the answer; the solution is folded away
+
+Where the learner's code hangs, exits or recurses for ever, the cell ends well all the same: Run All stays green.
+`prove` is for the tests: the stub fails, the solution passes, and each planted wrong answer is caught.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import html
+import inspect
+import linecache
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from IPython.display import display
+
+from dtq.lab.source import Page, code_html, excerpt
+from dtq.lab.trial import clipped, explain, in_time, in_words
+
+Scope = dict[str, Any]  # the names of a notebook
+# dark enough on white, bright enough on black
+COLORS = {"not yet": "#767676", "wrong": "#CC4400", "right": "#00806A"}
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found. It was shown when it was found, so a cell that ends with it does not show it again."""
+
+    status: Literal["not yet", "wrong", "right"]
+    text: str
+    error: BaseException | None = field(default=None, repr=False)
+
+    def _ipython_display_(self) -> None:
+        pass
+
+
+class Exercise:
+    """See `exercise`, which makes one. It shows itself as a card: the task, and, folded, the hints and the solution."""
+
+    def __init__(
+        self, number: str, task: str, effort: str, hints: Sequence[str], solution: Any, check: Callable[[Any], object],
+        why: str, samples: Sequence[str], wrong: Sequence[tuple[str, Any]], seconds: float,
+    ) -> None:  # fmt: skip
+        if len(hints) != 3:
+            raise ValueError(f"exercise {number} has {len(hints)} hints; it needs three, each nearer to the answer")
+        self.number = number
+        self.name = _name_of(solution)
+        self._task, self._effort, self._why = task, effort, why
+        self._hints, self._next_hint = list(hints), 0
+        self._solution, self._wrong = solution, list(wrong)
+        self._check, self._samples, self._seconds = check, list(samples), seconds
+
+    def _repr_html_(self) -> str:
+        hints = "".join(_folded(f"Hint {n}", _prose(hint)) for n, hint in enumerate(self._hints, 1))
+        head = f"<p><strong>Exercise {html.escape(self.number)}</strong> ({html.escape(self._effort)})</p>"
+        return f"{head}{_prose(self._task)}{hints}{_folded('Solution', code_html(self.solution))}"
+
+    def __repr__(self) -> str:
+        return f"Exercise {self.number} ({self._effort})\n{self._task}"
+
+    @property
+    def solution(self) -> str:
+        """Its source."""
+        text = self._solution if isinstance(self._solution, str) else excerpt(self._solution).text
+        return textwrap.dedent(text).strip()
+
+    def show(self, candidate: Any) -> None:
+        """Shows what the candidate does with the samples: input and output, right or not."""
+        names = _names_around(candidate)
+        lines = [f"{sample}  ->  {self._answer(sample, candidate, names)}" for sample in self._samples]
+        display(Page(f"<pre>{html.escape(chr(10).join(lines))}</pre>", "\n".join(lines)))
+
+    def check(self, candidate: Any) -> Verdict:
+        """Checks the candidate, shows what came of it, and gives that; never raises."""
+        verdict = self.judge(candidate)
+        display(Page(_verdict_html(verdict), f"{verdict.status.capitalize()}. {verdict.text}"))
+        return verdict
+
+    def hint(self) -> None:
+        """Shows the next hint."""
+        n, self._next_hint = self._next_hint, self._next_hint + 1
+        text = f"Hint {n + 1} of 3: {self._hints[n]}" if n < 3 else "That was the last hint: unfold the solution."
+        display(Page(_prose(text), text))
+
+    def judge(self, candidate: Any) -> Verdict:
+        """What `check` shows."""
+        if is_stub(candidate):
+            return Verdict("not yet", f"`{self.name}` is still to be written: fill it in, run its cell, check again.")
+        return self._try(candidate)
+
+    def prove(self, names: Scope) -> None:
+        """For tests, with the names of the notebook: raises AssertionError where the stub in it is not told to be one
+        or passes, where the solution does not pass, or where a wrong answer is not caught by what it answers."""
+        assert self.name in names, f"exercise {self.number}: the notebook defines no {self.name}"
+        self._must(self.judge(names[self.name]), "not yet", "the stub")
+        assert self._try(names[self.name]).status != "right", f"exercise {self.number}: its check passes the stub"
+        solution = self._build(self._solution, "solution", names)
+        self._must(self.judge(solution), "right", "the solution")
+        answers = [self._answer(sample, solution, names) for sample in self._samples]
+        assert not any(answer.startswith("raised ") for answer in answers), f"exercise {self.number}: samples {answers}"
+        for label, given in self._wrong:
+            verdict = self.judge(self._build(given, label, names))
+            self._must(verdict, "wrong", f"the wrong answer {label!r}")
+            assert not isinstance(verdict.error, NameError), f"exercise {self.number}, {label!r}: {verdict.text}"
+
+    def _build(self, given: Any, label: str, names: Scope) -> Any:
+        """What the source text defines, where the notebook's names are known; what is no text is given as it is."""
+        if not isinstance(given, str):
+            return given
+        text, file, scope = textwrap.dedent(given).strip() + "\n", f"<exercise {self.number}: {label}>", dict(names)
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+        exec(compile(text, file, "exec"), scope)
+        return scope[self.name]
+
+    def _must(self, verdict: Verdict, status: str, whose: str) -> None:
+        assert verdict.status == status, (
+            f"exercise {self.number}: {whose} came out as {verdict.status!r}, expected {status!r}: {verdict.text}"
+        )
+
+    def _try(self, candidate: Any) -> Verdict:
+        _, error = in_time(self._seconds, lambda: self._check(candidate))
+        if error is None:
+            return Verdict("right", f"Why it works: {self._why}")
+        if isinstance(error, NotImplementedError):
+            return Verdict("not yet", f"A part of `{self.name}` is still to be written: it raised {in_words(error)}.")
+        return Verdict("wrong", explain(error, candidate), error)
+
+    def _answer(self, sample: str, candidate: Any, names: Scope) -> str:
+        """What the expression gives with the candidate under the name that it should have."""
+        scope = _spared(names, sample) | {self.name: candidate}
+        answer, error = in_time(self._seconds, lambda: repr(eval(sample, scope)))
+        return f"raised {in_words(error)}" if answer is None else clipped(answer)
+
+
+EXERCISES: dict[str, Exercise] = {}  # those of the notebook, by number: for e in EXERCISES.values(): e.prove(globals())
+
+
+def exercise(
+    number: str,
+    task: str,
+    *,
+    effort: str,
+    hints: Sequence[str],
+    solution: Any,
+    check: Callable[[Any], object],
+    why: str,
+    samples: Sequence[str] = (),
+    wrong: Sequence[tuple[str, Any]] = (),
+    seconds: float = 5.0,
+) -> Exercise:
+    """An exercise, entered among EXERCISES; put it on the last line of a cell to show it.
+
+    - `solution` is source text that ends with the function or class asked for, or that function or class itself.
+    - `check` gets the candidate and raises AssertionError where it is wrong, best by `dtq.conformance.expect`. It makes
+      what it passes to the candidate itself, and runs on a thread of its own, for at most `seconds`.
+    - `samples` are expressions that call the candidate by its name: `show` gives what comes out.
+    - `wrong` has answers that people may well give, each with a label: the check has to catch them (see `prove`).
+    - In `task`, `hints` and `why`, `backticks` mark code.
+    """
+    made = Exercise(number, task, effort, hints, solution, check, why, samples, wrong, seconds)
+    EXERCISES[number] = made
+    return made
+
+
+# --- reading what was written ---
+
+
+def is_stub(candidate: Any) -> bool:
+    """Whether it is still to be written: a function with nothing in it but a docstring, `...`, `pass` or
+    NotImplementedError; a class with nothing in it but such functions, or with one that is left open by `...` or
+    NotImplementedError (an empty one may be meant)."""
+    try:
+        (node, *_) = ast.parse(excerpt(candidate).text).body
+    except (TypeError, OSError, SyntaxError, ValueError):
+        return False  # no source, so that nobody can tell: let the check find out
+    if isinstance(node, ast.ClassDef):
+        return all(map(_is_open, node.body)) or any(map(_is_left_open, node.body))
+    return isinstance(node, FUNCTION) and _is_open(node)
+
+
+def _is_left_open(node: ast.stmt) -> bool:
+    return isinstance(node, FUNCTION) and _is_open(node) and ast.unparse(node.body[-1]).startswith(("...", "raise"))
+
+
+def _is_open(node: ast.stmt) -> bool:
+    if isinstance(node, FUNCTION):
+        return all(map(_is_open, node.body))
+    if isinstance(node, ast.Raise):
+        return "NotImplementedError" in ast.unparse(node)
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _name_of(solution: Any) -> str:
+    """The name of the function or class that it defines last."""
+    if not isinstance(solution, str):
+        return str(solution.__name__)
+    body = ast.parse(textwrap.dedent(solution)).body
+    names = [node.name for node in body if isinstance(node, ast.ClassDef | FUNCTION)]
+    if not names:
+        raise ValueError(f"the solution defines neither a function nor a class: {solution!r}")
+    return names[-1]
+
+
+def _names_around(candidate: Any) -> Scope:
+    """The names that its own code sees."""
+    function = inspect.unwrap(candidate) if callable(candidate) else candidate
+    module = sys.modules.get(getattr(candidate, "__module__", None) or "__main__")
+    return getattr(function, "__globals__", None) or vars(module or sys.modules["__main__"])
+
+
+def _spared(names: Scope, sample: str) -> Scope:
+    """The same, with copies of what the sample names: a candidate may change what it is given."""
+    used = compile(sample, "<sample>", "eval").co_names
+    return names | {name: copy.deepcopy(names[name]) for name in used if isinstance(names.get(name), list | dict | set)}
+
+
+# --- the page ---
+
+
+def _verdict_html(verdict: Verdict) -> str:
+    color = COLORS[verdict.status]
+    head = f'<strong style="color:{color}">{verdict.status.capitalize()}.</strong>'
+    text, _, detail = verdict.text.partition("\n")
+    detail = f'<pre style="color:{color}">{html.escape(detail)}</pre>' if detail else ""
+    style = f"border-left:4px solid {color};padding-left:.8em"
+    return f'<div role="status" style="{style}">{head} {_code_in(text)}{detail}</div>'
+
+
+def _folded(summary: str, inner: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{inner}</details>"
+
+
+def _prose(text: str) -> str:
+    return "".join(f"<p>{_code_in(paragraph)}</p>" for paragraph in textwrap.dedent(text).strip().split("\n\n"))
+
+
+def _code_in(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))

@@ -1,0 +1,258 @@
+"""The package's real code in the page: read from where it runs, so that it is never an old copy.
+
+source(SQLiteStore.claim)               a function, method, property, class or module, the reader's own in a cell too
+source("dtq.stores.schema:INSERT")      a constant, by the name of its module
+compare(MyStore, MemoryStore)           two of them side by side, the methods of one name in one row
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import inspect
+import io
+import linecache
+import reprlib
+import textwrap
+import tokenize
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
+from importlib import import_module
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from IPython.display import display
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+# JupyterLab gives .highlight the colours of its theme; elsewhere these can be read on white and on black
+COLORS = {
+    "k": ("keyword", "#8959a8"),
+    "s": ("string", "#3f7f3f"),
+    "c": ("comment", "#747474"),
+    "m": ("number", "#b35c00"),
+    "nf": ("def", "#3b74b8"),
+    "nc": ("def", "#3b74b8"),
+    "nd": ("def", "#3b74b8"),
+}
+STYLE = (
+    "<style>.dtq-code,.dtq-code pre{background:none!important}"
+    ".dtq-code pre{max-height:40em;overflow:auto;line-height:1.35}"
+    ".dtq-code pre{white-space:pre-wrap!important;word-break:normal!important;overflow-wrap:anywhere}"
+    ".dtq-code .linenos{opacity:.55;padding-right:1em;user-select:none}"
+    + "".join(
+        f'.dtq-code [class^="{kind}"]{{color:var(--jp-mirror-editor-{name}-color,{color})}}'
+        for kind, (name, color) in COLORS.items()
+    )
+    + "</style>"
+)
+QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+WRAPPERS = {
+    property: "fget",
+    cached_property: "func",
+    partial: "func",
+    staticmethod: "__func__",
+    classmethod: "__func__",
+}  # what stands around a function, and where that has it
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Page:
+    """What a cell shows: HTML in a notebook, text in a terminal."""
+
+    def __init__(self, html: str, text: str) -> None:
+        self.html = html
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Excerpt(NamedTuple):
+    """Some lines of a file. `place` names the file as it is called in its package, `first` is the number of a line."""
+
+    file: str
+    place: str
+    first: int
+    text: str
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.text.splitlines()) - 1
+
+    @property
+    def caption(self) -> str:
+        return f"{self.place}, lines {self.first} to {self.last}"
+
+
+def source(thing: Any) -> None:
+    """Shows the code of a function, method, property, class or module; of a constant by "package.module:NAME"."""
+    found = excerpt(thing)
+    numbered = [f"{number:4}  {line}" for number, line in enumerate(found.text.splitlines(), found.first)]
+    caption = f"<div><code>{html.escape(found.caption)}</code></div>"
+    display(Page(caption + code_html(found.text, found.first), "\n".join([found.caption, *numbered])))
+
+
+def compare(mine: Any, theirs: Any) -> None:
+    """Shows two sources side by side, with how many lines of code each has: blank lines, comments and docstrings
+    aside. Of two classes, the methods of one name stand in one row."""
+    both = excerpt(mine), excerpt(theirs)
+    heads = [
+        f"{_name(thing)}: {lines_of_code(found.text)} lines of code ({found.place})"
+        for thing, found in zip((mine, theirs), both, strict=True)
+    ]
+    text = "\n\n".join(f"{head}\n{found.text}" for head, found in zip(heads, both, strict=True))
+    display(Page(_side_by_side(heads, [_pieces(found) for found in both]), text))
+
+
+def _name(thing: Any) -> str:
+    return str(getattr(thing, "__qualname__", None) or getattr(thing, "__name__", thing)).rpartition("<locals>.")[2]
+
+
+def code_html(text: str, first: int | None = None) -> str:
+    """Highlighted, in the colours of the page it stands in; with line numbers from `first` on, if it is given."""
+    numbers = {"linenos": "inline", "linenostart": first} if first else {}
+    formatter = HtmlFormatter(cssclass="highlight dtq-code", **numbers)
+    return STYLE + str(highlight(text, PythonLexer(stripnl=False), formatter))
+
+
+# --- where code stands ---
+
+
+def excerpt(thing: Any) -> Excerpt:
+    """The lines that define it. Raises TypeError where it is not written in Python, OSError where its file is gone."""
+    if isinstance(thing, str):
+        return _constant(thing)
+    thing = _innermost(thing)
+    try:
+        file, first, lines = _lines(thing)
+    except TypeError:
+        raise TypeError(
+            f"{reprlib.repr(thing)} has no Python source: it is built in, or a value. Pass a function, class, method "
+            'or module that is written in Python, or the name of a constant as "package.module:NAME"'
+        ) from None
+    return Excerpt(file, _place(file, thing), first, textwrap.dedent("".join(lines)).rstrip())
+
+
+def _innermost(thing: Any) -> Any:
+    """The function in a property, a partial, a decorated function."""
+    for kind, attribute in WRAPPERS.items():
+        if isinstance(thing, kind):
+            return _innermost(getattr(thing, attribute))
+    return inspect.unwrap(thing) if callable(thing) else thing
+
+
+def _lines(thing: Any) -> tuple[str, int, list[str]]:
+    if inspect.isclass(thing) and (found := _class_by_methods(thing)):
+        return found
+    try:
+        lines, first = inspect.getsourcelines(thing)
+    except (TypeError, OSError):
+        if inspect.isclass(thing) and (found := _class_in_a_cell(thing)):
+            return found
+        raise
+    return inspect.getsourcefile(thing) or inspect.getfile(thing), max(first, 1), lines
+
+
+def _class_by_methods(cls: type) -> tuple[str, int, list[str]] | None:
+    """A class made by `exec`, as in a cell, does not know its file; its methods do, and of several classes of one name
+    they know which."""
+    for function in map(_innermost, vars(cls).values()):
+        if inspect.isfunction(function) and function.__qualname__.startswith(f"{cls.__qualname__}."):
+            file, line = function.__code__.co_filename, function.__code__.co_firstlineno
+            for start, end in _classes(cls.__name__, linecache.getlines(file)):
+                if start <= line <= end:
+                    return file, start, linecache.getlines(file)[start - 1 : end]
+    return None
+
+
+def _class_in_a_cell(cls: type) -> tuple[str, int, list[str]] | None:
+    """The latest definition of this name; a cell has no time of change."""
+    cells = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
+    for _, _, lines, file in reversed(cells):
+        for start, end in _classes(cls.__name__, lines):
+            return file, start, lines[start - 1 : end]
+    return None
+
+
+def _classes(name: str, lines: list[str]) -> Iterator[tuple[int, int]]:
+    """First and last lines of the classes of this name, the innermost and latest first."""
+    classes = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef)]
+    return ((_start(node), node.end_lineno or 0) for node in reversed(classes) if node.name == name)
+
+
+def _start(node: ast.ClassDef | FUNCTION) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _constant(name: str) -> Excerpt:
+    """The statement that gives a module's constant its value."""
+    module_name, _, constant = name.partition(":")
+    module = import_module(module_name)
+    text = inspect.getsource(module)
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == constant for target in targets):
+            lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
+            return Excerpt(str(module.__file__), _place(str(module.__file__), module), node.lineno, "\n".join(lines))
+    raise TypeError(f"{name!r} names no constant: write package.module:NAME; pass functions and classes themselves")
+
+
+def _place(file: str, thing: Any) -> str:
+    """dtq/stores/sqlite.py: from the package on, wherever that is installed."""
+    if file.startswith("<") or "ipykernel" in file:
+        return "a cell of this notebook"
+    module = str(getattr(thing, "__module__", None) or thing.__name__)
+    depth = module.count(".") + 1 + (PurePath(file).name == "__init__.py")
+    return "/".join(PurePath(file).parts[-depth:])
+
+
+# --- counting and pairing ---
+
+
+def lines_of_code(text: str) -> int:
+    """Lines that hold code: blank ones, comments and docstrings do not count."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    code = {line for token in tokens if token.type not in QUIET for line in range(token.start[0], token.end[0] + 1)}
+    return len(code - set(_docstring_lines(ast.parse(text))))
+
+
+def _docstring_lines(tree: ast.AST) -> Iterable[int]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | FUNCTION) and ast.get_docstring(node) is not None:
+            yield from range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+
+
+def _pieces(found: Excerpt) -> dict[str, Excerpt]:
+    """A class taken apart: what stands before its first method, under "", and each method under its name."""
+    (node, *_) = ast.parse(found.text).body
+    starts = {"": 1}
+    for part in node.body if isinstance(node, ast.ClassDef) else []:
+        if isinstance(part, FUNCTION):
+            starts.setdefault(part.name, _start(part))
+    lines = found.text.splitlines()
+    spans = zip(starts, pairwise([*starts.values(), len(lines) + 1]), strict=True)
+    return {
+        name: found._replace(first=found.first + start - 1, text="\n".join(lines[start - 1 : end - 1]).rstrip())
+        for name, (start, end) in spans
+    }
+
+
+def _side_by_side(heads: list[str], sides: list[dict[str, Excerpt]]) -> str:
+    cell = 'style="text-align:left;vertical-align:top;width:50%;max-width:0"'
+    head = "".join(f'<th scope="col" {cell}>{html.escape(head)}</th>' for head in heads)
+    rows = [
+        "".join(f"<td {cell}>{_code(side[name]) if name in side else ''}</td>" for side in sides)
+        for name in dict.fromkeys(name for side in sides for name in side)
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'{STYLE}<table style="width:100%;table-layout:fixed"><tr>{head}</tr>{body}</table>'
+
+
+def _code(piece: Excerpt) -> str:
+    return code_html(piece.text, piece.first).removeprefix(STYLE)
