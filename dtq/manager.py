@@ -24,7 +24,7 @@ from dtq.errors import InvalidTask, QueueFull, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.handle import Endings, Handle, Lookout
 from dtq.stores import Stats, Store, open_store
-from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, new_id, revive
+from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, new_id, prioritise, revive
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -140,6 +140,11 @@ class QueueManager:
         task = self._change(task_id, lambda task: revive(task, self.clock()))
         self._added([task])
         return task
+
+    def prioritise(self, task_id: str, priority: int) -> Task:
+        """Lets a task that waits go before or behind others. Raises UnknownTask, InvalidTask, IllegalTransition where
+        it waits no more (a node claims some tasks ahead of their start)."""
+        return self._change(task_id, lambda task: prioritise(task, priority))
 
     def _change(self, task_id: str, transition: Callable[[Task], Task]) -> Task:
         while True:

@@ -284,6 +284,14 @@ def revive(task: Task, now: float) -> Task:
     )  # fmt: skip
 
 
+def prioritise(task: Task, priority: int) -> Task:
+    """The task waits with another priority from now on. One that was claimed, or has ended, waits no more."""
+    _check_number("priority", priority, -1000, 1000, whole=True)
+    if task.status not in WAITING:
+        raise IllegalTransition(f"task {task.id or '(new)'} is {task.status}: it does not wait any more")
+    return msgspec.structs.replace(task, priority=priority)
+
+
 def backoff(task: Task, attempt: int, chance: Callable[[], float] = lambda: 0.0) -> float:
     """Seconds to wait after the given failed attempt (1, 2, ...): retry_delay=2 gives 2, 4, 8, 16 s (exponential), 2,
     4, 6, 8 s (linear), 2, 2, 2, 2 s (constant), shortened by up to `retry_jitter` of it, and never over

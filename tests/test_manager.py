@@ -30,9 +30,9 @@ def clock():
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory:", "{}/q.db", "file:{}/q"])
 def manager(request, tmp_path, clock):
-    with QueueManager("memory:" if request.param == "memory" else str(tmp_path / "q.db"), clock=clock) as manager:
+    with QueueManager(request.param.format(tmp_path), clock=clock) as manager:
         yield manager
 
 
@@ -252,3 +252,13 @@ def test_events_tell_of_adding_and_cancelling(manager):
     manager.events.close()
     life = [("task:added", handle.id), ("task:cancelled", handle.id), ("task:added", handle.id)]
     assert heard == [*life, ("queue:paused", "x")]
+
+
+def test_a_task_that_waits_may_be_let_go_before_others(manager):
+    slow, fast = manager.add("a"), manager.add("a")
+    assert manager.prioritise(fast.id, 5).priority == 5
+    with pytest.raises(InvalidTask, match="priority is 1001; allowed"):
+        manager.prioritise(slow.id, 1001)
+    assert [task.id for task in manager.store.claim("w", 2, 30, NOW, {"a"})] == [fast.id, slow.id]
+    with pytest.raises(IllegalTransition, match="is processing: it does not wait any more"):
+        manager.prioritise(slow.id, 5)

@@ -19,6 +19,7 @@ from dtq.lab.hygiene import assert_clean
 from dtq.lab.images import make_images
 from dtq.lab.live import progress
 from dtq.lab.load import arrivals, offer
+from dtq.lab.mail import Mailbox
 from dtq.lab.promises import promises
 from dtq.lab.record import Recorder
 from dtq.lab.setup import start
@@ -31,6 +32,7 @@ __all__ = [
     "Experiment",
     "FaultyStore",
     "Law",
+    "Mailbox",
     "Recorder",
     "RunFailed",
     "arrivals",
