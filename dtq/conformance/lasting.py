@@ -205,6 +205,18 @@ def check_limits_survive_a_crash(subject: Subject) -> None:
 
 
 @promise("durable", twice=True)
+def check_whose_turn_it_is_survives_a_crash(subject: Subject) -> None:
+    """Which limit key was served least is known to other processes, and remembered after a kill -9."""
+    store, other = subject.open(), subject.open()
+    store.add([job(f"{key}{n}", limit_key=key) for key in "xy" for n in range(3)])
+    start(store, "x0", n=1)
+    start(other, "y0", n=1)
+    start(store, "x1", n=1)
+    subject.crash(store)
+    start(subject.open(), "y1", n=1)
+
+
+@promise("durable", twice=True)
 def check_two_processes_see_the_same(subject: Subject) -> None:
     """What one process has stored, another sees at once, and no task is given to both."""
     one, two = subject.open(), subject.open()

@@ -78,7 +78,7 @@ class Replica(Index):
         self._changed = Change()
         self._known = self._number  # tasks up to this number were written down before
         self._owed_before = dict(self._next_at)
-        self._share_before = self._share
+        self._share_before = Share(self._share.marks, self._share.now)  # a copy: `pick` serves the other
 
     def _set(self, task: Task) -> None:
         self._touched[task.id] = None
