@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import secrets
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +49,7 @@ class Loop:
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
-        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
         self.held: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
         self.draining = False
         self.idle = True  # nothing held, and nothing found at the last look

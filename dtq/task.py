@@ -13,8 +13,8 @@ business.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Callable
 from enum import StrEnum
 from itertools import count
@@ -84,7 +84,7 @@ class Webhook(msgspec.Struct, frozen=True, omit_defaults=True):
 def new_id(now: float) -> str:
     """32 hex digits: 48 bits of milliseconds, 16 bits that count on, 64 random bits. Later ids sort later; none can be
     guessed."""
-    return f"{int(now * 1000):012x}{next(_counter) & 0xFFFF:04x}{secrets.token_hex(8)}"
+    return f"{int(now * 1000):012x}{next(_counter) & 0xFFFF:04x}{os.urandom(8).hex()}"
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):

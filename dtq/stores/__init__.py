@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -285,6 +284,8 @@ def _directory(url: str, place: str) -> str:
 
 
 def _options(url: str, query: str) -> dict[str, Any]:
+    from urllib.parse import parse_qsl
+
     options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
     allowed = {"durability", "persistence_interval"} if url.startswith("file:") else {"durability"}
     if unknown := options.keys() - allowed:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ class Peers:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self._socket.setblocking(False)
-        self.name = f"{secrets.token_hex(8)}-{self._socket.getsockname()[1]}"
+        self.name = f"{os.urandom(8).hex()}-{self._socket.getsockname()[1]}"
         self._lock = FileLock(directory / f".{self.name}", thread_local=False)
         self._lock.acquire(blocking=False)
         os.rename(directory / f".{self.name}", directory / self.name)  # seen only now: never there and not locked
