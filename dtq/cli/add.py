@@ -1,0 +1,182 @@
+"""`dtq add`: one task from the command line, or many from a file of JSON lines.
+
+tasks.jsonl --> lines --> batches of 1,000 --> add_many: all of a batch or none --> ids on stdout
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import IO, Annotated, Any, get_args
+
+import msgspec
+import typer
+
+from dtq.cli import common
+from dtq.cli.common import StoreOption, complain, print_json, say
+from dtq.errors import DTQError, InvalidTask
+from dtq.manager import QueueManager
+from dtq.task import Backoff, Status
+
+BATCH = 1000  # tasks in one commit
+
+
+def add(
+    type: Annotated[str | None, typer.Argument(metavar="TYPE", help="Which handler is to run it.")] = None,
+    payload: Annotated[str | None, typer.Argument(metavar="PAYLOAD", help="JSON; - reads it from stdin.")] = None,
+    store: StoreOption = common.STORE,
+    file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Many: a JSON object on each line; - is stdin.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Default: default.")] = None,
+    priority: Annotated[int | None, typer.Option(metavar="N", help="-1000 to 1000, higher first; default 0.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(metavar="N", help="Default 3.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="For each attempt; default 30.")] = None,
+    retry_delay: Annotated[float | None, typer.Option(metavar="SECONDS", help="Default 1.")] = None,
+    retry_backoff: Annotated[
+        Backoff | None, typer.Option(metavar="HOW", help=f"{', '.join(get_args(Backoff))}; default exponential.")
+    ] = None,
+    delay: Annotated[float | None, typer.Option(metavar="SECONDS", help="From now: it does not start before.")] = None,
+    expires_in: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="From now: not started by then, it is cancelled.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="The task that has it already is given instead.")] = None,
+    limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="Tasks of different keys take turns.")] = None,
+    after: Annotated[list[str] | None, typer.Option(metavar="ID", help="Runs when it has ended; repeatable.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result, and print it as JSON.")] = False,
+    wait_timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Wait, but no longer than this.")
+    ] = None,
+) -> None:
+    """Add a task, or many, and print their ids.
+
+    With --file the options are what a line has where it says nothing else.
+
+    Exit codes:
+      0  done
+      1  a part of the file was added
+      2  nothing was added
+      3  the task that was waited for failed, or was cancelled
+      4  it did not end in time
+    130  interrupted
+    """
+    options = {
+        "type": type, "queue": queue, "priority": priority, "max_attempts": max_attempts, "timeout": timeout,
+        "retry_delay": retry_delay, "retry_backoff": retry_backoff, "delay": delay, "expires_in": expires_in,
+        "key": key, "limit_key": limit_key, "after": after or None,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    _check(type, payload, file is not None, key, wait or wait_timeout is not None)
+    with QueueManager(common.check(store)) as manager:
+        if file is not None:
+            _add_file(manager, file, given)
+        else:
+            _add_one(manager, given | {"payload": _payload(payload)}, wait or wait_timeout is not None, wait_timeout)
+
+
+def _check(type: str | None, payload: str | None, many: bool, key: str | None, wait: bool) -> None:
+    if not many and type is None:
+        raise typer.BadParameter("name the TYPE of the task, or a --file of tasks")
+    if many and payload is not None:
+        raise typer.BadParameter("PAYLOAD is of one task; in a --file each line has its own")
+    if many and key is not None:
+        raise typer.BadParameter("--key is of one task; in a --file each line has its own")
+    if many and wait:
+        raise typer.BadParameter("--wait is for one task, not for a --file")
+
+
+# --- one
+
+
+def _payload(text: str | None) -> Any:
+    """Raises InvalidTask where it is not JSON."""
+    if text is None:
+        return None
+    given = sys.stdin.read() if text == "-" else text
+    try:
+        return msgspec.json.decode(given)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        shown = given if len(given) <= 60 else given[:57] + "..."
+        raise InvalidTask(f"PAYLOAD is {shown!r}; allowed: JSON, as in '{{\"n\": 1}}' or '\"text\"': {error}") from None
+
+
+def _add_one(manager: QueueManager, options: dict[str, Any], wait: bool, timeout: float | None) -> None:
+    id = manager.add(**options).id
+    if not wait:
+        typer.echo(id)
+        return
+    say(id)  # stdout is for the result
+    try:
+        task = manager.wait_for(id, timeout)
+    except TimeoutError as error:
+        complain(f"dtq add: {error}")
+        raise typer.Exit(4) from None
+    if task.status != Status.COMPLETED:
+        complain(f"dtq add: task {id} ({task.type}) is {task.status}: {task.error}")
+        raise typer.Exit(3)
+    print_json(task.result)
+
+
+# --- many
+
+
+class Lines:
+    """The tasks in the lines of a file, a batch at a time. `number`: the line that was read last, `size`: the bytes
+    until its end; `within`: whether that line is being read or checked, so that an error is an error of the line."""
+
+    def __init__(self, file: Iterable[bytes], defaults: Mapping[str, Any]) -> None:
+        self.number = self.size = 0
+        self.within = False
+        self._defaults = defaults
+        self._tasks = self._read(file)
+
+    def batch(self) -> Iterator[dict[str, Any]]:
+        self.within = True
+        yield from islice(self._tasks, BATCH)
+        self.within = False
+
+    def _read(self, file: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+        for line in file:
+            self.number, self.size = self.number + 1, self.size + len(line)
+            if line.strip():
+                yield {**self._defaults, **_from_line(line)}
+
+
+def _from_line(line: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidTask(f"a line is one JSON object: {error}") from None
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[IO[bytes], float | None]]:
+    """The file, and its size in bytes, if it has one."""
+    if path == "-":
+        yield sys.stdin.buffer, None
+    else:
+        with open(path, "rb") as file:
+            yield file, os.path.getsize(path) or None  # a pipe has none
+
+
+def _add_file(manager: QueueManager, path: str, defaults: Mapping[str, Any]) -> None:
+    """Raises typer.Exit where a line, or the store, puts an end to it: the batches before stay added."""
+    from dtq.cli.views import progress
+
+    added = 0
+    try:
+        with _opened(path) as (file, size), progress("adding", size) as show:
+            lines = Lines(file, defaults)
+            while ids := [handle.id for handle in manager.add_many(lines.batch())]:
+                added += len(ids)
+                typer.echo("\n".join(ids))
+                show(lines.size, f"{added:,} tasks")
+    except DTQError as error:
+        where = f"line {lines.number}" if lines.within else f"the {BATCH:,} tasks up to line {lines.number}"
+        complain(f"dtq add: {path}, {where}: {error}")
+        raise typer.Exit(1 if added else 2) from None
+    finally:
+        say(f"added: {added:,}")

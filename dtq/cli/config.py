@@ -1,0 +1,101 @@
+"""The file of `dtq run --config dtq.toml`: what a node is made of, read and checked.
+
+store = "queue.db"                        every key may be left out; options of the command go before the file
+pool_size = 4                             paths are relative to the directory of the file
+
+[handlers]
+email = "handlers/send_email.py"          a path, or "package.module:function"
+fetch = { handler = "shop.web:fetch", concurrency = 100 }
+
+[pools.urgent]                            instead of pool_size
+size = 1
+min_priority = 5
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from dtq.cli import common
+from dtq.errors import DTQError
+from dtq.registry import MAX_CONCURRENCY
+from dtq.staff import Pool
+
+Executor = Literal["process", "thread"]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Entry(Struct, frozen=True):
+    """A handler, and how many calls of it an async one has in hand at once in each worker."""
+
+    handler: str
+    concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] = 1
+
+
+class Config(Struct, frozen=True):
+    """The arguments of TaskQueue, as far as they can be written down. None: the default that TaskQueue has."""
+
+    store: str | None = None
+    handlers: dict[str, str | Entry] = {}
+    pool_size: int | None = None
+    pools: dict[str, Pool] = {}
+    executor: Executor | None = None
+    lease: float | None = None
+    max_tasks_per_worker: Count | None = None
+    auto_cleanup: bool | None = None
+    cleanup_age: Annotated[float, Meta(ge=0)] | None = None
+    max_result: Count | None = None
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """(type, handler), each with its concurrency."""
+        for type, given in self.handlers.items():
+            yield type, given if isinstance(given, Entry) else Entry(given)
+
+    def with_options(self, handlers: Mapping[str, Entry], **options: Any) -> Config:
+        """What was said on the command line goes before what the file says; None was not said."""
+        said = {name: value for name, value in options.items() if value is not None}
+        return replace(self, handlers={**self.handlers, **handlers}, **said)
+
+
+def read(path: Path) -> Config:
+    """Raises DTQError, naming the file, what is wrong in it, and what is allowed."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _anchored(msgspec.convert(_known(given), Config), path.absolute().parent)
+    except OSError as error:
+        raise DTQError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, DTQError) as error:  # of TOML, of its encoding, of a value
+        raise DTQError(f"{path}: {error}") from None
+
+
+def _known(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, if every key in it, and the executor, is one that there is."""
+    _refuse_unknown("", given, Config)
+    if (executor := given.get("executor", "process")) not in get_args(Executor):
+        raise DTQError(f"executor is {executor!r}; allowed: {', '.join(map(repr, get_args(Executor)))}")
+    for section, kind in (("pools", Pool), ("handlers", Entry)):
+        tables = given.get(section)
+        for name, table in tables.items() if isinstance(tables, dict) else ():
+            _refuse_unknown(f"{section}.{name}.", table, kind)
+    return given
+
+
+def _refuse_unknown(where: str, table: Any, kind: type[Struct]) -> None:
+    if isinstance(table, dict) and (unknown := table.keys() - set(kind.__struct_fields__)):
+        raise DTQError(f"there is no key {where}{min(unknown)}; there are: {', '.join(kind.__struct_fields__)}")
+
+
+def _anchored(config: Config, directory: Path) -> Config:
+    handlers = {
+        type: replace(entry, handler=str(directory / entry.handler)) if entry.handler.endswith(".py") else entry
+        for type, entry in config.entries()
+    }
+    store = common.anchor(config.store, directory) if config.store is not None else None
+    return replace(config, store=store, handlers=handlers)
