@@ -2,25 +2,40 @@
 
     TaskQueue(handlers={"email": "handlers/send_email.py"})
     queue.add("email", {"to": "ada@example.org", "subject": "Hello", "text": "How are you?"})
+    queue.add("email", {
+        "to": "ada@example.org",
+        "subject": "Your order {{ number }}",       # with a template, or html, the subject is a template too
+        "template": "Dear {{ name }},\\n...",        # Jinja2, in place of `text`
+        "html": "<p>Dear {{ name }},</p>...",       # if need be: the same for those who can show it; values are escaped
+        "data": {"name": "Ada", "number": 7},
+    })
 
-    payload -> check -> message -> SMTP server ($DTQ_SMTP_HOST, $DTQ_SMTP_PORT, $DTQ_SMTP_FROM)
+    payload -> check -> render -> message -> SMTP server
 
 Where the mail goes is configuration of the worker, not of the task: a payload cannot name a server. An attempt that is
 repeated sends the same Message-ID again, by which the receiving side can tell that it is no new mail.
+
+    DTQ_SMTP_HOST, DTQ_SMTP_PORT, DTQ_SMTP_FROM     127.0.0.1, 25, dtq@localhost
+    DTQ_SMTP_TLS=starttls                           encrypt; a certificate that is not valid fails the mail
+    DTQ_SMTP_USER, DTQ_SMTP_PASSWORD                log in, over an encrypted connection only
 """
 
 from __future__ import annotations
 
 import os
 import smtplib
+import ssl
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import parseaddr
-from typing import Any
+from typing import Any, NoReturn
 
 TIMEOUT = 10.0  # seconds for each answer of the server
 MAX_RECIPIENTS = 100
-FIELDS = {"to", "subject", "text", "from"}
+MAX_SUBJECT = 500  # characters, of a template and of what it gives
+MAX_BODY = 1_000_000
+FIELDS = {"to", "subject", "text", "from", "template", "html", "data"}
+TEMPLATES = {"template", "html"}
 
 
 def execute(payload: Any, context: Any) -> dict[str, Any]:
@@ -29,32 +44,57 @@ def execute(payload: Any, context: Any) -> dict[str, Any]:
     Raises ValueError for a payload that can never work (it names the field, the value and what is allowed),
     OSError or smtplib.SMTPException where the server cannot be reached or refuses.
     """
-    message = compose(check_payload(payload), context.task_id)
+    payload = check_payload(payload)
+    if payload.keys() & TEMPLATES:
+        payload = render_payload(payload)
+        context.progress(10, "rendered")
+    message = compose(payload, context.task_id)
     context.progress(25, "composed")
-    host, port = os.environ.get("DTQ_SMTP_HOST", "127.0.0.1"), int(os.environ.get("DTQ_SMTP_PORT", "25"))
-    with smtplib.SMTP(host, port, timeout=TIMEOUT) as server:
-        context.progress(50, f"connected to {host}:{port}")
-        refused = server.send_message(message)
-    if refused:
-        raise smtplib.SMTPRecipientsRefused(refused)
+    send(message, context)
     context.progress(100, "accepted by the server")
-    return {"message_id": message["Message-ID"], "to": payload_recipients(payload)}
+    return {"message_id": str(message["Message-ID"]), "to": payload_recipients(payload)}
+
+
+# The payload.
 
 
 def check_payload(payload: Any) -> dict[str, Any]:
     """The payload, if every field of it can be used."""
     if not isinstance(payload, dict):
-        refuse("payload", payload, "an object with 'to', 'subject', 'text' and, if need be, 'from'")
+        refuse("payload", payload, "an object with 'to', 'subject', 'text' or 'template' and, if need be, others")
     if unknown := payload.keys() - FIELDS:
         refuse(min(unknown), payload[min(unknown)], f"only the fields {', '.join(sorted(FIELDS))}")
-    for field in ("subject", "text"):
-        if not isinstance(payload.get(field), str):
-            refuse(field, payload.get(field), "text")
-    if "\n" in payload["subject"] or "\r" in payload["subject"]:
-        refuse("subject", payload["subject"], "one line")
+    check_body(payload)
+    check_text("subject", payload.get("subject"), MAX_SUBJECT)
+    if not payload.keys() & TEMPLATES:
+        check_subject(payload["subject"])
     for address in [*payload_recipients(payload), payload.get("from", sender())]:
         check_address(address)
     return payload
+
+
+def check_body(payload: dict[str, Any]) -> None:
+    if "text" in payload and "template" in payload:
+        refuse("template", payload["template"], "either 'text' or 'template', not both")
+    for field in ({"template"} if "template" in payload else {"text"}) | ({"html"} & payload.keys()):
+        check_text(field, payload.get(field), MAX_BODY)
+    if "data" in payload and not payload.keys() & TEMPLATES:
+        refuse("data", payload["data"], "only beside 'template' or 'html'")
+    if not isinstance(payload.get("data", {}), dict):
+        refuse("data", payload["data"], "an object with the variables of the templates")
+
+
+def check_text(field: str, value: Any, limit: int) -> None:
+    if not isinstance(value, str):
+        refuse(field, value, "text")
+    if len(value) > limit:
+        refuse(f"the length of {field}", len(value), f"at most {limit:,} characters")
+
+
+def check_subject(subject: str) -> None:
+    """A second line would be a header of its own. Python counts more characters as ends of lines than \\r and \\n."""
+    if subject and subject.splitlines() != [subject]:
+        refuse("subject", subject, "one line")
 
 
 def payload_recipients(payload: dict[str, Any]) -> list[Any]:
@@ -76,6 +116,66 @@ def sender() -> str:
     return os.environ.get("DTQ_SMTP_FROM", "dtq@localhost")
 
 
+def refuse(field: str, value: Any, allowed: str) -> NoReturn:
+    raise ValueError(f"{field} is {value!r:.80}; allowed: {allowed}")
+
+
+# The templates.
+
+
+def render_payload(payload: dict[str, Any]) -> dict[str, Any]:
+    """The payload with its templates filled in: it has a subject, a text and, if there was one, an html."""
+    data = payload.get("data", {})
+    rendered = {"subject": render("subject", payload["subject"], data, MAX_SUBJECT)}
+    check_subject(rendered["subject"])
+    if "template" in payload:
+        rendered["text"] = render("template", payload["template"], data, MAX_BODY)
+    if "html" in payload:
+        rendered["html"] = render("html", payload["html"], data, MAX_BODY)
+    return payload | rendered
+
+
+def render(field: str, source: str, data: dict[str, Any], limit: int) -> str:
+    """The template filled in. A name that `data` does not have is an error, not an empty place in somebody's mail.
+
+    The sandbox keeps a template away from Python and from the data themselves. It does not bound the time, which the
+    timeout of the task does, nor what a single expression such as 'x' * 10**9 takes of memory.
+    """
+    environment = sandbox(autoescape=field == "html")
+    pieces, length = [], 0
+    try:
+        for piece in environment.from_string(source).generate(data):
+            pieces.append(piece)
+            length += len(piece)
+            if length > limit:
+                break
+    except Exception as error:  # a template is code: it can raise anything
+        refuse_template(field, error, data)
+    if length > limit:
+        raise ValueError(f"{field} gives more characters than the {limit:,} that are allowed")
+    return "".join(pieces)
+
+
+def sandbox(autoescape: bool) -> Any:
+    try:
+        from jinja2 import StrictUndefined
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ImportError('a template needs jinja2, which is not installed: pip install "dtq[handlers]"') from error
+    return ImmutableSandboxedEnvironment(autoescape=autoescape, undefined=StrictUndefined)
+
+
+def refuse_template(field: str, error: Exception, data: dict[str, Any]) -> NoReturn:
+    line = f" in line {error.lineno}" if hasattr(error, "lineno") else ""  # of a mistake in its syntax
+    names = ", ".join(map(str, data)) or "nothing"
+    raise ValueError(
+        f"{field} cannot be rendered{line}: {type(error).__name__}: {error}; data has: {names:.500}"
+    ) from error
+
+
+# The mail.
+
+
 def compose(payload: dict[str, Any], task_id: str) -> EmailMessage:
     message = EmailMessage(policy=SMTP)
     message["From"] = payload.get("from", sender())
@@ -83,8 +183,48 @@ def compose(payload: dict[str, Any], task_id: str) -> EmailMessage:
     message["Subject"] = payload["subject"]
     message["Message-ID"] = f"<{task_id}@dtq>"  # of the task, not of the attempt
     message.set_content(payload["text"])
+    if "html" in payload:
+        message.add_alternative(payload["html"], subtype="html")
     return message
 
 
-def refuse(field: str, value: Any, allowed: str) -> None:
-    raise ValueError(f"{field} is {value!r:.80}; allowed: {allowed}")
+def send(message: EmailMessage, context: Any) -> None:
+    host, port = os.environ.get("DTQ_SMTP_HOST", "127.0.0.1"), int(os.environ.get("DTQ_SMTP_PORT", "25"))
+    encrypted, login = is_encrypted(), credentials()
+    with smtplib.SMTP(host, port, timeout=TIMEOUT) as server:
+        context.progress(50, f"connected to {host}:{port}")
+        if encrypted:
+            server.starttls(context=ssl.create_default_context())
+            context.progress(60, "encrypted")
+        if login:
+            log_in(server, *login)
+            context.progress(70, f"logged in as {login[0]}")
+        refused = server.send_message(message)
+    if refused:
+        raise smtplib.SMTPRecipientsRefused(refused)
+
+
+def is_encrypted() -> bool:
+    mode = os.environ.get("DTQ_SMTP_TLS", "")
+    if mode not in ("", "starttls"):
+        refuse("DTQ_SMTP_TLS", mode, "starttls, or nothing")
+    return mode == "starttls"
+
+
+def credentials() -> tuple[str, str] | None:
+    """User and password, if the server wants them. No error may show the password."""
+    user, password = os.environ.get("DTQ_SMTP_USER", ""), os.environ.get("DTQ_SMTP_PASSWORD", "")
+    if not user:
+        return None
+    if not is_encrypted():
+        raise ValueError("DTQ_SMTP_USER is set, but the password would travel in the clear: set DTQ_SMTP_TLS=starttls")
+    if not password or not (user + password).isascii():
+        raise ValueError("DTQ_SMTP_PASSWORD is empty or not ASCII, or DTQ_SMTP_USER is not; allowed: ASCII text")
+    return user, password
+
+
+def log_in(server: smtplib.SMTP, user: str, password: str) -> None:
+    try:
+        server.login(user, password)
+    except smtplib.SMTPAuthenticationError as error:  # its text is the server's, which may repeat what it was told
+        raise smtplib.SMTPAuthenticationError(error.smtp_code, f"the login of {user} was refused") from None

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
+import contextlib
 import email
+import email.policy
 import importlib.util
+import os
+import shutil
+import signal
 import socket
+import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 
 from dtq import TaskQueue
 from dtq.errors import TaskFailed
 
 FILE = Path(__file__).parent.parent / "handlers" / "send_email.py"
 MAIL = {"to": "ada@example.org", "subject": "Grüße", "text": "How are you?\n"}
+LETTER = {"to": "ada@example.org", "subject": "Order {{ n }}", "template": "Dear {{ name }},\nbye\n"}
+DATA = {"n": 7, "name": "Ada & Bob"}
+ENDLESS = "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{{ 'x' * 99 }}{% endfor %}{% endfor %}"
+WAIT = 60.0
 
 
 class Sink:
@@ -40,14 +55,23 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def sink(monkeypatch):
-    controller = Controller(Sink(), hostname="127.0.0.1", port=free_port())
+@contextlib.contextmanager
+def serving(sink, monkeypatch, **options):
+    """An SMTP server for this sink, and the environment that leads there."""
+    controller = Controller(sink, hostname="127.0.0.1", port=free_port(), **options)
     controller.start()
     monkeypatch.setenv("DTQ_SMTP_HOST", "127.0.0.1")
     monkeypatch.setenv("DTQ_SMTP_PORT", str(controller.port))
-    yield controller.handler
-    controller.stop()
+    try:
+        yield sink
+    finally:
+        controller.stop()
+
+
+@pytest.fixture
+def sink(monkeypatch):
+    with serving(Sink(), monkeypatch) as sink:
+        yield sink
 
 
 @pytest.fixture
@@ -122,5 +146,244 @@ def test_mails_go_out_once_each_through_the_queue(sink, tmp_path):
         queue.join(30)
         with pytest.raises(TaskFailed, match="SMTPRecipientsRefused"):
             bad.result()
+        assert [handle.result() for handle in handles] == [
+            {"message_id": f"<{handle.id}@dtq>", "to": ["ada@example.org"]} for handle in handles
+        ]
     assert sorted(int(mail["Subject"]) for mail in sink.mails) == list(range(20))
     assert {mail["Message-ID"] for mail in sink.mails} == {f"<{handle.id}@dtq>" for handle in handles}
+
+
+# --- templates --------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_is_filled_in_with_the_data_and_so_is_the_subject(handler, sink):
+    context = Context()
+    handler.execute(LETTER | {"data": DATA}, context)
+    (mail,) = sink.mails
+    assert (mail["Subject"], mail.get_content_type()) == ("Order 7", "text/plain")
+    assert mail.get_content().splitlines() == ["Dear Ada & Bob,", "bye"]
+    assert mail["Message-ID"] == "<t1@dtq>"
+    assert context.seen == [10, 25, 50, 100]
+
+
+@pytest.mark.parametrize("text", [{"template": "Dear {{ name }}"}, {"text": "Dear {{ name }}"}])
+def test_html_is_an_alternative_in_which_values_are_escaped(handler, sink, text):
+    html = {"to": "ada@example.org", "subject": "{{ name }}", "html": "<p>Dear {{ name }}</p>", "data": DATA}
+    handler.execute(html | text, Context())
+    (mail,) = sink.mails
+    plain, rich = mail.iter_parts()
+    assert [mail.get_content_type(), plain.get_content_type(), rich.get_content_type()] == [
+        "multipart/alternative", "text/plain", "text/html",
+    ]  # fmt: skip
+    assert rich.get_content().strip() == "<p>Dear Ada &amp; Bob</p>"
+    assert plain.get_content().strip() == ("Dear Ada & Bob" if "template" in text else "Dear {{ name }}")
+    assert mail["Subject"] == "Ada & Bob"
+
+
+def test_without_a_template_nothing_is_filled_in(handler, sink):
+    handler.execute(MAIL | {"subject": "{{ n }}", "text": "{{ name }}"}, Context())
+    assert (sink.mails[0]["Subject"], sink.mails[0].get_content().strip()) == ("{{ n }}", "{{ name }}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"template": "{{ nam }}"},
+            "template cannot be rendered: UndefinedError: 'nam' is undefined; data has: n, name",
+        ),
+        ({"html": "{{ nam }}"}, "html cannot be rendered: UndefinedError: 'nam' is undefined"),
+        ({"subject": "{{ nam }}"}, "subject cannot be rendered: UndefinedError: 'nam' is undefined"),
+        ({"template": "{{ name.first }}"}, "has no attribute 'first'"),
+        ({"template": "{{ nam }}", "data": {}}, "data has: nothing"),
+        ({"template": "a\n{% if %}"}, "template cannot be rendered in line 2: TemplateSyntaxError"),
+        ({"template": "{{ 1 / 0 }}"}, "ZeroDivisionError: division by zero"),
+        ({"template": "{% include '/etc/passwd' %}"}, "no loader"),
+        ({"template": "{{ name.__class__.__mro__ }}"}, "SecurityError"),
+        ({"template": "{{ data.append(1) }}", "data": {"data": []}, "subject": "s"}, "SecurityError"),
+        ({"template": ENDLESS}, "template gives more characters than the 1,000,000 that are allowed"),
+        ({"template": "x" * 1_000_001}, "the length of template is 1000001; allowed: at most 1,000,000 characters"),
+        ({"subject": "{{ 'x' * 501 }}"}, "subject gives more characters than the 500"),
+        ({"subject": "x" * 501}, "the length of subject is 501; allowed: at most 500"),
+        ({"subject": "{{ 'a\\nBcc: x@y.z' }}"}, "subject is 'a\\nBcc: x@y.z'; allowed: one line"),
+        ({"subject": "{{ name }}", "data": {"name": "a\r\nBcc: x@y.z"}}, "allowed: one line"),
+        ({"subject": "{{ name }}", "data": {"name": "a\x85Bcc: x@y.z"}}, "allowed: one line"),
+        ({"subject": "{{ name }}", "data": {"name": "a\n"}}, "allowed: one line"),
+        ({"text": "hello"}, "allowed: either 'text' or 'template', not both"),
+        ({"template": 3}, "template is 3; allowed: text"),
+        ({"html": None}, "html is None; allowed: text"),
+        ({"data": [1]}, "data is [1]; allowed: an object with the variables"),
+    ],
+)
+def test_a_template_that_does_not_work_is_refused_by_name_and_no_mail_goes_out(handler, sink, change, words):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        handler.execute(LETTER | {"data": DATA} | change, Context())
+    assert words in str(caught.value)
+    assert sink.mails == []
+
+
+def test_data_without_a_template_are_refused(handler, sink):
+    with pytest.raises(ValueError, match=r"data is \{\}; allowed: only beside 'template'"):
+        handler.execute(MAIL | {"data": {}}, Context())
+
+
+def test_html_alone_is_refused_since_not_everybody_can_read_it(handler, sink):
+    with pytest.raises(ValueError, match="text is None; allowed: text"):
+        handler.execute({"to": "a@b.c", "subject": "s", "html": "<p>"}, Context())
+
+
+def test_jinja2_is_needed_for_templates_only_and_the_error_says_how_to_get_it(handler, sink, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    handler.execute(MAIL, Context())
+    with pytest.raises(ImportError, match=r'pip install "dtq\[handlers\]"'):
+        handler.execute(LETTER | {"data": DATA}, Context())
+    assert len(sink.mails) == 1
+
+
+# --- encryption and login ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl to make a certificate")
+    path = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=dtq "
+        "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    )
+    subprocess.run(command.split(), cwd=path, check=True, capture_output=True)
+    return path / "cert.pem", path / "key.pem"
+
+
+def gate(server, session, envelope, mechanism, given):
+    """Lets ada in; to others it says what a server should not."""
+    known = (given.login, given.password) == (b"ada", b"open sesame")
+    return AuthResult(success=known, handled=False, message=f"535 5.7.8 no: {given.password.decode()}")
+
+
+@pytest.fixture
+def safe_sink(certificate, monkeypatch):
+    """It speaks to those only who encrypt and log in, and this machine trusts it."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    monkeypatch.setenv("DTQ_SMTP_TLS", "starttls")
+    monkeypatch.setenv("DTQ_SMTP_USER", "ada")
+    monkeypatch.setenv("DTQ_SMTP_PASSWORD", "open sesame")
+    options = {"tls_context": context, "require_starttls": True, "auth_required": True, "authenticator": gate}
+    with serving(Sink(), monkeypatch, **options) as sink:
+        yield sink
+
+
+def test_a_mail_goes_over_an_encrypted_connection_after_a_login(handler, safe_sink):
+    context = Context()
+    handler.execute(MAIL, context)
+    assert len(safe_sink.mails) == 1
+    assert context.seen == [25, 50, 60, 70, 100]
+
+
+def test_a_server_with_a_certificate_of_nobody_gets_neither_password_nor_mail(handler, safe_sink, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    context = Context()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handler.execute(MAIL, context)
+    assert (safe_sink.mails, context.seen) == ([], [25, 50])
+
+
+def test_a_server_that_cannot_encrypt_gets_no_mail(handler, sink, monkeypatch):
+    monkeypatch.setenv("DTQ_SMTP_TLS", "starttls")
+    with pytest.raises(handler.smtplib.SMTPNotSupportedError):
+        handler.execute(MAIL, Context())
+    assert sink.mails == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"DTQ_SMTP_TLS": "ssl"}, "DTQ_SMTP_TLS is 'ssl'; allowed: starttls, or nothing"),
+        ({"DTQ_SMTP_USER": "ada", "DTQ_SMTP_PASSWORD": "geheim"}, "set DTQ_SMTP_TLS=starttls"),
+        ({"DTQ_SMTP_USER": "ada", "DTQ_SMTP_TLS": "starttls"}, "DTQ_SMTP_PASSWORD is empty"),
+        ({"DTQ_SMTP_USER": "ada", "DTQ_SMTP_TLS": "starttls", "DTQ_SMTP_PASSWORD": "geheimü"}, "allowed: ASCII text"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_before_anything_is_sent(handler, sink, monkeypatch, environment, words):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="DTQ_SMTP") as caught:
+        handler.execute(MAIL, Context())
+    assert words in str(caught.value)
+    assert "geheim" not in str(caught.value)
+    assert sink.mails == []
+
+
+def test_a_password_is_in_nothing_that_a_task_leaves_behind(safe_sink, tmp_path, monkeypatch):
+    passwords = "open sesame", "hunter2"
+    tasks = []
+    for password in passwords:
+        monkeypatch.setenv("DTQ_SMTP_PASSWORD", password)
+        with TaskQueue(tmp_path / "q.db", {"email": FILE}, pool_size=1) as queue:
+            handle = queue.add("email", MAIL, max_attempts=2, retry_delay=0)
+            queue.join(WAIT)
+            tasks.append(handle.task)
+    assert [task.status for task in tasks] == ["completed", "failed"]
+    assert "(535, 'the login of ada was refused')" in tasks[1].error.message
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"the login of ada was refused" in written
+    assert not any(password.encode() in written or password in repr(tasks) for password in passwords)
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+class DeadlySink(Sink):
+    """Kills the worker of every 7th mail: of one before the mail has arrived, of the next when it just has."""
+
+    def __init__(self, kills: int) -> None:
+        super().__init__()
+        self.queue = None
+        self.kills = kills
+        self.seen = 0
+        self.killed: collections.Counter[str] = collections.Counter()  # by task
+        self.arrived: collections.Counter[str] = collections.Counter()
+
+    async def handle_DATA(self, server, session, envelope):
+        mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        task_id = mail["Message-ID"].removeprefix("<").removesuffix("@dtq>")
+        self.seen += 1
+        deadly = self.seen % 7 == 0 and self.killed.total() < self.kills
+        if deadly:
+            os.kill(await self.worker_of(task_id), signal.SIGKILL)
+            self.killed[task_id] += 1
+        if not deadly or self.killed.total() % 2:
+            self.arrived[task_id] += 1
+        return "250 OK"
+
+    async def worker_of(self, task_id):
+        while True:
+            for worker in self.queue.workers():
+                if worker.task_id == task_id:
+                    return worker.pid
+            await asyncio.sleep(0.002)  # the queue hears of it in a moment
+
+
+def test_kills_of_workers_lose_no_mail_and_repeat_only_what_had_arrived(tmp_path, monkeypatch):
+    with (
+        serving(DeadlySink(kills=16), monkeypatch) as sink,
+        TaskQueue(tmp_path / "q.db", {"email": FILE}, pool_size=2) as queue,
+    ):
+        sink.queue = queue
+        options = {"max_attempts": 20, "retry_delay": 0}
+        handles = queue.add_many(
+            {"type": "email", "payload": LETTER | {"data": DATA | {"n": n}}, **options} for n in range(100)
+        )
+        queue.join(WAIT)
+        tasks = {handle.id: handle.task for handle in handles}
+    assert {task.status for task in tasks.values()} == {"completed"}
+    assert sink.killed.total() == 16
+    assert sink.arrived.keys() == tasks.keys()  # by Message-ID: each once
+    assert all(sink.arrived[id] <= 1 + len(task.history) for id, task in tasks.items())
+    assert {id: len(task.history) for id, task in tasks.items() if task.history} == sink.killed
+    assert sink.arrived.total() == 100 + 8
+    assert {attempt.error.signal for task in tasks.values() for attempt in task.history} == {signal.SIGKILL}
