@@ -1,7 +1,8 @@
-"""Every ```python block of the README runs as it stands, pasted into a file in an empty folder."""
+"""Every code block of the README runs as it stands, pasted into a file, or a shell, in an empty folder."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,15 +11,18 @@ from typing import NamedTuple
 
 import pytest
 
+from dtq.cli.config import read
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60  # seconds for one block
 
 
 class Block(NamedTuple):
-    """One fenced block: the last heading above it, the line that its code starts on, and the code."""
+    """One fenced block: the last heading above it, the line that its code starts on, its language, and the code."""
 
     heading: str
     line: int
+    language: str
     code: str
 
     @property
@@ -27,27 +31,29 @@ class Block(NamedTuple):
 
 
 def blocks(markdown: str) -> Iterator[Block]:
-    """The ```python blocks, except those with `<!-- not run: reason -->` on the line before the fence."""
+    """All of them, except those with `<!-- not run: reason -->` on the line before the fence."""
     lines = markdown.splitlines()
     heading, fence = "", None
     for number, line in enumerate(lines):
         if fence is None and line.startswith("```"):
             fence = number
         elif line == "```":
-            if lines[fence] == "```python" and not lines[fence - 1].startswith("<!-- not run: "):
-                yield Block(heading, fence + 2, "\n".join(lines[fence + 1 : number]) + "\n")
+            if not lines[fence - 1].startswith("<!-- not run: "):
+                yield Block(heading, fence + 2, lines[fence][3:], "\n".join(lines[fence + 1 : number]) + "\n")
             fence = None
         elif fence is None and line.startswith("#"):
             heading = line.lstrip("# ")
 
 
-def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `code` as a script in `folder`, with the repository's handlers/ beside it."""
+def run(code: str, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` by this command in `folder`, with the repository's handlers/ beside it."""
     (folder / "handlers").symlink_to(ROOT / "handlers")
-    (folder / "script.py").write_text(code)
+    (folder / "script").write_text(code)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        [sys.executable, "script.py"],
+        [*command, "script"],
         cwd=folder,
+        env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -55,12 +61,37 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "block", [pytest.param(block, id=block.id) for block in blocks((ROOT / "README.md").read_text())]
-)
+BLOCKS = list(blocks((ROOT / "README.md").read_text()))
+
+
+def of_language(language: str) -> list[object]:
+    return [pytest.param(block, id=block.id) for block in BLOCKS if block.language == language]
+
+
+@pytest.mark.parametrize("block", of_language("python"))
 def test_a_block_of_the_readme_runs_as_a_script(block, tmp_path):
-    script = run(block.code, tmp_path)
+    script = run(block.code, tmp_path, sys.executable)
     assert (script.returncode, script.stderr) == (0, ""), f"README.md:{block.line}\n{script.stderr}"
+
+
+@pytest.mark.parametrize("block", of_language("sh"))
+def test_a_block_of_the_readme_runs_in_a_shell(block, tmp_path):
+    script = run(block.code, tmp_path, "bash", "-e", "-m")
+    assert script.returncode == 0, f"README.md:{block.line}\n{script.stdout}\n{script.stderr}"
+
+
+@pytest.mark.parametrize("block", of_language("toml"))
+def test_a_file_of_the_readme_describes_a_node(block, tmp_path):
+    (tmp_path / "handlers").symlink_to(ROOT / "handlers")
+    (tmp_path / "dtq.toml").write_text(block.code)
+    config = read(tmp_path / "dtq.toml")
+    assert set(config.handlers) == {"email", "analyze"}
+    assert all((ROOT / "handlers" / Path(entry.handler).name).is_file() for _, entry in config.entries())
+
+
+def test_no_block_is_of_a_language_that_nothing_tests():
+    """A drawing and a unit of systemd are to be read."""
+    assert {block.language for block in BLOCKS} == {"python", "sh", "toml", "text", "ini"}
 
 
 SAMPLE = """\
@@ -88,12 +119,17 @@ print(2)
 
 def test_the_blocks_of_a_text_are_found_with_heading_and_line():
     assert list(blocks(SAMPLE)) == [
-        Block("Title", 3, "# no heading\nprint(1)\n"),
-        Block("Quick start", 18, "print(2)\n"),
+        Block("Title", 3, "python", "# no heading\nprint(1)\n"),
+        Block("Quick start", 8, "bash", "# no heading either\npip install dtq\n"),
+        Block("Quick start", 18, "python", "print(2)\n"),
     ]
-    assert [block.id for block in blocks(SAMPLE)] == ["title-line-3", "quick-start-line-18"]
+    assert [block.id for block in blocks(SAMPLE)] == ["title-line-3", "quick-start-line-8", "quick-start-line-18"]
 
 
 def test_a_block_finds_the_handlers_and_its_failure_is_seen(tmp_path):
-    script = run("import os\nassert 'process_image.py' in os.listdir('handlers')\nraise SystemExit('no')", tmp_path)
+    script = run(
+        "import os\nassert 'process_image.py' in os.listdir('handlers')\nraise SystemExit('no')",
+        tmp_path,
+        sys.executable,
+    )
     assert (script.returncode, script.stderr) == (1, "no\n")
