@@ -360,7 +360,7 @@ def _one_of(what: str, value: Any, allowed: Iterable[Any]) -> Any:
 
 def _crash(orders: bytes) -> None:
     """Runs `_doomed` in a process of its own until it is dead."""
-    command = [sys.executable, "-c", f"{inspect.getsource(_doomed)}\n_doomed()"]
+    command = [sys.executable, "-c", f"{DOOMED}\n_doomed()"]
     path = [os.path.abspath(entry) for entry in sys.path]
     try:
         node = subprocess.run(command, input=pickle.dumps((path, orders)), stderr=subprocess.PIPE, timeout=WITHIN)
@@ -400,3 +400,6 @@ def _doomed() -> None:
     setattr(store, method, fatal_step)
     with TaskQueue(store, handlers, pool_size=1):
         threading.Event().wait()
+
+
+DOOMED = inspect.getsource(_doomed)  # as it is now: the file may be edited while this process lives
