@@ -8,6 +8,7 @@ queue between is full, events are dropped and counted, for the work must not wai
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -54,7 +55,7 @@ class Emitter:
         self.dropped = 0
         self._names = names
         self._listeners: dict[str, list[tuple[Listener, bool]]] = {}
-        self._events: queue.Queue[Event | None] = queue.Queue(capacity)
+        self._events: queue.Queue[Event | threading.Event | None] = queue.Queue(capacity)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -95,6 +96,9 @@ class Emitter:
 
     def _deliver(self) -> None:
         while (event := self._events.get()) is not None:
+            if isinstance(event, threading.Event):  # of somebody who waits until we are here
+                event.set()
+                continue
             for name in (event.name, ALL):
                 for listener, once in self._listeners.get(name, ()):
                     if once:
@@ -106,6 +110,14 @@ class Emitter:
             listener(event)
         except Exception:
             log.exception("a listener for %s failed", event.name)
+
+    def catch_up(self, timeout: float = 5.0) -> None:
+        """Returns when the listeners have heard what has happened so far, or after `timeout` seconds."""
+        thread, here = self._thread, threading.Event()
+        if thread is not None and thread is not threading.current_thread():
+            with contextlib.suppress(queue.Full):
+                self._events.put(here, timeout=timeout)
+                here.wait(timeout)
 
     def close(self, timeout: float = 1.0) -> None:
         """Lets the listeners hear what has happened so far, but waits for them no longer than `timeout` seconds."""

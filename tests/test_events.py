@@ -86,3 +86,15 @@ def test_without_listeners_no_event_is_made_and_no_thread_runs():
     emitter.emit("queue:idle", 1.0)
     assert not emitter.hears("queue:idle")
     assert threading.active_count() == before
+
+
+def test_who_has_caught_up_has_heard_all_that_happened_before(emitter):
+    heard, go_on = [], threading.Event()
+    emitter.on("task:added", lambda event: go_on.wait(30) and heard.append(event.at))
+    for number in range(3):
+        emitter.emit("task:added", number)
+    threading.Timer(0.05, go_on.set).start()
+    emitter.catch_up(30)
+    assert heard == [0, 1, 2]
+    emitter.close()
+    emitter.catch_up(30)  # nobody is there to wait for

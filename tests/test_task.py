@@ -25,8 +25,8 @@ from dtq.task import (
     fail,
     interrupt,
     new_id,
-    release,
     prioritise,
+    release,
     revive,
     succeed,
 )

@@ -72,6 +72,7 @@ class Recorder:
 
     def _moves(self) -> Iterator[tuple[Event, Task, str | None]]:
         """The events that move a task, as they came, each with where the task stood before (None: not heard of)."""
+        self._queue.events.catch_up()  # a result may be had before its event was heard
         stands: dict[str, str] = {}
         for event in self._events.copy():
             if event.task is None or event.name not in STANDS:
