@@ -11,9 +11,10 @@ import pytest
 from nbclient import NotebookClient
 
 from dtq.conformance import expect
-from dtq.lab import exercise as module
 from dtq.lab.exercise import EXERCISES, exercise, is_stub
 from dtq.lab.trial import difference, in_time
+
+module = sys.modules["dtq.lab.exercise"]  # `dtq.lab.exercise` is the function
 
 SOLUTION = """
 def largest(numbers, n):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -37,7 +38,7 @@ class Theirs:
 @pytest.fixture
 def shown(monkeypatch):
     pages = []
-    monkeypatch.setattr("dtq.lab.source.display", pages.append)
+    monkeypatch.setattr(sys.modules["dtq.lab.source"], "display", pages.append)  # dtq.lab.source is the function
     return pages
 
 

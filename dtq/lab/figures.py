@@ -200,6 +200,3 @@ def _folded(data: pd.DataFrame) -> str:
 def _img(png: bytes, alt: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return f'<img alt="{html.escape(alt, quote=True)}" src="{source}">'
-
-
-_show_figure = show_figure
