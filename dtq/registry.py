@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cloudpickle
-
 from dtq.errors import HandlerError, UnknownType
 from dtq.task import Task
 from dtq.wire import Source
@@ -154,13 +152,19 @@ def _describe(function: Any) -> str:
 
 def _pickle(function: Function) -> bytes:
     try:
-        return cloudpickle.dumps(function)  # type: ignore[no-any-return]
+        return _dumps(function)
     except Exception as error:  # pickling runs code of every object that it meets
         used = ", ".join(_unpicklable(function)) or str(error)
         raise HandlerError(
             f"{_describe(function)} cannot be sent to a worker, because this cannot be pickled: {used}. Create it "
             "inside the function, or put the handler into a module that creates it in its setup()"
         ) from error
+
+
+def _dumps(value: Any) -> bytes:
+    import cloudpickle  # needed for the handlers of a script or a notebook only
+
+    return cloudpickle.dumps(value)  # type: ignore[no-any-return]
 
 
 def _unpicklable(function: Function) -> list[str]:
@@ -175,7 +179,7 @@ def _unpicklable(function: Function) -> list[str]:
 
 def _can_be_pickled(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value)
+        _dumps(value)
     except Exception:
         return False
     return True

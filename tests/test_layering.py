@@ -34,7 +34,17 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"cli"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-LOADS_ON_DEMAND = {"stores/__init__.py", "stores/redis.py", "api.py", "lab", "cli", "demo.py", "staff.py", "handle.py"}
+LOADS_ON_DEMAND = {
+    "stores/__init__.py",
+    "stores/redis.py",
+    "api.py",
+    "lab",
+    "cli",
+    "demo.py",
+    "staff.py",
+    "handle.py",
+    "registry.py",
+}
 
 IMPORTS = ast.Import | ast.ImportFrom
 
