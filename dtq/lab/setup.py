@@ -1,4 +1,4 @@
-"""The first cell of every chapter: a seed, a place for files, and one line that says where this runs."""
+"""The first cell of every chapter: a seed, a place for files, one line that says where this runs, and the map."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import msgspec
+from IPython.display import display
 
 import dtq
-from dtq.lab import hygiene
+from dtq.lab import hygiene, system_map
 
 STYLE = {
     "figure.figsize": (9, 3.6),
@@ -40,7 +41,9 @@ class Chapter(msgspec.Struct, frozen=True):
 
 
 def start(chapter: int) -> Chapter:
-    """Begins a chapter. Everything that it starts has to have ended when `lab.assert_clean` is called."""
+    """Begins a chapter, and shows where it is on the map. Everything that it starts has to have ended when
+    `lab.assert_clean` is called."""
+    you_are_here = system_map.draw(chapter)
     random.seed(chapter)
     plt.style.use(STYLE)
     path = Path(tempfile.mkdtemp(prefix=f"dtq-chapter-{chapter:02}-"))
@@ -50,6 +53,7 @@ def start(chapter: int) -> Chapter:
         f"dtq {dtq.__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         f"{os.cpu_count()} cores{', fast mode' if fast else ''}"
     )
+    display(you_are_here)
     return Chapter(chapter, path, _find_handlers(), fast)
 
 
