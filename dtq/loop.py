@@ -2,8 +2,9 @@
 
               +------------------------------ turn(now) ------------------------------+
     pools --> | hear    reports become outcomes, by the pure transitions of dtq.task  |
-              | beat    once a second: leases, dead nodes, clean-up                   | <--> store
-              | commit  all outcomes in one update; events for those it accepted      |
+              | beat    once a second: the leases of what is held                     |
+              | commit  all outcomes in one update; events for those it accepted      | <--> store
+              | sweep   once a second: what others have lost; clean-up                |
     pools <-- | claim   as many tasks as the workers can take; dispatch them          |
               +--> when the next turn is due, if nothing happens before ---------------+
 
@@ -82,8 +83,11 @@ class Loop:
         self._do_posts()
         self._hear(now)
         try:
-            self._beat(now)
+            beats = self._beat(now)
             self._commit(now)
+            if beats:  # only now: what has ended here must not be taken over from us, least of all by us
+                self._sweep(now)
+                self._commit(now)
             due = min(self._claim(now), self._look_for_endings(now))
             self._trouble = 0.0
         except StoreError as error:
@@ -154,15 +158,19 @@ class Loop:
             exit_code=report.exit_code, reason=report.reason,
         )  # fmt: skip
 
-    # --- beat: once a second
+    # --- beat and sweep: once a second
 
-    def _beat(self, now: float) -> None:
+    def _beat(self, now: float) -> bool:
+        """Says whether it was time."""
         if now < self._next_beat <= now + BEAT:  # further off than that: the clock was set back
-            return
+            return False
         self._next_beat = now + min(BEAT, self._lease / 3)
         self._started_at = self._started_at or now
         for task_id in self._store.heartbeat(self.node(now), list(self.held.values()), self._lease, now):
             self.drop(task_id)
+        return True
+
+    def _sweep(self, now: float) -> None:
         for task in self._store.reap(self.id, REAP, self._lease, now):
             self._outcomes.append((end_doomed(task, now) if task.doom else interrupt(task, now), ()))
         self._clean_up(now)

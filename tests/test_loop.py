@@ -149,6 +149,21 @@ def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, poo
     assert task.error.type == "Interrupted"
 
 
+def test_what_ended_here_is_committed_and_told_although_its_lease_has_run_out_meanwhile(store, pool):
+    """A clock that leaps, or a node that was frozen: its own sweep must not take its own result from it."""
+    loop = make(store, pool, lease=10)
+    add(store, "x")
+    loop.turn(NOW)
+    pool.ends(pool.has[0], result=7)
+    told = []
+    loop._events.on("*", lambda event: told.append((event.name, event.task and event.task.version)))
+    loop.turn(NOW + 60)
+    loop._events.close()
+    (task,) = store.get(["x"])
+    assert (task.status, task.result, task.interruptions) == ("completed", 7, 0)
+    assert ("task:completed", task.version) in told
+
+
 def test_outcomes_are_kept_while_the_store_is_away_and_told_once_when_it_is_back(store, pool, monkeypatch, caplog):
     loop = make(store, pool)
     add(store, "x")
