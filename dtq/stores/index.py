@@ -156,7 +156,7 @@ class Index:
         self._doom_expired(now)
         lanes = [
             lane
-            for lane in {lane for lane, _ in self._counts}
+            for lane in dict.fromkeys(lane for lane, _ in self._counts)  # in the same order each time, unlike a set
             if lane[1] in types and (not queues or lane[0] in queues)
         ]
         doomed = self._room.doomed(lanes)[:n]
