@@ -275,7 +275,8 @@ def end_doomed(task: Task, now: float) -> Task:
 
 
 def revive(task: Task, now: float) -> Task:
-    """A failed or cancelled task starts afresh, with all its attempts; its history stays."""
+    """A failed or cancelled task starts afresh, with all its attempts; its history stays. A store has it wait for those
+    of its parents that have not ended."""
     if task.status not in (Status.FAILED, Status.CANCELLED):
         _refuse_transition(task, Status.PENDING)
     return msgspec.structs.replace(

@@ -124,6 +124,22 @@ class NeverTellsTheChildren(MemoryStore):
             super()._settle_children(parent)
 
 
+@caught_by("a_revived_child_waits_for_its_parents_again")
+class RevivesAtOnce(MemoryStore):
+    """Lets a child that comes back from its end run before its parents have."""
+
+    def _place_anew(self, task: Task):
+        pass
+
+
+@caught_by("a_successor_takes_over_the_key_of_its_parent")
+class KeepsTheKey(MemoryStore):
+    """Gives the key to no successor."""
+
+    def _hand_over_key(self, task: Task, successors):
+        pass
+
+
 @caught_by("the_counters_equal_a_recount")
 class CountsWrong(MemoryStore):
     """Forgets to count a deleted task out."""

@@ -172,7 +172,8 @@ class StoresAgree(RuleBasedStateMachine):
         id = f"{task.id}:{number}"
         if id not in self.ids:
             self.ids.append(id)
-        return self.task(options, id=id, after=after)
+        heir = {"key": task.key} if task.key and task.version % 2 else {}
+        return self.task({**options, **heir}, id=id, after=after)
 
     @precondition(lambda self: self.seen)
     @rule(data=st.data(), n=st.integers(1, 3))

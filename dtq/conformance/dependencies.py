@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from dtq.conformance.kit import (
     NOW,
+    Subject,
     broken,
     done,
     end,
@@ -20,7 +21,7 @@ from dtq.conformance.kit import (
     the,
 )
 from dtq.stores import Store
-from dtq.task import ErrorInfo, cancel, end_doomed, fail
+from dtq.task import ErrorInfo, cancel, end_doomed, fail, revive
 
 
 @promise("dependencies")
@@ -167,3 +168,59 @@ def check_a_blocked_task_may_be_changed(store: Store) -> None:
     expect(statuses(store, "c d"), ["blocked", "blocked"], "statuses")
     end(store, *map(done, take(store)))
     expect(ids(take(store)), ["d", "c"], "order")
+
+
+@promise("dependencies")
+def check_a_revived_child_waits_for_its_parents_again(store: Store) -> None:
+    """A child that is cancelled and revived before its parents have ended is blocked until they have."""
+    store.add([*jobs("p q"), job("c", after=("p", "q"))])
+    end(store, cancel(the(store, "c"), NOW))
+    p, q = start(store, "p q")
+    end(store, done(p))
+    end(store, revive(the(store, "c"), NOW))
+    expect(statuses(store, "c"), ["blocked"], "status after the revival")
+    expect(ids(take(store)), [], "claimed while a parent runs")
+    end(store, done(q))
+    expect(ids(take(store)), ["c"], "claimed when both have completed")
+
+
+@promise("dependencies")
+def check_a_parent_and_its_child_may_be_revived_in_one_call(store: Store) -> None:
+    """Revived together, in whatever order, the child waits for its parent; revived alone, it is doomed once more."""
+    store.add([job("p"), job("c", after=("p",))])
+    end(store, *map(broken, take(store)))
+    end(store, *(end_doomed(task, NOW) for task in take(store)))
+    end(store, revive(the(store, "c"), NOW))
+    (child,) = start(store, "c")
+    expect(bool(child.doom), True, "doom of the child that was revived alone")
+    end(store, end_doomed(child, NOW))
+    expect(end(store, *(revive(task, NOW) for task in store.get(["c", "p"]))), {"p", "c"}, "accepted")
+    expect(statuses(store, "p c"), ["pending", "blocked"], "statuses")
+    for id in "pc":
+        end(store, *map(done, start(store, id)))
+    expect(store.stats().counts["completed"], 2, "completed tasks")
+
+
+@promise("dependencies")
+def check_a_revived_child_does_not_wait_for_parents_that_are_gone(store: Store) -> None:
+    """A child whose parents were removed after its end runs at once when it is revived."""
+    store.add([job("p"), job("c", after=("p",))])
+    end(store, *map(broken, take(store)))
+    end(store, *(end_doomed(task, NOW) for task in take(store)))
+    store.delete(["p"])
+    end(store, revive(the(store, "c"), NOW))
+    expect([(task.id, task.doom) for task in take(store)], [("c", None)], "id and doom")
+
+
+@promise("dependencies", twice=True)
+def check_a_revived_child_still_waits_after_a_crash(subject: Subject) -> None:
+    """What a revived child waits for survives the death of the process that revived it."""
+    store = subject.open()
+    store.add([job("p"), job("c", after=("p",))])
+    end(store, cancel(the(store, "c"), NOW))
+    end(store, revive(the(store, "c"), NOW))
+    subject.crash(store)
+    store = subject.open()
+    expect(statuses(store, "p c"), ["pending", "blocked"], "statuses")
+    end(store, *map(done, start(store, "p")))
+    expect(ids(take(store)), ["c"], "claimed")

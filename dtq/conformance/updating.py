@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from dtq.conformance.kit import (
     NOW,
+    Subject,
     broken,
     done,
     end,
@@ -123,6 +124,32 @@ def check_a_successor_whose_id_is_taken_is_not_doubled(store: Store) -> None:
     expect(store.update([(done(task), [job("b", payload="new"), job("d", key="k")])]), {"a"}, "accepted")
     expect(ids(everything(store)), ["a", "b", "c"], "tasks in the store")
     expect(the(store, "b").payload, "old", "payload")
+
+
+@promise("update")
+def check_a_successor_takes_over_the_key_of_its_parent(store: Store) -> None:
+    """A successor with the key of the task that plants it has that key from then on, and the task has none."""
+    store.add([job("a", key="k"), job("b", key="other")])
+    a, b = store.get(["a", "b"])
+    expect(store.update([(cancel(a, NOW), [job("c", key="k")]), (cancel(b, NOW), ())]), {"a", "b"}, "accepted")
+    expect([task.key for task in store.get(["a", "b", "c"])], [None, "other", "k"], "keys")
+    expect(store.add([job("d", key="k"), job("e", key="other")]), ["c", "b"], "ids for the keys")
+    expect(store.update([(replace(a, version=1), [job("f", key="k")])]), set(), "accepted of an older version")
+    expect(the(store, "c").key, "k", "key of the successor")
+    expect(store.delete(["a", "c"]), 2, "deleted")
+    expect(store.add([job("g", key="k")]), ["g"], "id for the key when its task is gone")
+
+
+@promise("update", twice=True)
+def check_a_key_that_was_taken_over_stays_so_after_a_crash(subject: Subject) -> None:
+    """After a crash the key belongs to the successor that took it over."""
+    store = subject.open()
+    store.add([job("a", key="k")])
+    store.update([(cancel(the(store, "a"), NOW), [job("c", key="k")])])
+    subject.crash(store)
+    store = subject.open()
+    expect([task.key for task in store.get(["a", "c"])], [None, "k"], "keys")
+    expect(store.add([job("d", key="k")]), ["c"], "id for the key")
 
 
 @promise("update")

@@ -125,7 +125,10 @@ class Store(Protocol):
 
         - Stored at version + 1, so that an outcome is accepted once; any other version, or none, is left as it is.
         - The fields in dtq.task.STATE are replaced; what the task is (type, queue, payload, ...) stays as it was added.
+        - A task that comes back from its end (it was terminal, and waits now) waits for its parents as a new one does:
+          `blocked` while one of them is not terminal, doomed by one that failed; those that are gone count no more.
         - The successors of an accepted task are added as `add` does, those of a refused one are not.
+        - A successor that has the `key` of the very task that plants it takes it over: that task has none from then on.
         - When the last of its parents is terminal, a `blocked` task becomes `pending`; a parent that failed or was
           cancelled dooms it at once, unless `on_parent_failure` is "run".
         - Durable when it returns.

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from dtq.errors import InvalidTask
 from dtq.stores import doom_by, schema, stand_ins
 from dtq.stores.lanes import Moves
-from dtq.stores.rows import json_list
+from dtq.stores.rows import json_list, stage_of
 from dtq.task import TERMINAL, Status, Task
 
 
@@ -44,6 +44,19 @@ def _begun(task: Task, standing: dict[str, str]) -> Task:
         if doom := doom_by(parent, status, task.on_parent_failure == "fail"):
             return replace(task, status=Status.BLOCKED, doom=doom)
     return replace(task, status=Status.PENDING if len(ended) == len(task.after) else Status.BLOCKED)
+
+
+def place_anew(db: sqlite3.Connection, tasks: list[Task]) -> list[Task]:
+    """These tasks have come back from their end: they are blocked or doomed by those of their parents that are still
+    there. Gives them as they stand now."""
+    parents = json_list({parent for task in tasks for parent in task.after})
+    standing: dict[str, str] = dict(db.execute(schema.STATUS_AMONG, (parents,)))
+    placed = [_begun(replace(task, after=tuple(p for p in task.after if p in standing)), standing) for task in tasks]
+    db.executemany(schema.PLACE, [(stage_of(task), task.status, task.doom, task.id) for task in placed])
+    seqs = db.execute(schema.SEQS_AMONG, (json_list(task.id for task in placed),)).fetchall()
+    db.executemany(schema.DROP_EDGES_TO, [(seq,) for _, seq in seqs])
+    insert_edges(db, placed)
+    return placed
 
 
 def insert_edges(db: sqlite3.Connection, tasks: list[Task]) -> None:

@@ -195,8 +195,11 @@ class Index:
         accepted = self._current(outcomes)
         planted = [task for _, successors in accepted.values() for task in successors]
         self._require_parents(planted)
-        for task, _ in accepted.values():
-            self._advance(task)
+        revived = [task.id for task, _ in accepted.values() if self._advance(task)]
+        for task_id in revived:
+            self._place_anew(self._tasks[task_id])
+        for task, successors in accepted.values():
+            self._hand_over_key(self._tasks[task.id], successors)
         self._add(planted)
         for task_id in accepted:
             self._settle_children(self._tasks[task_id])
@@ -211,9 +214,21 @@ class Index:
                 current.setdefault(stored.id, outcome)
         return current
 
-    def _advance(self, task: Task) -> None:
+    def _advance(self, task: Task) -> bool:
+        """Takes the outcome over; says whether the task has come back from its end."""
         stored = self._tasks[task.id]
         self._put(replace(stored, version=stored.version + 1, **{name: getattr(task, name) for name in STATE}))
+        return stored.is_terminal and task.status in WAITING
+
+    def _place_anew(self, task: Task) -> None:
+        """Blocks or dooms the task by those of its parents that are still there."""
+        there = tuple(parent for parent in task.after if parent in self._tasks)
+        self._put(replace(self._placed(replace(task, after=there)), after=task.after))
+
+    def _hand_over_key(self, task: Task, successors: Iterable[Task]) -> None:
+        if task.key is not None and any(s.key == task.key and s.id not in self._tasks for s in successors):
+            del self._keys[task.key]
+            self._set(replace(task, key=None))
 
     # --- leases
 

@@ -75,6 +75,7 @@ class Replica(Index):
     def _begin_to_note(self) -> None:
         self._touched: dict[str, None] = {}  # tasks that are to be written down, in this order
         self._freed: set[str] = set()  # tasks that wait for fewer parents, which is not: it follows from the parents
+        self._rewritten: set[str] = set()  # tasks of which more has changed than their state: they are written whole
         self._changed = Change()
         self._known = self._number  # tasks up to this number were written down before
         self._owed_before = dict(self._next_at)
@@ -95,6 +96,15 @@ class Replica(Index):
     def _settle_children(self, parent: Task) -> None:
         self._freed |= self._children.get(parent.id, set())
         super()._settle_children(parent)
+
+    def _place_anew(self, task: Task) -> None:
+        self._rewritten.add(task.id)
+        super()._place_anew(task)
+
+    def _hand_over_key(self, task: Task, successors: Iterable[Task]) -> None:
+        super()._hand_over_key(task, successors)
+        if self._tasks[task.id].key != task.key:
+            self._rewritten.add(task.id)
 
     def _set_limit(self, limit: Limit) -> None:
         self._changed.limits.append(limit)
@@ -119,7 +129,7 @@ class Replica(Index):
         for task_id in self._touched:
             if task_id not in self._tasks:
                 change.gone.append(task_id)
-            elif self._seq[task_id] > self._known:
+            elif self._seq[task_id] > self._known or task_id in self._rewritten:
                 change.put.append(self._entry(task_id))
             else:
                 change.moved.append(Moved(*_state(self._tasks[task_id])))

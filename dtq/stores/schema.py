@@ -98,7 +98,7 @@ SET_BUCKET = "INSERT OR REPLACE INTO bucket (selector, key, next_at) VALUES (?, 
 SHARE = "SELECT key, mark FROM share"
 
 # --- update
-STANDING = "SELECT id, version, seq, lane, status FROM task WHERE id IN (SELECT value FROM json_each(?))"
+STANDING = "SELECT id, version, seq, lane, status, key FROM task WHERE id IN (SELECT value FROM json_each(?))"
 REPLACE = """UPDATE task SET version = version + 1, stage = ?, status = ?, priority = ?, expires = ?, run_at = ?,
     started_at = ?, finished_at = ?, attempts = ?, interruptions = ?, worker = ?, lease_until = ?, doom = ?,
     progress = ?, note = ?, outcome = ? WHERE seq = ?"""
@@ -106,6 +106,8 @@ ANY_EDGE = "SELECT 1 FROM edge LIMIT 1"
 EDGES_OF = "DELETE FROM edge WHERE parent = ? RETURNING child, strict"
 IS_BLOCKED = f"SELECT lane, EXISTS (SELECT 1 FROM edge WHERE child = seq) FROM task WHERE seq = ? AND stage = {BLOCKED}"
 UNBLOCK = f"UPDATE task SET stage = {LATER}, status = 'pending', version = version + 1 WHERE seq = ?"
+PLACE = "UPDATE task SET stage = ?, status = ?, doom = ? WHERE id = ?"
+LET_KEY_GO = "UPDATE task SET key = NULL WHERE seq = ?"
 DOOM = f"UPDATE task SET stage = {DOOMED}, doom = ?, version = version + 1 WHERE seq = ?"
 
 # --- leases

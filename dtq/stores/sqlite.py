@@ -26,7 +26,7 @@ from dtq.codec import to_json
 from dtq.errors import StoreError
 from dtq.stores import Node, Outcome, Stats, count_up, schema
 from dtq.stores.database import Database
-from dtq.stores.edges import insert_edges, place, require_parents, settle
+from dtq.stores.edges import insert_edges, place, place_anew, require_parents, settle
 from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
 from dtq.stores.rows import json_list, new_row, state_row, task_of
 from dtq.stores.schema import find_query
@@ -133,20 +133,38 @@ class SQLiteStore:
         }
         accepted: dict[str, Task] = {}
         successors: list[Task] = []
+        revived: list[str] = []
         rows, moves = [], Moves()
         for task, planted in outcomes:
-            version, seq, lane, status = standing.get(task.id, (None, 0, 0, ""))
+            version, seq, lane, status, key = standing.get(task.id, (None, 0, 0, "", None))
             if version == task.version and task.id not in accepted:
                 accepted[task.id] = task
                 successors += planted
                 rows.append(state_row(task, seq))
                 moves.move(lane, status, task.status)
+                if status in TERMINAL and task.after and not task.is_terminal:
+                    revived.append(task.id)
+                if planted and key is not None:
+                    self._hand_over_key(db, seq, key, planted)
         db.executemany(schema.REPLACE, rows)
+        if revived:
+            self._place_anew(db, revived, moves)
         if successors:
             self._add(db, successors)
         settle(db, [(task.id, task.status) for task in accepted.values() if task.is_terminal], moves)
         moves.write(db)
         return set(accepted)
+
+    def _hand_over_key(self, db: sqlite3.Connection, seq: int, key: str, successors: Sequence[Task]) -> None:
+        heirs = {task.id for task in successors if task.key == key}
+        taken = {id for (id,) in db.execute(schema.IDS_AMONG, (json_list(heirs),))} if heirs else heirs
+        if heirs - taken:
+            db.execute(schema.LET_KEY_GO, (seq,))
+
+    def _place_anew(self, db: sqlite3.Connection, ids: list[str], moves: Moves) -> None:
+        rows = db.execute(schema.GET, (json_list(ids),)).fetchall()
+        for row, task in zip(rows, place_anew(db, self._tasks(db, rows)), strict=True):
+            moves.move(row[2], row[4], task.status)
 
     # --- leases
 
