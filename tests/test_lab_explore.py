@@ -324,7 +324,7 @@ def shown(monkeypatch):
     told = []
     module = importlib.import_module("dtq.lab.trace")
     draw = module.show_figure
-    monkeypatch.setattr(module, "show_figure", lambda figure, alt: told.append(alt) or draw(figure, alt))
+    monkeypatch.setattr(module, "show_figure", lambda figure, alt, *rest: told.append(alt) or draw(figure, alt, *rest))
     return told
 
 

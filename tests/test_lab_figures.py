@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 
 import matplotlib.pyplot as plt
@@ -50,23 +49,6 @@ def lines(axes):
 # --- what all figures share
 
 
-@pytest.mark.parametrize("name", ["ecdf", "scaling", "predict"])
-def test_a_figure_has_words_a_stamp_and_its_data_and_leaves_none_open(shown, latencies, runs, name):
-    axes = {
-        "ecdf": lambda: ecdf(latencies, "latency", "arm", store="sqlite"),
-        "scaling": lambda: scaling(runs, store="sqlite"),
-        "predict": lambda: predict({1: 50}, None, runs, "workers", "throughput", store="sqlite"),
-    }[name]()
-    (output,) = shown
-    assert re.search(r"\d", alt(output))
-    assert output["text/plain"] == html.unescape(alt(output))
-    assert re.search(r"<small>\d+ cores, Python [\d.]+, dtq [\d.]+, store sqlite", output["text/html"])
-    assert re.search(r"<details><summary>.*</summary><table.*<td>", output["text/html"], re.DOTALL)
-    assert axes.get_xlabel()
-    assert axes.get_ylabel()
-    assert plt.get_fignums() == []
-
-
 def test_the_stamp_counts_the_runs(shown, runs):
     scaling(runs)
     scaling(runs.iloc[1:])
@@ -88,12 +70,6 @@ def test_sizes_follow_matplotlibs_settings(shown, runs):
     assert axes.xaxis.label.get_size() == 23
     assert axes.figure.get_size_inches().tolist() == [14, 7]
     assert axes.containers[0].lines[0].get_markersize() == 17
-
-
-def test_every_color_is_of_the_palette(shown, latencies, runs):
-    axes = [ecdf(latencies, "latency", "arm"), scaling(runs)]
-    colors = {line.get_color() for each in axes for line in each.lines}
-    assert colors <= {*figures.OKABE_ITO.values(), "black"}
 
 
 @pytest.mark.parametrize(
@@ -124,15 +100,46 @@ def test_figures_of_a_run_tell_what_happened(shown):
         queue.add("fail", max_attempts=1)
         queue.join(WAIT)
         queue.events.close()
-    figures.gantt(recorder, start="fork")
+    figures.gantt(recorder, room="lab")
     figures.depth(recorder)
     gantt, depth = shown
     assert re.match(r"Gantt chart: 41 attempts on 2 workers \(40 completed, 1 failed\) within [\d.]+ s;", alt(gantt))
-    assert "start fork" in gantt["text/html"]
+    assert "store MemoryStore, start fork, room lab" in gantt["text/html"]
     assert gantt["text/html"].count("<tr") == 3  # the head and a row for each worker
     assert re.match(r"Line chart: up to \d+ tasks wait and up to [12] run; 41 have ended after", alt(depth))
     assert depth["text/html"].count("<tr") <= figures.ROWS + 1
     assert re.search(r"<td>0</td>\s*<td>0</td>\s*<td>41</td>\s*</tr>\s*</tbody>", depth["text/html"])
+
+
+def test_faults_are_marked_where_and_when_they_hit(shown):
+    with TaskQueue("memory:", {"work": "queue_handlers:sleep_if_asked"}, 2) as queue:
+        recorder, fault = lab.Recorder(queue), lab.fault(queue)
+        queue.add_many({"type": "work", "payload": 0.3, "retry_delay": 0} for _ in range(4))
+        frozen = fault.freeze()
+        fault.thaw()
+        killed = fault.kill()
+        queue.join(WAIT)
+        marks = fault.marks(recorder.began)
+        axes = figures.gantt(recorder, marks)
+    drawn = {label.partition(" ")[0]: line for label, line in lines(axes).items()}
+    lanes = [label.get_text() for label in axes.get_yticklabels()]
+    assert {"freeze", "thaw", "kill"} <= drawn.keys()
+    assert {"freeze (1)", "thaw (1)", "kill (1)"} <= {text.get_text() for text in axes.figure.legends[0].get_texts()}
+    for kind, worker in (("freeze", frozen), ("kill", killed)):
+        assert drawn[kind].get_ydata()[0] == pytest.approx(lanes.index(worker) + 0.45)
+    assert [drawn[kind].get_xdata()[0] for kind in ("freeze", "thaw", "kill")] == [seconds for seconds, _ in marks]
+    assert re.search(rf"Faults: freeze {frozen} at [\d.]+ s, thaw at [\d.]+ s, kill {killed} at", alt(shown[0]))
+    assert re.search(rf"(?s)<td>{killed}</td>.*kill at [\d.]+ s</td>", shown[0]["text/html"])
+    assert re.search(r"(?s)<td>all</td>.*<td>thaw at [\d.]+ s</td>", shown[0]["text/html"])
+
+
+def test_a_mark_after_the_last_attempt_and_of_a_worker_that_ended_none_is_in_sight(shown):
+    with TaskQueue("memory:", {"work": "queue_handlers:nothing"}, 1) as queue:
+        recorder = lab.Recorder(queue)
+        queue.add("work").result(WAIT)
+        axes = figures.gantt(recorder, [(70.0, "kill w9")])
+    assert axes.get_xlim()[1] > 70
+    assert "<td>kill w9 at 70 s</td>" in shown[0]["text/html"]
 
 
 def test_a_recorder_that_heard_nothing_has_nothing_to_draw():

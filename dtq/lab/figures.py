@@ -14,6 +14,7 @@ import html
 import io
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -42,6 +43,10 @@ COLORS = {
     "failed": OKABE_ITO["vermilion"],
     "cancelled": OKABE_ITO["grey"],
 }
+HATCHES = {"retried": "//", "failed": "xx", "worker killed": "\\\\", "cancelled": ".."}  # told apart without colour too
+Mark = tuple[float, str]  # seconds, and what was done: "kill w2", "thaw"
+MARKS = {"kill": ("v", "vermilion"), "freeze": ("s", "blue"), "thaw": ("^", "sky")}
+OTHER_MARK = ("D", "grey")
 NARROW = 0.002  # of the time shown: a bar narrower than this gets an edge of its own colour, or nobody would see it
 ROWS = 25  # of a table of data, at most
 
@@ -49,23 +54,27 @@ ROWS = 25  # of a table of data, at most
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def gantt(recorder: Recorder, **facts: object) -> Axes:
+def gantt(recorder: Recorder, marks: Sequence[Mark] = (), **facts: object) -> Axes:
     """Who ran what and when: a lane for each worker, a bar for each attempt, coloured by how it ended, and a cross
-    where a worker was killed. Facts go into the stamp."""
+    where a worker was killed. `marks` are the faults to show, `fault.marks(recorder.began)`. Facts go into the
+    stamp."""
     frame = require_rows(recorder.frame(), "no attempt has ended")
     figure, axes = plt.subplots(layout="constrained")
     lanes = {worker: lane for lane, worker in enumerate(sorted(frame["worker"].unique(), key=_in_order))}
-    end = frame["finished"].max()
+    end = max([frame["finished"].max(), *(seconds for seconds, _ in marks)])
     for outcome, rows in frame.groupby("outcome", sort=False):
         _draw_bars(axes, rows, rows["worker"].map(lanes), str(outcome), end)
     killed = frame[frame["outcome"] == "worker killed"]
     for worker, finished in zip(killed["worker"], killed["finished"], strict=True):
         axes.plot(finished, lanes[worker], marker="X", color="black", linestyle="none")
+    for kind in dict.fromkeys(_kind(what) for _, what in marks):
+        _draw_marks(axes, kind, [mark for mark in marks if _kind(mark[1]) == kind], lanes)
     axes.set_yticks(list(lanes.values()), list(lanes))
     axes.set_xlim(0, end * 1.01)
     axes.set(xlabel="time (s)", ylabel="worker", title="Who ran what")
     figure.legend(loc="outside lower center", ncols=5)
-    show_figure(figure, _tell_gantt(frame), _by_worker(frame), stamp(**facts))
+    alt = _tell_gantt(frame) + _tell_marks(marks)
+    show_figure(figure, alt, _by_worker(frame, marks), stamp(**{**recorder.facts(), **facts}))
     return axes
 
 
@@ -73,16 +82,50 @@ def _draw_bars(axes: Axes, rows: pd.DataFrame, lanes: pd.Series, outcome: str, e
     color = COLORS[outcome]
     axes.barh(
         lanes, rows["seconds"], left=rows["started"], height=0.8, color=color, linewidth=0.8,
+        hatch=HATCHES.get(outcome),
         edgecolor=["white" if wide else color for wide in rows["seconds"] > end * NARROW],
         label=f"{outcome} ({len(rows)})",
     )  # fmt: skip
 
 
-def _by_worker(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each worker: how many attempts ended how, and for how many seconds it was busy."""
+def _draw_marks(axes: Axes, kind: str, marks: Sequence[Mark], lanes: Mapping[str, int]) -> None:
+    """A line through all lanes at each time, and a sign above the lane that was hit (or above all of them)."""
+    sign, color = MARKS.get(kind, OTHER_MARK)
+    places = [lanes.get(_target(what), len(lanes) - 1) + 0.45 for _, what in marks]
+    times = [seconds for seconds, _ in marks]
+    axes.vlines(times, -0.5, len(lanes) - 0.5, color=OKABE_ITO[color], linewidth=0.8, linestyle=":")
+    axes.plot(
+        times, places, marker=sign, color=OKABE_ITO[color], markeredgecolor="black", linestyle="none",
+        label=f"{kind} ({len(marks)})", clip_on=False, zorder=3,
+    )  # fmt: skip
+
+
+def _kind(what: str) -> str:
+    return what.partition(" ")[0]
+
+
+def _target(what: str) -> str:
+    """The worker that a fault names, if it names one."""
+    return what.partition(" ")[2]
+
+
+def _by_worker(frame: pd.DataFrame, marks: Sequence[Mark]) -> pd.DataFrame:
+    """A row for each worker: how many attempts ended how, for how many seconds it was busy, and the faults that hit it;
+    a row for all of them, where a fault hit none in particular."""
     table = frame.groupby(["worker", "outcome"]).size().unstack(fill_value=0)
     table["busy (s)"] = frame.groupby("worker")["seconds"].sum()
-    return table.loc[sorted(table.index, key=_in_order)].reset_index()
+    table = table.loc[sorted(table.index, key=_in_order)]
+    for seconds, what in marks:
+        target = _target(what)
+        row, told = (target, _kind(what)) if target in table.index else ("all", what)
+        before = f"{table.at[row, 'faults']}, " if "faults" in table and row in table.index else ""
+        table.loc[row, "faults"] = f"{before}{told} at {number(seconds)} s"
+    return table.reset_index()
+
+
+def _tell_marks(marks: Sequence[Mark]) -> str:
+    told = ", ".join(f"{what} at {number(seconds)} s" for seconds, what in marks)
+    return f" Faults: {told}." if told else ""
 
 
 def _tell_gantt(frame: pd.DataFrame) -> str:
@@ -109,7 +152,7 @@ def depth(recorder: Recorder, **facts: object) -> Axes:
         axes.step(frame["seconds"], frame[name], where="post", color=OKABE_ITO[color], linestyle=line, label=name)
     axes.set(xlabel="time (s)", ylabel="tasks", title="Tasks that wait, run, and have ended")
     axes.legend()
-    show_figure(figure, _tell_depth(frame), _thinned(frame), stamp(**facts))
+    show_figure(figure, _tell_depth(frame), _thinned(frame), stamp(**{**recorder.facts(), **facts}))
     return axes
 
 

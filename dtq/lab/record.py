@@ -5,6 +5,7 @@ events, as they come --> where each task stands (waiting, running, ended) --> fr
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pandas as pd
 
 from dtq.events import Event
 from dtq.manager import QueueManager
+from dtq.queue import TaskQueue
 from dtq.task import Task
 
 OUTCOMES = {
@@ -41,10 +43,17 @@ class Recorder:
         self.began = time.time()
         self._events: list[Event] = []
         self._queue = queue
+        self._start = _start_method(queue)
         queue.on("*", self._events.append)
 
     def stop(self) -> None:
         self._queue.off("*", self._events.append)
+
+    def facts(self) -> dict[str, str]:
+        """For the stamp of a figure: the kind of store, and how workers start."""
+        store = getattr(self._queue.store, "store", self._queue.store)  # what is behind a FaultyStore
+        self._start = self._start or _start_method(self._queue)  # it may have been started since
+        return {"store": type(store).__name__} | ({"start": self._start} if self._start else {})
 
     def frame(self) -> pd.DataFrame:
         """One row for each attempt that has ended: task, type, worker, attempt, started, finished, seconds, outcome."""
@@ -82,6 +91,12 @@ class Recorder:
                 continue  # a worker may begin with a task before its `add` has told of it
             stands[event.task.id] = STANDS[event.name]
             yield event, event.task, stood
+
+
+def _start_method(queue: QueueManager) -> str:
+    """How its workers came to be; nothing where it has none at the moment."""
+    pids = {worker.pid for worker in queue.workers()} if isinstance(queue, TaskQueue) else set()
+    return "" if not pids else "thread" if os.getpid() in pids else "fork"
 
 
 def _ends_attempt(event: Event, task: Task, stood: str | None) -> bool:

@@ -9,19 +9,20 @@ X        |     3  crashes: its lane ends here
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 
 from dtq.lab.explore import CRASHES, Exploration
-from dtq.lab.figures import show_figure
+from dtq.lab.figures import OKABE_ITO, show_figure, stamp
 
-LANES = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's; names stand beside the colours
-BROKEN = "#C00000"
+LANES = [OKABE_ITO[name] for name in ("blue", "green", "purple", "orange", "sky")]  # names stand beside the colours
+BROKEN = OKABE_ITO["vermilion"]
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind words, so that no line runs through them
 ROW = 0.42  # inches
 
 
-def trace(found: Exploration) -> Axes | None:
-    """Draws the counterexample and prints it; where there is none, only says so."""
+def trace(found: Exploration, **facts: object) -> Axes | None:
+    """Draws the counterexample and prints it; where there is none, only says so. Facts go into the stamp."""
     if found.broken is None:
         print(found)
         return None
@@ -30,9 +31,12 @@ def trace(found: Exploration) -> Axes | None:
     for process in lanes:
         _draw_lane(axes, found, process, lanes[process])
     path = [lanes[step.process] for step in found.steps]
-    axes.plot(path, range(1, len(path) + 1), color="#BBBBBB", linewidth=1, linestyle=":", zorder=1)
+    axes.plot(path, range(1, len(path) + 1), color=OKABE_ITO["grey"], linewidth=1, linestyle=":", zorder=1)
     _write(axes, found.broken, len(path) + 1, len(lanes))
-    show_figure(figure, describe(found))
+    steps = pd.DataFrame(
+        [(n, *step) for n, step in enumerate(found.steps, 1)], columns=["step", "process", "what it does"]
+    )
+    show_figure(figure, describe(found), steps, stamp(states=found.states, **facts))
     print(found)
     return axes
 
