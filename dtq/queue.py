@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -301,7 +302,10 @@ class TaskQueue(QueueManager):
             return question()
         answer: Future[T] = Future()
         self._post(lambda: answer.set_result(question()))
-        return answer.result(LOOK * 10)
+        while self._thread.is_alive():
+            with suppress(TimeoutError):
+                return answer.result(LOOK)
+        return question()  # the loop had ended before it came to this
 
 
 def _nonzero(counts: Mapping[str, int]) -> str:

@@ -435,3 +435,17 @@ def test_inline_leaps_over_the_time_between_retries(path):
         handle = queue.add("fail", max_attempts=3, retry_delay=3600)
         assert handle.status == "failed"
         assert time.monotonic() - began < 2
+
+
+def test_who_asks_for_workers_while_the_queue_ends_is_answered(monkeypatch):
+    """The loop may end between the look whether it lives and the question."""
+    queue = TaskQueue("memory:", {"nothing": "queue_handlers:nothing"}, 1).start()
+    post = queue._post
+
+    def too_late(action):
+        monkeypatch.undo()
+        queue.shutdown()
+        post(action)
+
+    monkeypatch.setattr(queue, "_post", too_late)
+    assert queue.workers() == []
