@@ -1,6 +1,6 @@
 """The lab: what the notebooks import, so that their cells can be short. Nothing of it is needed to run a queue.
 
-start ---> progress, Recorder (live, while tasks run) ---> gantt, depth, table (after) ---> assert_clean
+start ---> progress, dashboard, Recorder (live, while tasks run) ---> gantt, depth, table (after) ---> assert_clean
 source, compare    the package's own code
 Experiment, offer ---> frame ---> ecdf, scaling, predict
 fault              breaks a running queue on purpose
@@ -9,6 +9,7 @@ exercise, promises what a reader wrote, checked
 """
 
 from dtq.lab.curves import ecdf, left_over, predict, scaling
+from dtq.lab.dashboard import dashboard
 from dtq.lab.exercise import EXERCISES, exercise
 from dtq.lab.experiment import Experiment, RunFailed
 from dtq.lab.explore import explore, time_passes
@@ -38,6 +39,7 @@ __all__ = [
     "arrivals",
     "assert_clean",
     "compare",
+    "dashboard",
     "depth",
     "ecdf",
     "exercise",
