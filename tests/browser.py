@@ -103,6 +103,10 @@ class JupyterLab:
         for kernel in json.loads(self._ask("GET", "api/kernels")):
             self._ask("DELETE", f"api/kernels/{kernel['id']}")
 
+    def get(self, path: str) -> bytes:
+        """What a page of this server says to who is logged in."""
+        return self._ask("GET", path)
+
     def _ask(self, method: str, path: str) -> bytes:
         headers = {"Authorization": f"token {self._token}"}
         request = urllib.request.Request(self.url + path, method=method, headers=headers)

@@ -26,6 +26,7 @@ from dtq.lab.record import Recorder
 from dtq.lab.setup import start
 from dtq.lab.source import compare, source
 from dtq.lab.trace import trace
+from dtq.lab.web import url
 
 __all__ = [
     "EXERCISES",
@@ -61,4 +62,5 @@ __all__ = [
     "summarise",
     "time_passes",
     "trace",
+    "url",
 ]
