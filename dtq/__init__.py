@@ -1,11 +1,13 @@
 """dtq: a distributed task queue to run, and to learn from."""
 
 from dtq.errors import (
+    Discard,
     DTQError,
     HandlerError,
     IllegalTransition,
     InvalidTask,
     QueueFull,
+    Retry,
     StoreError,
     TaskCancelled,
     TaskFailed,
@@ -24,6 +26,7 @@ from dtq.task import ErrorInfo, Status, Task, Webhook
 __version__ = "0.1.0"
 __all__ = [
     "DTQError",
+    "Discard",
     "ErrorInfo",
     "Event",
     "Handle",
@@ -33,6 +36,7 @@ __all__ = [
     "Pool",
     "QueueFull",
     "QueueManager",
+    "Retry",
     "Stats",
     "Status",
     "Store",

@@ -79,7 +79,10 @@ class Context:
         self.started_at, self.began = time(), monotonic()
         self._send(wire.Started(self._number, self.started_at, loading))
 
-    def end(self, result: bytes = b"null", error: ErrorInfo | None = None, final: bool = False) -> wire.Done:
+    def end(
+        self, result: bytes = b"null", error: ErrorInfo | None = None, final: bool = False, delay: float | None = None,
+        discarded: bool = False,
+    ) -> wire.Done:  # fmt: skip
         """The report that ends the call; what was held back is sent before it."""
         seconds = monotonic() - self.began
         if self._pending is not None:
@@ -87,7 +90,7 @@ class Context:
         if self._log is not None:
             self._log.flush()
         log = self.printed()
-        return wire.Done(self._number, self.started_at, seconds, result, error, log, final)
+        return wire.Done(self._number, self.started_at, seconds, result, error, log, final, delay, discarded)
 
     def printed(self) -> str:
         """The log as it is now."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+MAX_DELAY = 30 * 86400  # seconds
+
 
 class DTQError(Exception):
     """The root of all errors of dtq."""
@@ -35,6 +37,22 @@ class QueueFull(DTQError):
 
 class StoreError(DTQError):
     """The store cannot be opened, read or written; what was not acknowledged was not stored."""
+
+
+class Retry(Exception):
+    """Raised by a handler: try again, after `delay` seconds where it is given, else after the task's own backoff. It is
+    a failed attempt like any other: the last one is not followed by another."""
+
+    def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+        if delay is not None and (isinstance(delay, bool) or not 0 <= delay <= MAX_DELAY):
+            raise ValueError(f"delay is {delay!r}; allowed: 0 to {MAX_DELAY:,} seconds, or None for the usual backoff")
+        self.delay = delay
+        super().__init__(reason)
+
+
+class Discard(Exception):
+    """Raised by a handler: the work has become pointless. The task ends as cancelled, with this reason, and is not
+    tried again."""
 
 
 class TaskFailed(DTQError):

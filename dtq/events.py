@@ -22,7 +22,7 @@ from dtq.task import Task
 
 log = logging.getLogger("dtq")
 
-TASK_EVENTS = ("added", "started", "progress", "log", "completed", "failed", "retrying", "cancelled")
+TASK_EVENTS = ("added", "started", "progress", "log", "completed", "failed", "retrying", "cancelled", "expired")
 WORKER_EVENTS = ("started", "ready", "exited")
 QUEUE_EVENTS = ("idle", "paused", "resumed", "shutdown")
 NAMES = frozenset(

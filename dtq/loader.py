@@ -67,6 +67,17 @@ class Handlers:
         """The handler, loaded by the first call that asks for it. Raises HandlerError; its cause is what went wrong."""
         return self._loaded.get(type) or self._load(type)
 
+    def gives_up_on(self, type: str, error: BaseException) -> bool:
+        """Whether the handler of this type is not to be tried again after this error. Who names exceptions to retry on
+        gives up on all others; where both name it, giving up goes first."""
+        if type not in self._sources or isinstance(error, HandlerError):
+            return False
+        source = self._sources[type][0]
+        if not (source.retry_on or source.give_up_on):
+            return False
+        names = _names_of(error)
+        return not names.isdisjoint(source.give_up_on) or bool(source.retry_on and names.isdisjoint(source.retry_on))
+
     def teardown(self) -> list[str]:
         """Runs `teardown()` of every module that was set up, latest first; returns what went wrong there."""
         with self._lock:
@@ -108,6 +119,12 @@ class Handlers:
         if callable(setup):
             setup()
         self._modules.append(module)
+
+
+def _names_of(error: BaseException) -> set[str]:
+    """What `retry_on` and `give_up_on` may call it: its class and the classes above, each with and without module."""
+    classes = type(error).__mro__
+    return {c.__name__ for c in classes} | {f"{c.__module__}.{c.__name__}" for c in classes}
 
 
 def _tear_down(module: ModuleType) -> str:

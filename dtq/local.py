@@ -109,9 +109,11 @@ def report(task: Task, worker: str, message: wire.ToPool) -> reports.Report | No
             return reports.Progressed(task, percent, note)
         case wire.Log(text=text):
             return reports.Logged(task, text)
-        case wire.Done(started_at=at, seconds=seconds, error=error, log=log, final=final):
+        case wire.Done(started_at=at, seconds=seconds, error=error, log=log):
             result = from_json(message.result) if error is None else None
-            return reports.Finished(task, worker, at, seconds, result, error, log, final)
+            return reports.Finished(
+                task, worker, at, seconds, result, error, log, message.final, message.delay, message.discarded
+            )
     raise TypeError(f"{message!r} is not about a call")
 
 

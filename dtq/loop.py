@@ -30,7 +30,7 @@ from dtq.handle import Endings
 from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
 from dtq.staff import Staff
 from dtq.stores import Node, Outcome, Store
-from dtq.task import TERMINAL, Status, Task, end_doomed, fail, interrupt, release, succeed
+from dtq.task import EXPIRED, TERMINAL, Status, Task, cancel, end_doomed, fail, interrupt, release, succeed
 
 log = logging.getLogger("dtq")
 
@@ -145,8 +145,10 @@ class Loop:
         task = replace(task, worker=f"{self.id}/{report.worker}", started_at=report.started_at, log=report.log)
         if report.error is None:
             self._end(succeed(task, report.result, ended_at))
+        elif report.discarded:
+            self._end(cancel(task, ended_at, report.error.message, report.error.type))
         else:
-            self._end(fail(task, report.error, ended_at, self._chance, final=report.final))
+            self._end(fail(task, report.error, ended_at, self._chance, final=report.final, delay=report.delay))
 
     def _end(self, task: Task) -> None:
         del self.held[task.id]
@@ -210,6 +212,8 @@ class Loop:
 
     def _tell_of_endings(self, ended: Iterable[Task], now: float) -> None:
         for task in ended:
+            if task.error is not None and task.error.type == EXPIRED:
+                self._events.emit("task:expired", now, task)
             if task.status != Status.PENDING:
                 self._events.emit(_ENDINGS[task.status], now, task, task.worker)
 

@@ -261,7 +261,7 @@ class WorkerPool:
             self._reports.append(
                 reports.Finished(
                     job.task, member.name, message.started_at, message.seconds, from_json(message.result),
-                    message.error, message.log, message.final,
+                    message.error, message.log, message.final, message.delay, message.discarded,
                 )
             )  # fmt: skip
 

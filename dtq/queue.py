@@ -26,7 +26,7 @@ from dtq import reports, staff
 from dtq.errors import DTQError, StoreError, UnknownType
 from dtq.loop import Loop
 from dtq.manager import MIB, QueueManager
-from dtq.registry import Handler, Registry
+from dtq.registry import Errors, Handler, Registry
 from dtq.staff import Executor, Pool
 from dtq.stores import Store
 from dtq.task import Task
@@ -184,18 +184,22 @@ class TaskQueue(QueueManager):
 
     # --- handlers
 
-    def register(self, type: str, handler: Handler, concurrency: int = 1) -> None:
+    def register(
+        self, type: str, handler: Handler, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
+    ) -> None:
         """This is the handler of the type from now on; an async one runs up to `concurrency` calls at once in a
-        worker."""
-        self.registry.register(type, handler, concurrency)
+        worker. `retry_on` and `give_up_on`: after which of its exceptions there is another attempt, or none."""
+        self.registry.register(type, handler, concurrency, retry_on=retry_on, give_up_on=give_up_on)
         if self._state == "running":
             self._post(lambda: self._define(type))
 
-    def handler(self, type: str, concurrency: int = 1) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    def handler(
+        self, type: str, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
+    ) -> Callable[[Callable[..., T]], Callable[..., T]]:
         """Decorator: registers the function for the type, and leaves it as it is."""
 
         def decorate(function: Callable[..., T]) -> Callable[..., T]:
-            self.register(type, function, concurrency)
+            self.register(type, function, concurrency, retry_on=retry_on, give_up_on=give_up_on)
             return function
 
         return decorate

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from dtq.wire import Source
 
 Function = Callable[..., Any]
 Handler = Function | str | Path
+Error = type[BaseException] | str  # an exception, or its name
+Errors = Error | Iterable[Error]
+Names = tuple[str, ...]
 
 MAX_CONCURRENCY = 10_000
 _FORMS = 'a function (payload, context), "package.module:function", or the path of a .py file with a function `execute`'
@@ -41,9 +44,13 @@ class Registry:
         self._pickles = pickles
         self._entries: dict[str, _Entry] = {}
 
-    def register(self, type: str, handler: Handler, concurrency: int = 1) -> None:
+    def register(
+        self, type: str, handler: Handler, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
+    ) -> None:
         """This is the handler of the type from now on. `concurrency`: how many calls an `async def` handler has in hand
-        at once, for each worker.
+        at once, for each worker. `give_up_on`: exceptions after which there is no further attempt; `retry_on`: where
+        any is named, the only ones after which there is one. Both take classes or names, as in "OSError",
+        "httpx.HTTPError". Timeouts and crashes are no exceptions of the handler: they are retried as ever.
 
         Raises InvalidTask where the type cannot be one, and HandlerError, which says what is wrong with the handler and
         what to do. A file must exist now; a module is imported by the worker that first needs it.
@@ -58,7 +65,8 @@ class Registry:
                 f"concurrency of {type!r} is {concurrency}, but {_describe(handler)} is not async: it has a worker to "
                 "itself while it runs. Write it as async def, or give the queue more workers"
             )
-        self._entries[type] = self._entry(type, handler, concurrency)
+        rules = (_names("retry_on", type, retry_on), _names("give_up_on", type, give_up_on))
+        self._entries[type] = self._entry(type, handler, concurrency, rules)
 
     def source(self, type: str) -> Source:
         """Where workers get it from. Raises UnknownType."""
@@ -98,17 +106,34 @@ class Registry:
         if entry.function is None or not _is_of_main(entry.function):
             return False
         function = _rebound(entry.function)
-        renewed = self._entry(type, function, entry.source.concurrency)
+        source = entry.source
+        renewed = self._entry(type, function, source.concurrency, (source.retry_on, source.give_up_on))
         self._entries[type] = renewed
         return renewed != entry
 
-    def _entry(self, type: str, handler: Handler, concurrency: int) -> _Entry:
+    def _entry(self, type: str, handler: Handler, concurrency: int, rules: tuple[Names, Names]) -> _Entry:
         if isinstance(handler, (str, Path)):
             kind, where = _locate(type, handler)
-            return _Entry(Source(kind, where, concurrency=concurrency), None)
+            return _Entry(Source(kind, where, b"", concurrency, *rules), None)
         _check_function(type, handler)
         code = _pickle(handler) if self._pickles else b""
-        return _Entry(Source("value", _describe(handler), code, concurrency), handler)
+        return _Entry(Source("value", _describe(handler), code, concurrency, *rules), handler)
+
+
+def _names(option: str, handled: str, errors: Errors) -> Names:
+    """The exceptions by name: a queue carries names, not code."""
+    listed = list(errors) if isinstance(errors, Iterable) and not isinstance(errors, (str, type)) else [errors]
+    return tuple(_name(option, handled, error) for error in listed)
+
+
+def _name(option: str, handled: str, error: object) -> str:
+    if isinstance(error, type) and issubclass(error, BaseException):
+        return f"{error.__module__}.{error.__name__}"
+    if isinstance(error, str) and all(part.isidentifier() for part in error.split(".")):
+        return error
+    raise HandlerError(
+        f"{option} of {handled!r} has {error!r}; allowed: exceptions or their names, as in (OSError, 'httpx.HTTPError')"
+    )
 
 
 # --- what a handler may be --------------------------------------------------------------------------------------------

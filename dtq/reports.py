@@ -46,7 +46,8 @@ class Logged(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The attempt has ended: with a result (plain JSON types) or an error. `final`: another attempt would be no use."""
+    """The attempt has ended: with a result (plain JSON types) or an error. `final`: another attempt would be no use;
+    `delay`: seconds after which the handler wants another; `discarded`: it wants the task to be dropped."""
 
     task: Task
     worker: str
@@ -56,6 +57,8 @@ class Finished(Struct, frozen=True):
     error: ErrorInfo | None
     log: str
     final: bool
+    delay: float | None = None
+    discarded: bool = False
 
 
 class Returned(Struct, frozen=True):

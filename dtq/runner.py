@@ -23,7 +23,7 @@ from dtq import wire
 from dtq.codec import from_json, to_json
 from dtq.context import Context as Context
 from dtq.context import Send, current, encodable, route_prints
-from dtq.errors import HandlerError, InvalidTask
+from dtq.errors import Discard, HandlerError, InvalidTask, Retry
 from dtq.loader import Handlers as Handlers
 from dtq.loader import Loaded as Loaded
 from dtq.task import ErrorInfo
@@ -76,7 +76,7 @@ def perform(
             value = loaded.function(payload, context)
         return _succeed(context, value, max_result)
     except BaseException as error:
-        return _fail(context, error)
+        return _fail(handlers, call, context, error)
     finally:
         current.reset(token)
 
@@ -99,7 +99,7 @@ async def perform_async(
             value = await _within_timeout(loaded.function, payload, context)
         return _succeed(context, value, max_result)
     except BaseException as error:
-        return _fail(context, error)
+        return _fail(handlers, call, context, error)
     finally:
         current.reset(token)
 
@@ -168,8 +168,13 @@ def _hint(value: Any) -> str:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def _fail(context: Context, error: BaseException) -> wire.Done:
-    return context.end(error=describe(error, context.timeout))
+def _fail(handlers: Handlers, call: wire.Call, context: Context, error: BaseException) -> wire.Done:
+    info = describe(error, context.timeout)
+    if isinstance(error, Discard):
+        return context.end(error=info, discarded=True)
+    if isinstance(error, Retry):
+        return context.end(error=info, delay=error.delay)
+    return context.end(error=info, final=not isinstance(error, Interrupted) and handlers.gives_up_on(call.type, error))
 
 
 def describe(error: BaseException, timeout: float) -> ErrorInfo:
@@ -179,9 +184,18 @@ def describe(error: BaseException, timeout: float) -> ErrorInfo:
         name, message = "Timeout", f"ran longer than its timeout of {timeout:g} s"
     elif isinstance(error, Stopped):
         name, message = "Cancelled", "stopped while it ran"
+    elif isinstance(error, Discard):
+        name, message = "Discarded", message or "its handler dropped it"
+    elif isinstance(error, Retry):
+        message = message or _cause(error) or "its handler asked for it"
     elif isinstance(error, (SystemExit, KeyboardInterrupt)):
         message = f"the handler raised {error!r}"
     return ErrorInfo(name, encodable(message)[:MAX_MESSAGE], encodable(_traceback(error))[-MAX_TRACEBACK:])
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__
+    return f"{type(cause).__name__}: {_message(cause)}" if cause is not None else ""
 
 
 def _message(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import count
 from typing import Any, Literal, get_args
@@ -29,6 +29,9 @@ OnParentFailure = Literal["fail", "run"]
 
 DAY = 86400.0
 MAX_INTERRUPTIONS = 3  # a task that was running when so many nodes died is suspected of killing them
+MAX_CRASHES = 5  # a task that took so many workers down in a row is poison, however many attempts it may have
+WORKER_DIED = "WorkerDied"  # the type of the error where that happened
+EXPIRED = "Expired"  # the type of the error of a task that was dropped at its deadline
 MAX_HISTORY = 20  # attempts kept with a task
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}")
 _counter = count()
@@ -217,23 +220,32 @@ def succeed(task: Task, result: Any, now: float) -> Task:
     )
 
 
-def fail(task: Task, error: ErrorInfo, now: float, chance: Callable[[], float], *, final: bool = False) -> Task:
-    """The attempt has failed: it runs again after its backoff, or is given up after `max_attempts` (or at once if
-    `final`).
+def fail(
+    task: Task, error: ErrorInfo, now: float, chance: Callable[[], float], *, final: bool = False,
+    delay: float | None = None,
+) -> Task:  # fmt: skip
+    """The attempt has failed: it runs again after its backoff (or `delay` seconds), or is given up: after
+    `max_attempts`, after MAX_CRASHES in a row, or at once if `final`.
 
     `chance` gives a number from 0 to 1 and is asked only where the task has jitter.
     """
     _require(task, Status.PROCESSING, Status.FAILED)
     attempt = Attempt(task.attempts, task.started_at, now, task.worker, error)
     history = (*task.history, attempt)[-MAX_HISTORY:]
-    if final or task.attempts >= task.max_attempts:
+    if final or task.attempts >= task.max_attempts or (task.attempts >= MAX_CRASHES and is_poison(history)):
         return msgspec.structs.replace(
             task, status=Status.FAILED, error=error, history=history, finished_at=now, lease_until=None
         )
+    wait = backoff(task, task.attempts, chance) if delay is None else delay
     return msgspec.structs.replace(
-        task, status=Status.RETRYING, run_at=now + backoff(task, task.attempts, chance), error=error, history=history,
-        lease_until=None,
-    )  # fmt: skip
+        task, status=Status.RETRYING, run_at=now + wait, error=error, history=history, lease_until=None
+    )
+
+
+def is_poison(history: Sequence[Attempt]) -> bool:
+    """Whether the last MAX_CRASHES attempts each took a worker down: the next ones would too."""
+    last = history[-MAX_CRASHES:]
+    return len(last) == MAX_CRASHES and all(attempt.error.type == WORKER_DIED for attempt in last)
 
 
 def release(task: Task) -> Task:
@@ -259,18 +271,19 @@ def interrupt(task: Task, now: float) -> Task:
     return fail(task, error, now, lambda: 0.0, final=True)
 
 
-def cancel(task: Task, now: float, reason: str = "cancelled by request") -> Task:
-    """The task ends without a result. A running attempt is stopped by whoever runs it."""
+def cancel(task: Task, now: float, reason: str = "cancelled by request", kind: str = "Cancelled") -> Task:
+    """The task ends without a result; its error, of this kind, says why. A running attempt is stopped by whoever runs
+    it."""
     if task.is_terminal:
         _refuse_transition(task, Status.CANCELLED)
-    error = ErrorInfo("Cancelled", reason)
+    error = ErrorInfo(kind, reason)
     return msgspec.structs.replace(task, status=Status.CANCELLED, error=error, finished_at=now, lease_until=None)
 
 
 def end_doomed(task: Task, now: float) -> Task:
     """The end of a task that `claim` gave out marked: expired ones are cancelled, children of a failed parent fail."""
     if task.doom == "expired":
-        return cancel(task, now, "it expired before it could start")
+        return cancel(task, now, "it expired before it could start", EXPIRED)
     return fail(task, ErrorInfo("ParentFailed", task.doom or ""), now, lambda: 0.0, final=True)
 
 

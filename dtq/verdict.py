@@ -13,7 +13,7 @@ from math import inf
 
 from dtq.member import Job, Member, time_limit
 from dtq.reports import Finished, Report, Returned
-from dtq.task import ErrorInfo
+from dtq.task import WORKER_DIED, ErrorInfo
 
 
 def of_overdue(job: Job) -> ErrorInfo:
@@ -30,8 +30,8 @@ def of_death(code: int) -> ErrorInfo:
     """The worker died by itself, or by somebody else: exit code, or the negative of the signal."""
     if code < 0:
         message = f"the worker process died of {_signal_name(-code)} while it ran this task"
-        return ErrorInfo("WorkerDied", message, signal=-code)
-    return ErrorInfo("WorkerDied", f"the worker process exited with code {code} while it ran this task", exit_code=code)
+        return ErrorInfo(WORKER_DIED, message, signal=-code)
+    return ErrorInfo(WORKER_DIED, f"the worker process exited with code {code} while it ran this task", exit_code=code)
 
 
 def settle(member: Member, number: int, job: Job, code: int, now: float) -> Report:

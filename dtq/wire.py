@@ -40,12 +40,15 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Source(msgspec.Struct, frozen=True, array_like=True):
     """Where a worker gets a handler from: kind "name" ("package.module:function"), "path" (a .py file, its
     `execute`), or "value" (`code` holds it, pickled by cloudpickle). `concurrency` is how many calls of an async
-    handler run at once."""
+    handler run at once. `retry_on` and `give_up_on` name the exceptions after which the task is tried again, and those
+    after which it is not (see registry.py)."""
 
     kind: str
     where: str
     code: bytes = b""
     concurrency: int = 1
+    retry_on: tuple[str, ...] = ()
+    give_up_on: tuple[str, ...] = ()
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False, tag_field="message"):
@@ -118,7 +121,8 @@ class Log(Message, frozen=True, tag=14):
 
 
 class Done(Message, frozen=True, tag=15):
-    """The call has ended: with a result (JSON) or with an error. `final` says that trying again would be of no use."""
+    """The call has ended: with a result (JSON) or with an error. `final` says that trying again would be of no use,
+    `delay` when the handler wants to be tried again, `discarded` that it wants the task to be dropped."""
 
     number: int
     started_at: float
@@ -127,6 +131,8 @@ class Done(Message, frozen=True, tag=15):
     error: ErrorInfo | None = None
     log: str = ""
     final: bool = False
+    delay: float | None = None
+    discarded: bool = False
 
 
 class Returned(Message, frozen=True, tag=16):

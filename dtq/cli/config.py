@@ -5,7 +5,7 @@ pool_size = 4                             paths are relative to the directory of
 
 [handlers]
 email = "handlers/send_email.py"          a path, or "package.module:function"
-fetch = { handler = "shop.web:fetch", concurrency = 100 }
+fetch = { handler = "shop.web:fetch", concurrency = 100, give_up_on = ["ValueError"] }
 
 [pools.urgent]                            instead of pool_size
 size = 1
@@ -33,10 +33,13 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class Entry(Struct, frozen=True):
-    """A handler, and how many calls of it an async one has in hand at once in each worker."""
+    """A handler, how many calls of it an async one has in hand at once in each worker, and after which exceptions it is
+    tried again, or given up."""
 
     handler: str
     concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] = 1
+    retry_on: tuple[str, ...] = ()
+    give_up_on: tuple[str, ...] = ()
 
 
 class Config(Struct, frozen=True):

@@ -103,7 +103,7 @@ def _make(config: Config) -> Node:
     options["handlers"] = {type: entry.handler for type, entry in config.entries()}
     node = Node(check(options.pop("store", STORE)), **options)
     for type, entry in config.entries():
-        node.register(type, entry.handler, entry.concurrency)
+        node.register(type, entry.handler, entry.concurrency, retry_on=entry.retry_on, give_up_on=entry.give_up_on)
     return node
 
 
