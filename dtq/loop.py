@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from dtq import reports
+from dtq import deadletters, reports
 from dtq.errors import StoreError
 from dtq.events import Emitter
 from dtq.handle import Endings
@@ -48,6 +48,7 @@ class Loop:
     def __init__(
         self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
+        dead_age: float | None = None, dead_limit: int | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -61,6 +62,8 @@ class Loop:
         self._lease = lease
         self._types = types
         self._cleanup_age = cleanup_age
+        self._dead_age = cleanup_age if dead_age is None else dead_age
+        self._dead_limit = dead_limit
         self._chance = chance
         self._posts: deque[Callable[[], None]] = deque()
         self._outcomes: list[Outcome] = []
@@ -180,8 +183,13 @@ class Loop:
     def _clean_up(self, now: float) -> None:
         """Removes what ended long ago: some at each beat while there is any, and then a look each CLEANUP."""
         if self._cleanup_age is not None and not now < self._next_cleanup <= now + CLEANUP:
-            has_more = all(self._store.purge(now - self._cleanup_age, TERMINAL) for _ in range(PURGES))
+            has_more = all(self._sweep(now, self._cleanup_age) for _ in range(PURGES))
             self._next_cleanup = now if has_more else now + CLEANUP
+
+    def _sweep(self, now: float, age: float) -> bool:
+        """One step of it; says whether there is more."""
+        removed = self._store.purge(now - age, TERMINAL - deadletters.FAILED)
+        return deadletters.sweep(self._store, now, self._dead_age, self._dead_limit) or removed > 0
 
     def node(self, now: float) -> Node:
         workers = self.workers()

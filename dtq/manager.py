@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from dtq import codec
+from dtq.deadletters import DeadLetters
 from dtq.errors import InvalidTask, QueueFull, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.handle import Endings, Handle, Lookout
@@ -59,6 +60,7 @@ class QueueManager:
         self.backlog_limit = backlog_limit
         self.max_payload = max_payload
         self.events = Emitter()
+        self.dead = DeadLetters(self.store, clock, self._added)
         self._endings = Endings()
         self._lookout = Lookout(self.store, self._endings)
 

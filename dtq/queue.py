@@ -46,7 +46,8 @@ class TaskQueue(QueueManager):
       own.
     - `lease`: seconds for which a claimed task is safe from other nodes without a sign of life from this one.
     - `max_tasks_per_worker`: a worker is replaced after so many (None: never).
-    - `auto_cleanup` removes what ended more than `cleanup_age` seconds ago.
+    - `auto_cleanup` removes what ended more than `cleanup_age` seconds ago. What has failed is removed after `dead_age`
+      seconds (None: after `cleanup_age` as well), the oldest of it where there are more than `dead_limit`.
     - `max_result`: bytes of JSON that a result may have.
 
     Further arguments are those of QueueManager. Any number of TaskQueues, in any number of processes, may share one
@@ -65,6 +66,8 @@ class TaskQueue(QueueManager):
         max_tasks_per_worker: int | None = None,
         auto_cleanup: bool = True,
         cleanup_age: float = 86400.0,
+        dead_age: float | None = None,
+        dead_limit: int | None = None,
         max_result: int = MIB,
         backlog_limit: int | None = None,
         max_payload: int = MIB,
@@ -75,6 +78,8 @@ class TaskQueue(QueueManager):
         staff.check(specs, executor)
         if not 1 <= lease <= 86400:
             raise DTQError(f"lease is {lease!r}; allowed: 1 to 86,400 seconds")
+        if dead_limit is not None and not dead_limit >= 0:
+            raise DTQError(f"dead_limit is {dead_limit!r}; allowed: a number of failed tasks to keep, 0 or more")
         self.registry = Registry(pickles=executor not in ("thread", "inline"))
         for type, handler in (handlers or {}).items():
             self.registry.register(type, handler)
@@ -83,7 +88,7 @@ class TaskQueue(QueueManager):
         self._staff = staff.hire(specs, executor, max_tasks_per_worker, max_result)
         self._loop = Loop(
             self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
-            cleanup_age=cleanup_age if auto_cleanup else None,
+            cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")  # by the monotonic clock

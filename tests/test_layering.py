@@ -23,7 +23,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"threads", "zygote", "placing", "verdict"},
     {"spawner", "executors"},
     {"crew"},
-    {"pool", "handle"},
+    {"pool", "handle", "deadletters"},
     {"manager", "staff"},
     {"loop"},
     {"queue", "monitor"},

@@ -54,6 +54,8 @@ class Config(Struct, frozen=True):
     max_tasks_per_worker: Count | None = None
     auto_cleanup: bool | None = None
     cleanup_age: Annotated[float, Meta(ge=0)] | None = None
+    dead_age: Annotated[float, Meta(ge=0)] | None = None
+    dead_limit: Annotated[int, Meta(ge=0)] | None = None
     max_result: Count | None = None
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
