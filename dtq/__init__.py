@@ -15,6 +15,8 @@ from dtq.errors import (
     UnknownType,
 )
 from dtq.events import Event
+from dtq.flow import Flow
+from dtq.graph import Graph, chain, chord, group, step
 from dtq.handle import Handle
 from dtq.manager import QueueManager
 from dtq.pool import WorkerPool
@@ -29,6 +31,8 @@ __all__ = [
     "Discard",
     "ErrorInfo",
     "Event",
+    "Flow",
+    "Graph",
     "Handle",
     "HandlerError",
     "IllegalTransition",
@@ -49,5 +53,9 @@ __all__ = [
     "UnknownType",
     "Webhook",
     "WorkerPool",
+    "chain",
+    "chord",
+    "group",
     "open_store",
+    "step",
 ]

@@ -17,6 +17,7 @@ from time import monotonic, time
 from typing import Any
 
 from dtq import wire
+from dtq.parents import Parents
 from dtq.task import ErrorInfo
 
 Send = Callable[[wire.ToPool], None]
@@ -29,11 +30,12 @@ current: ContextVar[Context | None] = ContextVar("dtq_current_call", default=Non
 
 
 class Context:
-    """What a handler gets as its second argument. `cancelled` is true once the attempt was asked to stop."""
+    """What a handler gets as its second argument. `cancelled` is true once the attempt was asked to stop; `parents` are
+    the results of the tasks that this one waited for."""
 
     __slots__ = (
-        "_log", "_number", "_pending", "_send", "_throttle", "attempt", "began", "cancelled", "started_at", "task_id",
-        "timeout", "worker_id",
+        "_handed", "_log", "_number", "_parents", "_pending", "_send", "_throttle", "attempt", "began", "cancelled",
+        "started_at", "task_id", "timeout", "worker_id",
     )  # fmt: skip
 
     def __init__(self, call: wire.Call, worker_id: str, send: Send) -> None:
@@ -44,12 +46,22 @@ class Context:
         self.cancelled = False
         self.started_at = self.began = 0.0
         self._number = call.number
+        self._handed = call.parents
+        self._parents: Parents | None = None
         self._send = send
         self._throttle: _Throttle | None = None  # these three are made when they are first needed
         self._pending: tuple[float, str] | None = None
         self._log: _Log | None = None
 
     # --- for the handler -----------------------------------------------------------------------------------------
+
+    @property
+    def parents(self) -> Parents:
+        """name -> result, in the order of `after`. The name is that in the flow; outside of a flow it is the id.
+        `parents.missing` says of which there is none, and why."""
+        if self._parents is None:
+            self._parents = Parents.of(self._handed)
+        return self._parents
 
     def progress(self, percent: float, note: str = "") -> None:
         """Says how far the task is, 0 to 100. Call it as often as you like: about 20 a second are passed on, and the

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask, UnknownTask
-from dtq.stores import Store
+from dtq.stores import Outcome, Store
 from dtq.task import Status, Task, revive
 
 T = TypeVar("T")
@@ -34,10 +34,12 @@ class DeadLetters:
     - `since`: UTC seconds; it failed later than that.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], revived: Callable[[Sequence[Task]], None]) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], float], apply: Callable[[Sequence[Outcome]], list[Task]]
+    ) -> None:
         self._store = store
         self._clock = clock
-        self._revived = revived  # is told of each page that was redriven
+        self._apply = apply  # hands in changes, and tells of them
 
     # --- look
 
@@ -94,9 +96,7 @@ class DeadLetters:
         for ids in _pages(self._in_order(task_ids, filters)[:limit]):
             dead = [task for task in self._store.get(ids) if task.status == Status.FAILED]
             outcomes = [(revive(task, _due(now, len(redriven) + n, rate)), ()) for n, task in enumerate(dead)]
-            accepted = self._store.update(outcomes)
-            redriven += [task.id for task, _ in outcomes if task.id in accepted]
-            self._revived([replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted])
+            redriven += [task.id for task in self._apply(outcomes)]
         return redriven
 
     def _in_order(self, task_ids: Iterable[str], filters: dict[str, Any]) -> Sequence[str]:

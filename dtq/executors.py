@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from time import monotonic
@@ -57,9 +57,9 @@ class InlinePool(LocalPool):
         if self._concurrency:
             yield 1, frozenset(self._concurrency)
 
-    def dispatch(self, tasks: Sequence[Task]) -> None:
+    def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
         for task in tasks:
-            self._run(task)
+            self._run(task, parents.get(task.id, b""))
 
     def poll(self) -> list[reports.Report]:
         self._bell.quiet()
@@ -87,8 +87,8 @@ class InlinePool(LocalPool):
     def close(self, kill: bool = False) -> None:
         self._release()
 
-    def _run(self, task: Task) -> None:
-        done = self._perform(task, self.call(task))
+    def _run(self, task: Task, parents: bytes) -> None:
+        done = self._perform(task, self.call(task, parents))
         self._unreported += 1
         self._done += 1
         self._busy_seconds += done.seconds
@@ -147,9 +147,9 @@ class ThreadPool(LocalPool):
             if (room := self._shared.limits[type] - self._counts[type]) > 0:
                 yield room, frozenset({type})
 
-    def dispatch(self, tasks: Sequence[Task]) -> None:
+    def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
         for task in tasks:
-            job = Job(self._shared, task, self.call(task))
+            job = Job(self._shared, task, self.call(task, parents.get(task.id, b"")))
             self._jobs[job.call.number] = job
             self._counts[task.type] += 1
             if self._is_known_as_async(task.type):

@@ -88,9 +88,9 @@ class LocalPool:
     def fileno(self) -> int:
         return self._bell.fileno()
 
-    def call(self, task: Task) -> wire.Call:
+    def call(self, task: Task, parents: bytes = b"") -> wire.Call:
         payload = to_json(task.payload)
-        return wire.Call(next(self._numbers), task.id, task.type, payload, task.attempts, task.timeout)
+        return wire.Call(next(self._numbers), task.id, task.type, payload, task.attempts, task.timeout, parents)
 
     def _release(self) -> None:
         for problem in self.handlers.teardown():

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from dtq import deadletters, reports
+from dtq import deadletters, parents, reports
 from dtq.errors import StoreError
 from dtq.events import Emitter
 from dtq.handle import Endings
@@ -48,7 +48,7 @@ class Loop:
     def __init__(
         self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
-        dead_age: float | None = None, dead_limit: int | None = None,
+        dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
         chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -64,6 +64,7 @@ class Loop:
         self._cleanup_age = cleanup_age
         self._dead_age = cleanup_age if dead_age is None else dead_age
         self._dead_limit = dead_limit
+        self._max_parents = max_parents
         self._chance = chance
         self._posts: deque[Callable[[], None]] = deque()
         self._outcomes: list[Outcome] = []
@@ -260,8 +261,27 @@ class Loop:
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
         if runnable:
             self.held.update({task.id: task for task in runnable})
+            left = self._left_by_parents(runnable, now)
             self._do_posts()  # a handler that was registered before its task was added comes before it here too
-            pool.dispatch([task for task in runnable if task.id in self.held])
+            tasks = [task for task in runnable if task.id in self.held]
+            pool.dispatch(tasks, left) if left else pool.dispatch(tasks)
+
+    def _left_by_parents(self, tasks: list[Task], now: float) -> dict[str, bytes]:
+        """What the parents of these tasks left, by the task's id. A task for which it is too much fails."""
+        children = [task for task in tasks if task.after]
+        if not children:
+            return {}
+        try:
+            left = parents.gather(self._store.get, children, self._max_parents)
+        except StoreError:
+            for task in tasks:
+                self._end(release(task))
+            raise
+        for task in children:
+            if task.id not in left:
+                error = parents.too_large(task, self._max_parents)
+                self._end(fail(task, error, now, self._chance, final=True))
+        return left
 
     def _note_idleness(self, now: float, short: bool) -> None:
         was_idle, self.idle = self.idle, short and not self.held and not self._outcomes

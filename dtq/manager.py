@@ -23,9 +23,11 @@ from dtq import codec
 from dtq.deadletters import DeadLetters
 from dtq.errors import InvalidTask, QueueFull, UnknownTask
 from dtq.events import Emitter, Listener
+from dtq.flow import Flow
+from dtq.graph import Graph, Step, bind, named
 from dtq.handle import Endings, Handle, Lookout
-from dtq.stores import Stats, Store, open_store
-from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, new_id, prioritise, revive
+from dtq.stores import Outcome, Stats, Store, open_store
+from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, new_id, prioritise, revive
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -60,7 +62,7 @@ class QueueManager:
         self.backlog_limit = backlog_limit
         self.max_payload = max_payload
         self.events = Emitter()
-        self.dead = DeadLetters(self.store, clock, self._added)
+        self.dead = DeadLetters(self.store, clock, self.apply)
         self._endings = Endings()
         self._lookout = Lookout(self.store, self._endings)
 
@@ -75,6 +77,17 @@ class QueueManager:
     def add_many(self, tasks: Iterable[Task | Mapping[str, Any]]) -> list[Handle]:
         """Stores all of these or none, in one commit: Tasks, or dictionaries of what `add` takes."""
         return self._store([self._task(task) for task in tasks])
+
+    def flow(self, graph: Graph | Mapping[str, Step], id: str | None = None) -> Flow:
+        """Stores a whole graph of tasks in one commit: what `chain`, `group` and `chord` give, or name -> step, where
+        `after` tells names. `id`: the flow's own; adding it again gives the flow that is there."""
+        flow_id = new_id(self.clock()) if id is None else _flow_id(id)
+        steps = bind(graph if isinstance(graph, Graph) else named(graph), flow_id)
+        return Flow(flow_id, [handle.id for handle in self.add_many(steps)], self)
+
+    def get_flow(self, id: str) -> Flow:
+        """A flow that was added before, here or elsewhere. Raises UnknownTask."""
+        return Flow.find(id, self)
 
     def _store(self, tasks: list[Task]) -> list[Handle]:
         _refuse_cycles(tasks)
@@ -153,6 +166,17 @@ class QueueManager:
             task = transition(self.get(task_id))
             if self.store.update([(task, ())]):
                 return replace(task, version=task.version + 1)
+
+    def apply(self, outcomes: Sequence[Outcome]) -> list[Task]:
+        """Hands in many changes in one commit, tells of them, and gives the tasks of which nobody else was faster."""
+        accepted = self.store.update(outcomes)
+        changed = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
+        for task in changed:
+            if task.is_terminal:
+                self._ended(task)
+        if revived := [task for task in changed if task.status == Status.PENDING]:
+            self._added(revived)
+        return changed
 
     def _ended(self, task: Task) -> None:
         self.events.emit(f"task:{task.status}", self.clock(), task)
@@ -253,6 +277,13 @@ def _from_options(given: Mapping[str, Any], now: float) -> Task:
     if isinstance(options.get("webhook"), (str, Mapping)):
         options["webhook"] = _webhook(options["webhook"])
     return Task(**options)
+
+
+def _flow_id(id: str) -> str:
+    check(Task(type="flow", id=id))
+    if not id or "." in id:
+        raise InvalidTask(f"the id of the flow is {id!r}; allowed: the id of a task, without a dot")
+    return id
 
 
 def _check_limit(name: str, value: Any, most: int) -> None:

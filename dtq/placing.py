@@ -19,6 +19,7 @@ from dtq.pace import Gait, Pace
 from dtq.task import Task
 
 Heap = list[tuple[float, int, Member]]  # load, turn: the least comes first
+NONE: Mapping[str, bytes] = {}  # of the tasks had parents
 
 
 class Placing:
@@ -37,7 +38,9 @@ class Placing:
             if room := sum(member.room(window, parallel) for member in takers):
                 yield int(room), types
 
-    def place(self, tasks: Sequence[Task], now: float) -> tuple[dict[Member, list[wire.Call]], list[Task]]:
+    def place(
+        self, tasks: Sequence[Task], now: float, parents: Mapping[str, bytes] = NONE
+    ) -> tuple[dict[Member, list[wire.Call]], list[Task]]:
         """The new calls of each member, in the order of the tasks, and the tasks that nobody is there for."""
         heaps: dict[str, Heap] = {}  # parallel types have one each, as not every worker may be open for them
         placed: dict[Member, list[wire.Call]] = {}
@@ -48,7 +51,8 @@ class Placing:
             if side not in heaps:
                 heaps[side] = self._takers(task.type, gait.parallel, now)
             if heaps[side]:
-                member, call = self._assign(task, gait, heaps[side], now)
+                handed = parents.get(task.id, b"") if parents else b""
+                member, call = self._assign(task, gait, heaps[side], now, handed)
                 placed.setdefault(member, []).append(call)
             else:
                 homeless.append(task)
@@ -64,7 +68,7 @@ class Placing:
         heapify(heap)
         return heap
 
-    def _assign(self, task: Task, gait: Gait, heap: Heap, now: float) -> tuple[Member, wire.Call]:
+    def _assign(self, task: Task, gait: Gait, heap: Heap, now: float, handed: bytes) -> tuple[Member, wire.Call]:
         member = heap[0][2]
         number = next(self._numbers)
         member.turn = next(self._turns)
@@ -73,4 +77,5 @@ class Placing:
             heappop(heap)
         else:
             heapreplace(heap, (member.loads[gait.parallel], member.turn, member))
-        return member, wire.Call(number, task.id, task.type, to_json(task.payload), task.attempts, task.timeout)
+        payload = to_json(task.payload)
+        return member, wire.Call(number, task.id, task.type, payload, task.attempts, task.timeout, handed)

@@ -20,7 +20,7 @@ import contextlib
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -31,7 +31,7 @@ from dtq.codec import from_json
 from dtq.crew import GONE_WITHIN, Crew
 from dtq.member import Member
 from dtq.pace import Pace
-from dtq.placing import Placing
+from dtq.placing import NONE, Placing
 from dtq.reports import Report, WorkerInfo
 from dtq.task import Task
 from dtq.wire import MAX_RESULT
@@ -94,8 +94,8 @@ class WorkerPool:
     def wants(self) -> Iterator[tuple[int, frozenset[str]]]:
         return self._placing.wants(self._clock())
 
-    def dispatch(self, tasks: Sequence[Task]) -> None:
-        placed, homeless = self._placing.place(tasks, self._clock())
+    def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = NONE) -> None:
+        placed, homeless = self._placing.place(tasks, self._clock(), parents)
         self._reports += map(reports.Returned, homeless)
         for member, calls in placed.items():
             for start in range(0, len(calls), MAX_CALLS):

@@ -26,6 +26,7 @@ from dtq import reports, staff
 from dtq.errors import DTQError, StoreError, UnknownType
 from dtq.loop import Loop
 from dtq.manager import MIB, QueueManager
+from dtq.parents import MAX_PARENTS
 from dtq.registry import Errors, Handler, Registry
 from dtq.staff import Executor, Pool
 from dtq.stores import Store
@@ -48,7 +49,7 @@ class TaskQueue(QueueManager):
     - `max_tasks_per_worker`: a worker is replaced after so many (None: never).
     - `auto_cleanup` removes what ended more than `cleanup_age` seconds ago. What has failed is removed after `dead_age`
       seconds (None: after `cleanup_age` as well), the oldest of it where there are more than `dead_limit`.
-    - `max_result`: bytes of JSON that a result may have.
+    - `max_result`: bytes of JSON that a result may have; `max_parents`: those of all parents of a task together.
 
     Further arguments are those of QueueManager. Any number of TaskQueues, in any number of processes, may share one
     store.
@@ -69,6 +70,7 @@ class TaskQueue(QueueManager):
         dead_age: float | None = None,
         dead_limit: int | None = None,
         max_result: int = MIB,
+        max_parents: int = MAX_PARENTS,
         backlog_limit: int | None = None,
         max_payload: int = MIB,
         clock: Callable[[], float] = time.time,
@@ -89,6 +91,7 @@ class TaskQueue(QueueManager):
         self._loop = Loop(
             self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
             cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
+            max_parents=max_parents,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")  # by the monotonic clock

@@ -11,7 +11,7 @@ at once in the caller is the pool's own business, so that one loop serves them a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -109,8 +109,9 @@ class Pool(Protocol):
         """How many tasks of which types to claim next. A generator: what was claimed for one step is dispatched before
         the next step is asked for."""
 
-    def dispatch(self, tasks: Sequence[Task]) -> None:
-        """Run these. All of them are taken, also more than `wants` asked for."""
+    def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
+        """Run these. All of them are taken, also more than `wants` asked for. `parents`: by id, what the parents of a
+        task left, for those that have any."""
 
     def poll(self) -> list[Report]:
         """What happened since the last call, in order. Fires timeouts and replaces workers on the way; never blocks."""

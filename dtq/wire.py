@@ -35,6 +35,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     payload: bytes  # JSON
     attempt: int
     timeout: float
+    parents: bytes = b""  # what they left (see parents.py); empty for a task that waited for nobody
 
 
 class Source(msgspec.Struct, frozen=True, array_like=True):

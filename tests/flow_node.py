@@ -1,0 +1,15 @@
+"""A process with a TaskQueue of two workers, for tests that kill it: python flow_node.py STORE. Ends with its stdin."""
+
+from __future__ import annotations
+
+import sys
+
+from dtq import TaskQueue
+
+NAMES = ("value", "total", "begin_and_end", "fail")
+
+if __name__ == "__main__":
+    handlers = {name: f"flow_handlers:{name}" for name in NAMES}
+    with TaskQueue(sys.argv[1], handlers, pool_size=2, lease=5) as queue:
+        print("READY", *(worker.pid for worker in queue.workers()), flush=True)
+        sys.stdin.read()
