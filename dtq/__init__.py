@@ -3,6 +3,7 @@
 from dtq.errors import (
     Discard,
     DTQError,
+    DuplicateTask,
     HandlerError,
     IllegalTransition,
     InvalidTask,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DTQError",
     "Discard",
+    "DuplicateTask",
     "ErrorInfo",
     "Event",
     "Flow",

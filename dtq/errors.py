@@ -15,6 +15,14 @@ class InvalidTask(DTQError, ValueError):
     """A task, an option or a payload that cannot be accepted; nothing was added."""
 
 
+class DuplicateTask(DTQError):
+    """The key is taken, and the task was to be rejected in that case; `.task` is the one that has it."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        super().__init__(f"the key {task.key!r} is taken by task {task.id} ({task.type}), which is {task.status}")
+
+
 class IllegalTransition(DTQError):
     """A task cannot go from the status that it has to the one that was asked for."""
 

@@ -19,15 +19,16 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
-from dtq import codec
+from dtq import codec, unique
 from dtq.deadletters import DeadLetters
-from dtq.errors import InvalidTask, QueueFull, UnknownTask
+from dtq.errors import DuplicateTask, InvalidTask, QueueFull, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
 from dtq.graph import Graph, Step, bind, named
 from dtq.handle import Endings, Handle, Lookout
 from dtq.stores import Outcome, Stats, Store, open_store
 from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, new_id, prioritise, revive
+from dtq.unique import Rule
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -70,9 +71,12 @@ class QueueManager:
 
     def add(self, type: str, payload: Any = None, **options: Any) -> Handle:
         """Stores one task, durably, before it returns. The options are the fields of Task, and `delay` and
-        `expires_in` in seconds from now; `after` takes handles too. Raises InvalidTask, QueueFull, StoreError: then
-        nothing was stored."""
-        return self._store([self._task({"type": type, "payload": payload, **options})])[0]
+        `expires_in` in seconds from now; `after` takes handles too. With a `key`: `window` and `on_conflict` (see
+        dtq.unique). Raises InvalidTask, QueueFull, DuplicateTask, StoreError: then nothing was stored."""
+        rule = unique.rule_of(options) if options.keys() & set(unique.OPTIONS) else None
+        given = {name: value for name, value in options.items() if name not in unique.OPTIONS} if rule else options
+        task = self._task({"type": type, "payload": payload, **given})
+        return self._store([task])[0] if rule is None else self._store_unique(task, rule)
 
     def add_many(self, tasks: Iterable[Task | Mapping[str, Any]]) -> list[Handle]:
         """Stores all of these or none, in one commit: Tasks, or dictionaries of what `add` takes."""
@@ -95,6 +99,22 @@ class QueueManager:
         ids = self.store.add(tasks)
         self._added([task for task, id in zip(tasks, ids, strict=True) if task.id == id])
         return [Handle(id, self) for id in ids]
+
+    def _store_unique(self, task: Task, rule: Rule) -> Handle:
+        """Adds the task, or takes the key from the one that has it, or leaves all as it is; again, where somebody else
+        was faster."""
+        while (handle := self._store([task])[0]).id != task.id:
+            for holder in self.store.get([handle.id]):
+                if (ceding := unique.give_way(holder, task, rule, self.clock())) is None:
+                    if rule.on_conflict == "reject":
+                        raise DuplicateTask(holder)
+                    return handle
+                if self.store.update([(ceding, [task])]):
+                    if not holder.is_terminal:
+                        self._ended(replace(ceding, version=ceding.version + 1, key=None))
+                    self._added([task])
+                    return Handle(task.id, self)
+        return handle
 
     def _added(self, tasks: Sequence[Task]) -> None:
         if self.events.hears("task:added"):
@@ -266,6 +286,10 @@ def _from_options(given: Mapping[str, Any], now: float) -> Task:
             options[name] = now + _seconds(relative, seconds)
         elif isinstance(options.get(name), datetime):
             options[name] = options[name].timestamp()
+    if options.keys() & set(unique.OPTIONS):
+        raise InvalidTask(
+            "window and on_conflict are options of `add`, which takes one task; many are added by key alone"
+        )
     if unknown := options.keys() - OPTIONS:
         raise InvalidTask(
             f"no option is named {min(unknown)!r}; there are: {', '.join(sorted(OPTIONS | {'delay', 'expires_in'}))}"

@@ -13,7 +13,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"errors"},
     {"codec"},
     {"task"},
-    {"events", "graph", "cron", "limits", "webhooks"},
+    {"events", "graph", "cron", "limits", "webhooks", "unique"},
     {"wire", "stores", "parents"},
     {"registry", "context", "conformance"},
     {"loader"},

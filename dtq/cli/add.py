@@ -20,6 +20,7 @@ from dtq.cli.common import StoreOption, complain, print_json, say
 from dtq.errors import DTQError, InvalidTask
 from dtq.manager import QueueManager
 from dtq.task import Backoff, Status
+from dtq.unique import OnConflict
 
 BATCH = 1000  # tasks in one commit
 
@@ -44,6 +45,12 @@ def add(
         float | None, typer.Option(metavar="SECONDS", help="From now: not started by then, it is cancelled.")
     ] = None,
     key: Annotated[str | None, typer.Option(help="The task that has it already is given instead.")] = None,
+    window: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="With --key: free again when its task has ended, then.")
+    ] = None,
+    on_conflict: Annotated[
+        OnConflict | None, typer.Option(metavar="HOW", help=f"With --key: {', '.join(get_args(OnConflict))}.")
+    ] = None,
     limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="Tasks of different keys take turns.")] = None,
     after: Annotated[list[str] | None, typer.Option(metavar="ID", help="Runs when it has ended; repeatable.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result, and print it as JSON.")] = False,
@@ -66,10 +73,10 @@ def add(
     options = {
         "type": type, "queue": queue, "priority": priority, "max_attempts": max_attempts, "timeout": timeout,
         "retry_delay": retry_delay, "retry_backoff": retry_backoff, "delay": delay, "expires_in": expires_in,
-        "key": key, "limit_key": limit_key, "after": after or None,
+        "key": key, "window": window, "on_conflict": on_conflict, "limit_key": limit_key, "after": after or None,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
-    _check(type, payload, file is not None, key, wait or wait_timeout is not None)
+    _check(type, payload, file is not None, key, wait or wait_timeout is not None, window, on_conflict)
     with QueueManager(common.check(store)) as manager:
         if file is not None:
             _add_file(manager, file, given)
@@ -77,13 +84,18 @@ def add(
             _add_one(manager, given | {"payload": _payload(payload)}, wait or wait_timeout is not None, wait_timeout)
 
 
-def _check(type: str | None, payload: str | None, many: bool, key: str | None, wait: bool) -> None:
+def _check(
+    type: str | None, payload: str | None, many: bool, key: str | None, wait: bool, window: float | None,
+    on_conflict: str | None,
+) -> None:  # fmt: skip
     if not many and type is None:
         raise typer.BadParameter("name the TYPE of the task, or a --file of tasks")
     if many and payload is not None:
         raise typer.BadParameter("PAYLOAD is of one task; in a --file each line has its own")
     if many and key is not None:
         raise typer.BadParameter("--key is of one task; in a --file each line has its own")
+    if many and (window is not None or on_conflict is not None):
+        raise typer.BadParameter("--window and --on-conflict are for one task, not for a --file")
     if many and wait:
         raise typer.BadParameter("--wait is for one task, not for a --file")
 
