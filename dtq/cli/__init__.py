@@ -4,6 +4,8 @@
     add               into the queue                              add.py
     get, list, stats  look                                        look.py, views.py
     cancel, retry, purge, pause, resume                           change.py
+    dead              list, show, redrive, purge                  dead.py
+    flow              add, show, cancel, retry                    flow.py
     demo, lab         learn                                       here
 
 What takes long to import is imported when a command needs it, so that `dtq --help` answers at once.
@@ -22,7 +24,7 @@ import typer
 from typer.core import TyperGroup
 
 from dtq import __version__
-from dtq.cli import add, change, look, run
+from dtq.cli import add, change, dead, flow, look, run
 from dtq.cli.common import complain, say
 from dtq.errors import DTQError, IllegalTransition, UnknownTask
 
@@ -126,3 +128,6 @@ FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
 for family, commands in FAMILIES.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=family)(command)
+GROUPS = {"dead": dead.app, "flow": flow.app}
+for name, commands_of_it in GROUPS.items():
+    app.add_typer(commands_of_it, name=name, rich_help_panel="Groups")

@@ -50,7 +50,7 @@ def list_tasks(
             for task in tasks:
                 print_json(task)
         else:
-            _print_table(list(tasks), limit)
+            print_table(list(tasks), limit)
 
 
 def pages(manager: QueueManager, limit: int, after: str = "", **wanted: Any) -> Iterator[Task]:
@@ -60,7 +60,7 @@ def pages(manager: QueueManager, limit: int, after: str = "", **wanted: Any) -> 
         limit, after = limit - len(page), page[-1].id
 
 
-def _print_table(tasks: list[Task], limit: int) -> None:
+def print_table(tasks: list[Task], limit: int) -> None:
     from dtq.cli import views
 
     views.console().print(views.table_of(tasks, time.time()))

@@ -1,0 +1,88 @@
+"""`dtq flow`: a graph of tasks from a file, and what becomes of it: add, show, cancel, retry."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from dtq.cli import common
+from dtq.cli.common import JsonOption, StoreOption, existing, print_json, say
+from dtq.cli.look import print_table
+from dtq.errors import InvalidTask
+from dtq.flow import Flow
+from dtq.manager import QueueManager
+
+app = typer.Typer(no_args_is_help=True, help="Flows: tasks that wait for each other.")
+
+IdArgument = Annotated[str, typer.Argument(metavar="FLOW", help="Its id, as dtq flow add printed it.")]
+
+
+@app.command()
+def add(
+    file: Annotated[str, typer.Argument(metavar="FILE", help='JSON: {"name": {"type": ...}}; - is stdin.')],
+    store: StoreOption = common.STORE,
+    id: Annotated[str | None, typer.Option(metavar="ID", help="Its own; added again, it is the same flow.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the last result, and print it as JSON.")] = False,
+) -> None:
+    """Add a graph of tasks in one commit, and print the id of the flow.
+
+    A task has what dtq add --file takes, and "after": the names of others.
+    """
+    with QueueManager(common.check(store)) as manager:
+        flow = manager.flow(_read(file), id)
+        if not wait:
+            typer.echo(flow.id)
+            return
+        say(flow.id)
+        print_json(flow.result())
+
+
+@app.command()
+def show(
+    id: IdArgument,
+    store: StoreOption = common.STORE,
+    limit: Annotated[int, typer.Option(min=1, help="How many tasks, at most.")] = 20,
+    json: JsonOption = False,
+) -> None:
+    """How far a flow is."""
+    with existing(store) as manager:
+        flow = manager.get_flow(id)
+        if json:
+            print_json(_as_json(flow))
+            return
+        counts = ", ".join(f"{n:,} {status}" for status, n in flow.counts.items() if n)
+        print_table(flow.tasks()[:limit], len(flow) + 1)
+        typer.echo(f"{flow.id}: {flow.status}, {flow.progress:.0f} %, {counts}")
+
+
+@app.command()
+def cancel(id: IdArgument, store: StoreOption = common.STORE) -> None:
+    """End all of a flow that has not ended."""
+    with existing(store) as manager:
+        say(f"cancelled: {manager.get_flow(id).cancel():,}")
+
+
+@app.command()
+def retry(id: IdArgument, store: StoreOption = common.STORE) -> None:
+    """Start afresh what failed or was cancelled in a flow."""
+    with existing(store) as manager:
+        say(f"started afresh: {manager.get_flow(id).retry():,}")
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return msgspec.json.decode(text, type=dict[str, dict[str, Any]])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidTask(
+            f'{file} is no graph; allowed: {{"name": {{"type": ..., "after": [...]}}}}: {error}'
+        ) from None
+
+
+def _as_json(flow: Flow) -> dict[str, Any]:
+    tasks = {flow.name(task.id): {"id": task.id, "status": task.status} for task in flow.tasks()}
+    return {"id": flow.id, "status": flow.status, "progress": flow.progress, "counts": flow.counts, "tasks": tasks}
