@@ -1,6 +1,6 @@
 """The lab: what the notebooks import, so that their cells can be short. Nothing of it is needed to run a queue.
 
-start ---> progress, dashboard, Recorder (live, while tasks run) ---> gantt, depth, table (after) ---> assert_clean
+start ---> progress, dashboard, flow, Recorder (live, while tasks run) ---> gantt, depth, table (after) ---> assert_clean
 source, compare    the package's own code
 Experiment, offer ---> frame ---> ecdf, scaling, predict
 fault              breaks a running queue on purpose
@@ -16,6 +16,7 @@ from dtq.lab.explore import explore, time_passes
 from dtq.lab.fault import Clock, FaultyStore, fault
 from dtq.lab.figures import depth, gantt, show
 from dtq.lab.fit import Law, fit_amdahl, fit_usl, summarise
+from dtq.lab.flow import flow
 from dtq.lab.hygiene import assert_clean
 from dtq.lab.images import make_images
 from dtq.lab.live import progress
@@ -48,6 +49,7 @@ __all__ = [
     "fault",
     "fit_amdahl",
     "fit_usl",
+    "flow",
     "gantt",
     "left_over",
     "make_images",
