@@ -184,10 +184,10 @@ class Loop:
     def _clean_up(self, now: float) -> None:
         """Removes what ended long ago: some at each beat while there is any, and then a look each CLEANUP."""
         if self._cleanup_age is not None and not now < self._next_cleanup <= now + CLEANUP:
-            has_more = all(self._sweep(now, self._cleanup_age) for _ in range(PURGES))
+            has_more = all(self._remove_old(now, self._cleanup_age) for _ in range(PURGES))
             self._next_cleanup = now if has_more else now + CLEANUP
 
-    def _sweep(self, now: float, age: float) -> bool:
+    def _remove_old(self, now: float, age: float) -> bool:
         """One step of it; says whether there is more."""
         removed = self._store.purge(now - age, TERMINAL - deadletters.FAILED)
         return deadletters.sweep(self._store, now, self._dead_age, self._dead_limit) or removed > 0
