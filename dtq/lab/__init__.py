@@ -1,6 +1,6 @@
 """The lab: what the notebooks import, so that their cells can be short. Nothing of it is needed to run a queue.
 
-start ---> progress, dashboard, flow, Recorder (live, while tasks run) ---> gantt, depth, table (after) ---> assert_clean
+start ---> progress, dashboard, flow, Recorder (while tasks run) ---> gantt, depth, by_priority (after) ---> assert_clean
 source, compare    the package's own code
 Experiment, offer ---> frame ---> ecdf, scaling, predict
 fault              breaks a running queue on purpose
@@ -22,6 +22,7 @@ from dtq.lab.images import make_images
 from dtq.lab.live import progress
 from dtq.lab.load import arrivals, offer
 from dtq.lab.mail import Mailbox
+from dtq.lab.pools import by_priority
 from dtq.lab.promises import promises
 from dtq.lab.record import Recorder
 from dtq.lab.setup import start
@@ -40,6 +41,7 @@ __all__ = [
     "RunFailed",
     "arrivals",
     "assert_clean",
+    "by_priority",
     "compare",
     "dashboard",
     "depth",

@@ -1,0 +1,60 @@
+"""Pools by priority: a worker that is kept for what cannot wait takes nothing else, and is there when it comes."""
+
+from __future__ import annotations
+
+import time
+
+import matplotlib.pyplot as plt
+import pytest
+
+from dtq import Pool, TaskQueue
+from dtq.lab.pools import by_priority
+
+WAIT = 30.0
+POOLS = {"urgent": Pool(1, min_priority=5), "rest": Pool(1)}
+HANDLERS = {"sleep": "flow_handlers:sleep", "value": "flow_handlers:value"}
+
+
+@pytest.fixture(params=["process", "thread"])
+def queue(request, tmp_path):
+    with TaskQueue(tmp_path / "q.db", HANDLERS, pools=POOLS, executor=request.param) as queue:
+        queue.add_many({"type": "value", "priority": 9} for _ in range(4))
+        queue.join(WAIT)
+        yield queue
+
+
+def pool_of(task):
+    return task.worker.rpartition("/")[2].rstrip("0123456789-")
+
+
+def test_urgent_tasks_do_not_wait_for_long_ones(queue):
+    longs = queue.add_many({"type": "sleep", "payload": 600, "timeout": 900} for _ in range(3))
+    while queue.stats().running < 1:
+        time.sleep(0.005)
+    for n in range(10):
+        assert queue.add("value", n, priority=5).result(WAIT) == n
+    for handle in longs:
+        handle.cancel()
+
+
+def test_a_kept_worker_takes_nothing_of_lower_priority(queue):
+    handles = queue.add_many({"type": "sleep", "payload": 0.002, "priority": n % 10} for n in range(200))
+    queue.join(WAIT)
+    ran = [handle.task for handle in handles]
+    assert {pool_of(task) for task in ran if task.priority < 5} == {"rest"}
+    assert "urgent" in {pool_of(task) for task in ran if task.priority >= 5}
+
+
+def test_the_picture_tells_who_ran_what(queue, monkeypatch):
+    shown = []
+    monkeypatch.setattr("dtq.lab.pools.show_figure", lambda figure, alt, data, stamp: shown.append((alt, data)))
+    tasks = [handle.task for handle in queue.add_many({"type": "value", "priority": n % 10} for n in range(50))]
+    queue.join(WAIT)
+    (axes,) = by_priority({"a run": queue.find(limit=1000)}, urgent=5)
+    ((alt, data),) = shown
+    assert "a run: 54 tasks on 2 workers" in alt
+    assert dict(zip(data["kind"], data["count"], strict=True)) == {"other": 25, "urgent": 29}
+    assert sum(len(bars) for bars in axes.containers) == len(tasks) + 4
+    plt.close("all")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        by_priority({"none": []}, urgent=5)
