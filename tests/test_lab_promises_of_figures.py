@@ -15,8 +15,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from msgspec.structs import replace
 
-from dtq import TaskQueue, lab
+from dtq import Task, TaskQueue, lab
 from dtq.lab import figures
 
 WAIT = 20.0
@@ -61,12 +62,19 @@ def counterexample():
     return lab.explore(lambda: make(n=0), {"A": take, "B": take}, at_end=lambda model: model.n == 2, crashes=1)
 
 
+def ran():
+    """Tasks of two priorities, on two workers."""
+    tasks = (Task(type="x", priority=n % 2, worker=f"node/w{n % 2}", created_at=1, run_at=1) for n in range(6))
+    return [replace(task, started_at=1.0 + n, finished_at=2.0 + n) for n, task in enumerate(tasks)]
+
+
 FIGURES = {  # how each is drawn, with everything in it that it can draw
     "gantt": lambda recorder: lab.gantt(recorder, MARKS),
     "depth": lab.depth,
     "ecdf": lambda _: lab.ecdf(latencies(), "latency", "arm"),
     "scaling": lambda _: lab.scaling(runs()),
     "predict": lambda _: lab.predict(lambda n: 90 * n, lambda n: 100 * n, runs(), "workers", "throughput"),
+    "by_priority": lambda _: lab.by_priority({"a run": ran()}, 1, store="memory")[-1],
     "trace": lambda _: lab.trace(counterexample()),
 }
 
