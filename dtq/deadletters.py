@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask, UnknownTask
 from dtq.stores import Outcome, Store
-from dtq.task import Status, Task, revive
+from dtq.task import Status, Task, fell_with_its_parent, revive
 
 T = TypeVar("T")
 PAGE = 1000
@@ -100,11 +100,16 @@ class DeadLetters:
         return redriven
 
     def _in_order(self, task_ids: Iterable[str], filters: dict[str, Any]) -> Sequence[str]:
-        """Parents before children: they failed first."""
+        """Parents before children: those that failed by themselves, then those that fell with them, as they fell.
+
+        Times alone would not do: what fell is stamped by the loop, what failed by its worker.
+        """
         if task_ids:
             return list(dict.fromkeys(task_ids))
-        found = sorted((task.finished_at or 0.0, task.id) for task in self._matching(**filters))
-        return [task_id for _, task_id in found]
+        found = sorted(
+            (fell_with_its_parent(task), task.finished_at or 0.0, task.id) for task in self._matching(**filters)
+        )
+        return [task_id for _, _, task_id in found]
 
     def purge(self, *task_ids: str, age: float = 0.0, **filters: Any) -> int:
         """Removes these for good, or all that match the filters and failed at least `age` seconds ago; gives how

@@ -15,7 +15,7 @@ from dtq.errors import TaskCancelled, TaskFailed, UnknownTask
 from dtq.graph import name_in, prefix
 from dtq.handle import Handle, Watcher
 from dtq.stores import Outcome, Store
-from dtq.task import Status, Task, cancel, revive
+from dtq.task import Status, Task, cancel, fell_with_its_parent, revive
 
 PAGE = 1000
 FlowStatus = Literal["running", "completed", "failed", "cancelled"]
@@ -157,5 +157,5 @@ def _status(tasks: Sequence[Task]) -> FlowStatus:
 def _raise(flow: str, tasks: Sequence[Task]) -> None:
     failed = [task for task in tasks if task.status == Status.FAILED]
     if failed:
-        raise TaskFailed(min(failed, key=lambda task: task.finished_at or 0.0))
+        raise TaskFailed(min(failed, key=lambda task: (fell_with_its_parent(task), task.finished_at or 0.0)))
     raise TaskCancelled(f"flow {flow} was cancelled before it came to its result")

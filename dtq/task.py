@@ -31,6 +31,7 @@ DAY = 86400.0
 MAX_INTERRUPTIONS = 3  # a task that was running when so many nodes died is suspected of killing them
 MAX_CRASHES = 5  # a task that took so many workers down in a row is poison, however many attempts it may have
 WORKER_DIED = "WorkerDied"  # the type of the error where that happened
+PARENT_FAILED = "ParentFailed"  # the type of the error of a task that fell with one of its parents
 EXPIRED = "Expired"  # the type of the error of a task that was dropped at its deadline
 MAX_HISTORY = 20  # attempts kept with a task
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}")
@@ -284,7 +285,12 @@ def end_doomed(task: Task, now: float) -> Task:
     """The end of a task that `claim` gave out marked: expired ones are cancelled, children of a failed parent fail."""
     if task.doom == "expired":
         return cancel(task, now, "it expired before it could start", EXPIRED)
-    return fail(task, ErrorInfo("ParentFailed", task.doom or ""), now, lambda: 0.0, final=True)
+    return fail(task, ErrorInfo(PARENT_FAILED, task.doom or ""), now, lambda: 0.0, final=True)
+
+
+def fell_with_its_parent(task: Task) -> bool:
+    """Whether it failed without an attempt, because one of its parents had."""
+    return task.error is not None and task.error.type == PARENT_FAILED
 
 
 def revive(task: Task, now: float) -> Task:
