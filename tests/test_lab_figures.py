@@ -133,6 +133,16 @@ def test_faults_are_marked_where_and_when_they_hit(shown):
     assert re.search(r"(?s)<td>all</td>.*<td>thaw at [\d.]+ s</td>", shown[0]["text/html"])
 
 
+def test_the_table_of_a_gantt_has_a_cell_of_faults_for_each_worker_and_no_holes(shown):
+    with TaskQueue("memory:", {"work": "queue_handlers:sleep_if_asked"}, 2) as queue:
+        recorder = lab.Recorder(queue)
+        queue.add_many({"type": "work", "payload": 0.2} for _ in range(4))
+        queue.join(WAIT)
+        figures.gantt(recorder, [(0.1, "freeze w2"), (0.2, "thaw"), (0.3, "kill w2")])
+    rows = re.findall(r"<td>([^<]*)</td>\s*</tr>", shown[0]["text/html"])
+    assert rows == ["", "freeze at 0.1 s, kill at 0.3 s", "thaw at 0.2 s"]
+
+
 def test_a_mark_after_the_last_attempt_and_of_a_worker_that_ended_none_is_in_sight(shown):
     with TaskQueue("memory:", {"work": "queue_handlers:nothing"}, 1) as queue:
         recorder = lab.Recorder(queue)

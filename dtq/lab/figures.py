@@ -115,12 +115,14 @@ def _by_worker(frame: pd.DataFrame, marks: Sequence[Mark]) -> pd.DataFrame:
     table = frame.groupby(["worker", "outcome"]).size().unstack(fill_value=0)
     table["busy (s)"] = frame.groupby("worker")["seconds"].sum()
     table = table.loc[sorted(table.index, key=_in_order)]
+    hits: dict[str, list[str]] = {}
     for seconds, what in marks:
-        target = _target(what)
-        row, told = (target, _kind(what)) if target in table.index else ("all", what)
-        before = f"{table.at[row, 'faults']}, " if "faults" in table and row in table.index else ""
-        table.loc[row, "faults"] = f"{before}{told} at {number(seconds)} s"
-    return table.reset_index()
+        row, told = (_target(what), _kind(what)) if _target(what) in table.index else ("all", what)
+        hits.setdefault(row, []).append(f"{told} at {number(seconds)} s")
+    if hits:
+        table = table.reindex([*table.index, *({"all"} & hits.keys())])
+        table["faults"] = [", ".join(hits.get(row, ())) for row in table.index]
+    return table.rename_axis(columns=None).rename_axis("worker").reset_index()
 
 
 def _tell_marks(marks: Sequence[Mark]) -> str:
