@@ -58,8 +58,8 @@ def ecdf(
     axes.set(xscale="log" if log else "linear", yticks=(0, 0.25, 0.5, 0.75, 0.99))
     if by is not None:
         axes.legend(title=by)
-    runs = frame if by is not None and "repeat" in frame else None
-    show_figure(figure, _tell_ecdf(groups, label), _quantiles(groups, by), stamp(runs, by or "", **facts))
+    counted = by if "repeat" in frame else None
+    show_figure(figure, _tell_ecdf(groups, label), _quantiles(groups, by), stamp(frame, counted, **facts))
     return axes
 
 

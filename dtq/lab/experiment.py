@@ -24,7 +24,8 @@ import pandas as pd
 from IPython.display import display
 
 from dtq.errors import DTQError
-from dtq.lab.figures import OKABE_ITO
+from dtq.lab import recorded
+from dtq.lab.figures import OKABE_ITO, machine
 from dtq.lab.fit import summarise
 
 Arm = Hashable
@@ -62,6 +63,7 @@ class Experiment:
         self._stop = threading.Event()
         self._over = threading.Event()
         self._failed: tuple[Run, BaseException] | None = None
+        self._recording: recorded.Recording | None = None  # shown in place of a run that failed
         self._thread = threading.Thread(target=self._work, name="dtq-experiment", daemon=True)
         self._make_widget()
 
@@ -81,7 +83,8 @@ class Experiment:
         self._stop.set()
 
     def wait(self, timeout: float = 60.0) -> Self:
-        """Returns when all has run, or was stopped. Raises RunFailed, and TimeoutError, saying how far it is.
+        """Returns when all has run, or was stopped. Raises RunFailed, and TimeoutError, saying how far it is; in
+        instructor mode, where there is a recording, it says so instead, and `frame` gives what was recorded.
 
         A cell that waits keeps the kernel from hearing the button; interrupting the cell stops the experiment too."""
         if self._thread.ident is None:
@@ -91,13 +94,30 @@ class Experiment:
         except KeyboardInterrupt:
             self.stop()
             raise
+        try:
+            self._check(over, timeout)
+        except (TimeoutError, RunFailed) as error:
+            self._fall_back(error)
+        return self
+
+    def _check(self, over: bool, timeout: float) -> None:
+        """Raises where the run was no good; else keeps it, if it is complete and instructor mode asks for that."""
         if not over:
             raise TimeoutError(f"{self._done} of {len(self._plan)} runs of {self.name!r} have ended after {timeout} s")
         self._thread.join()
         if self._failed is not None:
             run, error = self._failed
             raise RunFailed(f"{_words(run)} of {self.name!r} failed: {type(error).__name__}: {error}") from error
-        return self
+        if self._done == len(self._plan):
+            recorded.keep(self.name, self.frame(), machine())
+
+    def _fall_back(self, error: Exception) -> None:
+        """Shows what was recorded. Raises the error where nothing was."""
+        self._recording = recorded.recall(self.name)
+        if self._recording is None:
+            raise error
+        self.stop()
+        print(f"{error}\nIn its place you see what was recorded on {self._recording.at}.")
 
     def _work(self) -> None:
         run = self._plan[0]
@@ -134,6 +154,8 @@ class Experiment:
 
     def frame(self) -> pd.DataFrame:
         """A row for each run that has ended, in the order they ran: the arm, repeat, seconds, what it returned."""
+        if self._recording is not None:
+            return self._recording.frame()
         rows = self._rows.copy()
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*self._x, "repeat", "seconds"])
 

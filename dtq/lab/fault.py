@@ -28,10 +28,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import ipywidgets as widgets
+import msgspec
 from IPython.display import display
 
 from dtq.errors import DTQError, StoreError
@@ -275,9 +277,15 @@ class Fault:
 
     # --- again, and by hand
 
-    def play(self, script: Iterable[Entry]) -> Playing:
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the log down, to be played again, by another lab too."""
+        Path(path).write_bytes(msgspec.json.encode(self.log))
+
+    def play(self, script: Iterable[Entry] | str | os.PathLike[str]) -> Playing:
         """Does these faults, in the background, each so many seconds from now: [(0.5, "kill"), (1.5, "freeze", "w2")],
-        or the log of another lab."""
+        or the log of another lab, or the file in which that was saved."""
+        if isinstance(script, (str, os.PathLike)):
+            script = msgspec.json.decode(Path(script).read_bytes(), type=list[Entry])
         entries = sorted(script, key=lambda entry: entry[0])
         for entry in entries:
             _one_of("the fault", entry[1], [kind for kinds in KINDS.values() for kind in kinds])

@@ -48,6 +48,7 @@ Mark = tuple[float, str]  # seconds, and what was done: "kill w2", "thaw"
 MARKS = {"kill": ("v", "vermilion"), "freeze": ("s", "blue"), "thaw": ("^", "sky")}
 OTHER_MARK = ("D", "grey")
 NARROW = 0.002  # of the time shown: a bar narrower than this gets an edge of its own colour, or nobody would see it
+RECORDED = "recorded"  # what the table of a recording has among its attributes, and its stamp begins with
 ROWS = 25  # of a table of data, at most
 
 
@@ -201,7 +202,12 @@ def _png(picture: Image.Image, width: int) -> bytes:
 
 
 def show_figure(figure: Figure, alt: str, data: pd.DataFrame | None = None, stamp: str = "") -> None:
-    """The picture, with words in its place for those who cannot see it, the stamp, and the data in a folded table."""
+    """The picture, with words in its place for those who cannot see it, the stamp, and the data in a folded table.
+
+    One whose stamp begins with "recorded" says so in the picture too."""
+    if stamp.startswith(RECORDED):
+        figure.text(0.99, 0.99, RECORDED, color=OKABE_ITO["vermilion"], fontweight="bold", ha="right", va="top")
+        alt = f"{alt} This was recorded, it is not live."
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
@@ -209,17 +215,22 @@ def show_figure(figure: Figure, alt: str, data: pd.DataFrame | None = None, stam
     display({"text/html": "".join(parts), "text/plain": alt}, raw=True)
 
 
-def stamp(frame: pd.DataFrame | None = None, by: str | list[str] = "arm", /, **facts: object) -> str:
-    """Where and how the figure was measured: this machine, the facts as they are given, and how many runs an arm has.
+def stamp(frame: pd.DataFrame | None = None, by: str | list[str] | None = None, /, **facts: object) -> str:
+    """Where and how the figure was measured: this machine, the facts as they are given, and how many runs each
+    group `by` has. Of a table that was recorded it is the machine of then.
 
     No date: the notebook's history has it, and outputs should change only where what was measured did.
     """
-    words = [f"{os.cpu_count()} cores", f"Python {platform.python_version()}", f"dtq {dtq.__version__}"]
+    words = [machine() if frame is None else frame.attrs.get(RECORDED, machine())]
     words += [f"{name} {value}" for name, value in facts.items()]
-    if frame is not None:
+    if frame is not None and by is not None:
         runs = frame.groupby(by).size()
         words.append(f"{runs.min()} runs each" if runs.nunique() == 1 else f"{runs.min()} to {runs.max()} runs each")
     return ", ".join(words)
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}, dtq {dtq.__version__}"
 
 
 def require_rows(frame: pd.DataFrame, why: str) -> pd.DataFrame:

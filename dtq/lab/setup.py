@@ -14,7 +14,8 @@ import msgspec
 from IPython.display import display
 
 import dtq
-from dtq.lab import hygiene, system_map
+from dtq.lab import hygiene, recorded, system_map
+from dtq.lab.source import Page
 
 STYLE = {
     "figure.figsize": (9, 3.6),
@@ -25,15 +26,27 @@ STYLE = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
+LARGE = {  # for a projector: what is not here stays as it is
+    "figure.figsize": (12, 5),
+    "font.size": 17,
+    "lines.linewidth": 3,
+    "lines.markersize": 10,
+}
+LARGE_PAGE = (  # sizes of JupyterLab, of this page only, until it is loaded again
+    "<style>:root{--jp-content-font-size1:20px;--jp-code-font-size:18px;--jp-ui-font-size1:16px;"
+    "--jp-widgets-font-size:18px}.jp-RenderedHTMLCommon{font-size:20px}</style>"
+)
 
 
 class Chapter(msgspec.Struct, frozen=True):
-    """Where a chapter works. `path` is a directory of its own, `handlers` the repository's; `fast` asks for less."""
+    """Where a chapter works. `path` is a directory of its own, `handlers` the repository's; `fast` asks for less,
+    `instructor` is instructor mode."""
 
     number: int
     path: Path
     handlers: Path
     fast: bool
+    instructor: bool = False
 
     def size(self, full: int, fast: int) -> int:
         """How much to do: less where DTQ_FAST is set, on small or busy machines."""
@@ -42,19 +55,30 @@ class Chapter(msgspec.Struct, frozen=True):
 
 def start(chapter: int) -> Chapter:
     """Begins a chapter, and shows where it is on the map. Everything that it starts has to have ended when
-    `lab.assert_clean` is called."""
+    `lab.assert_clean` is called.
+
+    Two switches are read from the environment, here, and so may be set before the notebook server starts, or in a cell
+    above this one with %env: DTQ_FAST=1 asks for less work, and DTQ_INSTRUCTOR=1 is instructor mode, which makes type
+    and figures larger, and records complete experiments in recorded/ to fall back on when one fails.
+    """
     you_are_here = system_map.draw(chapter)
     random.seed(chapter)
-    plt.style.use(STYLE)
+    fast, instructor = _is_set("DTQ_FAST"), _is_set("DTQ_INSTRUCTOR")
+    recorded.use(Path.cwd() / "recorded" if instructor else None, chapter)
+    plt.style.use(STYLE | LARGE if instructor else STYLE)
     path = Path(tempfile.mkdtemp(prefix=f"dtq-chapter-{chapter:02}-"))
     hygiene.begin(path)
-    fast = os.environ.get("DTQ_FAST", "") not in ("", "0")
     print(
         f"dtq {dtq.__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         f"{os.cpu_count()} cores{', fast mode' if fast else ''}"
+        f"{f', instructor mode, seed {chapter}' if instructor else ''}"
     )
-    display(you_are_here)
-    return Chapter(chapter, path, _find_handlers(), fast)
+    display(Page(you_are_here.html + LARGE_PAGE, you_are_here.text) if instructor else you_are_here)
+    return Chapter(chapter, path, _find_handlers(), fast, instructor)
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
 
 
 def _find_handlers() -> Path:

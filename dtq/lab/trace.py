@@ -18,7 +18,7 @@ from dtq.lab.figures import OKABE_ITO, show_figure, stamp
 LANES = [OKABE_ITO[name] for name in ("blue", "green", "purple", "orange", "sky")]  # names stand beside the colours
 BROKEN = OKABE_ITO["vermilion"]
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind words, so that no line runs through them
-ROW = 0.42  # inches
+LINE = 2.75  # the height of a step, in heights of the type
 
 
 def trace(found: Exploration, **facts: object) -> Axes | None:
@@ -26,7 +26,8 @@ def trace(found: Exploration, **facts: object) -> Axes | None:
     if found.broken is None:
         print(found)
         return None
-    figure, axes = plt.subplots(figsize=(9, ROW * (len(found.steps) + 3)))
+    row = LINE * plt.rcParams["font.size"] / 72
+    figure, axes = plt.subplots(figsize=(plt.rcParams["figure.figsize"][0], row * (len(found.steps) + 3)))
     lanes = {process: x for x, process in enumerate(found.processes)}
     for process in lanes:
         _draw_lane(axes, found, process, lanes[process])

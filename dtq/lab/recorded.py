@@ -1,0 +1,76 @@
+"""Recordings: what an instructor shows when a live run fails in front of the class, and which says that it is one.
+
+DTQ_INSTRUCTOR=1
+    a run that is complete, and has no recording yet --keep--> recorded/03-its-name.json, beside the notebook
+    a run that failed, or takes too long             <--recall-- the same; figures bear its date and its machine
+
+So a rehearsal makes the recordings; to make one anew, delete its file. Without instructor mode nothing is recorded, and
+nothing stands in for a run that failed: tests must see it fail.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+_folder: Path | None = None  # None: not in instructor mode
+_chapter = 0
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """A table as it was measured: when (a date), on which machine, and its rows."""
+
+    at: str
+    machine: str
+    columns: list[str]
+    rows: list[list[Any]]
+
+    def frame(self) -> pd.DataFrame:
+        """The table. It bears, and hands on to what is selected from it, what the stamp of a figure says of it."""
+        frame = pd.DataFrame(self.rows, columns=self.columns)
+        frame.attrs["recorded"] = f"recorded {self.at}, {self.machine}"
+        return frame
+
+
+def use(folder: Path | None, chapter: int) -> None:
+    """Keeps recordings of this chapter in that folder from now on; None: keeps and recalls none."""
+    global _folder, _chapter
+    _folder, _chapter = folder, chapter
+
+
+def keep(name: str, frame: pd.DataFrame, machine: str) -> None:
+    """Writes the table down, unless there is a recording of this name."""
+    path = _path(name)
+    if path is None or path.exists():
+        return
+    rows = [[_plain(value) for value in row] for row in frame.itertuples(index=False)]
+    recording = Recording(time.strftime("%Y-%m-%d"), machine, [*map(str, frame.columns)], rows)
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_bytes(msgspec.json.encode(recording))
+    os.replace(unfinished, path)
+
+
+def recall(name: str) -> Recording | None:
+    """The recording of this name; None where there is none, or not in instructor mode."""
+    path = _path(name)
+    return msgspec.json.decode(path.read_bytes(), type=Recording) if path is not None and path.exists() else None
+
+
+def _path(name: str) -> Path | None:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return _folder and _folder / f"{_chapter:02}-{slug}.json"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows; numpy's numbers as Python's, and what is neither by its name."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
