@@ -1,5 +1,6 @@
 """dtq: a distributed task queue to run, and to learn from."""
 
+from dtq.cron import Schedule
 from dtq.errors import (
     Discard,
     DTQError,
@@ -12,6 +13,7 @@ from dtq.errors import (
     StoreError,
     TaskCancelled,
     TaskFailed,
+    UnknownSchedule,
     UnknownTask,
     UnknownType,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "QueueFull",
     "QueueManager",
     "Retry",
+    "Schedule",
     "Stats",
     "Status",
     "Store",
@@ -51,6 +54,7 @@ __all__ = [
     "TaskCancelled",
     "TaskFailed",
     "TaskQueue",
+    "UnknownSchedule",
     "UnknownTask",
     "UnknownType",
     "Webhook",

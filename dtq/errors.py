@@ -31,6 +31,10 @@ class UnknownTask(DTQError, LookupError):
     """No task of this id is in the store."""
 
 
+class UnknownSchedule(DTQError, LookupError):
+    """No schedule of this name is in the store."""
+
+
 class UnknownType(DTQError, LookupError):
     """No handler is registered for this type."""
 

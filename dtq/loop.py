@@ -3,6 +3,7 @@
               +------------------------------ turn(now) ------------------------------+
     pools --> | hear    reports become outcomes, by the pure transitions of dtq.task  |
               | beat    once a second: the leases of what is held                     |
+              | tick    schedules whose time has come plant their work                |
               | commit  all outcomes in one update; events for those it accepted      | <--> store
               | sweep   once a second: what others have lost; clean-up                |
     pools <-- | claim   as many tasks as the workers can take; dispatch them          |
@@ -19,11 +20,11 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from dtq import deadletters, parents, reports
+from dtq import cron, deadletters, parents, reports
 from dtq.errors import StoreError
 from dtq.events import Emitter
 from dtq.handle import Endings
@@ -31,6 +32,7 @@ from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started,
 from dtq.staff import Staff
 from dtq.stores import Node, Outcome, Store
 from dtq.task import EXPIRED, TERMINAL, Status, Task, cancel, end_doomed, fail, interrupt, release, succeed
+from dtq.ticker import Ticker
 
 log = logging.getLogger("dtq")
 
@@ -49,6 +51,7 @@ class Loop:
         self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
+        ticks: bool = True,
         chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -65,7 +68,9 @@ class Loop:
         self._dead_age = cleanup_age if dead_age is None else dead_age
         self._dead_limit = dead_limit
         self._max_parents = max_parents
+        self._ticks = ticks
         self._chance = chance
+        self._ticker = Ticker(store, self.id, lease)
         self._posts: deque[Callable[[], None]] = deque()
         self._outcomes: list[Outcome] = []
         self._next_beat = self._next_cleanup = 0.0
@@ -88,6 +93,7 @@ class Loop:
         self._hear(now)
         try:
             beats = self._beat(now)
+            self._tick(now)
             self._commit(now)
             if beats:  # only now: what has ended here must not be taken over from us, least of all by us
                 self._sweep(now)
@@ -98,7 +104,7 @@ class Loop:
             due = now + self._hold_on(error)
         if self._posts:  # one that came during this turn: its wake-up may be spent
             return now
-        return min(due, self._next_beat, *self._pool_deadlines(now))
+        return min(due, self._next_beat, self._next_tick(), *self._pool_deadlines(now))
 
     def _do_posts(self) -> None:
         while self._posts:
@@ -178,7 +184,7 @@ class Loop:
 
     def _sweep(self, now: float) -> None:
         for task in self._store.reap(self.id, REAP, self._lease, now):
-            self._outcomes.append((end_doomed(task, now) if task.doom else interrupt(task, now), ()))
+            self._outcomes.append(_ending(task, now) if task.doom else (interrupt(task, now), ()))
         self._clean_up(now)
 
     def _clean_up(self, now: float) -> None:
@@ -207,6 +213,15 @@ class Loop:
             for group in self._staff:
                 group.pool.stop(task)
 
+    # --- tick
+
+    def _tick(self, now: float) -> None:
+        if self._ticks and not self.draining:
+            self._outcomes += self._ticker.turn(now)
+
+    def _next_tick(self) -> float:
+        return self._ticker.due if self._ticks and not self.draining else float("inf")
+
     # --- commit
 
     def _commit(self, now: float) -> None:
@@ -216,6 +231,7 @@ class Loop:
         accepted = self._store.update(outcomes)
         self._outcomes = []
         ended = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
+        self._tell_of_successors(outcomes, accepted, now)
         self._tell_of_endings(ended, now)
         self._endings.settle(ended)
 
@@ -225,6 +241,12 @@ class Loop:
                 self._events.emit("task:expired", now, task)
             if task.status != Status.PENDING:
                 self._events.emit(_ENDINGS[task.status], now, task, task.worker)
+
+    def _tell_of_successors(self, outcomes: Iterable[Outcome], accepted: Container[str], now: float) -> None:
+        if self._events.hears("task:added"):
+            for task, successors in outcomes:
+                for successor in successors if task.id in accepted else ():
+                    self._events.emit("task:added", now, successor)
 
     def _look_for_endings(self, now: float) -> float:
         """Serves those who wait for tasks of other nodes; gives the time of the next look, if one is needed."""
@@ -257,7 +279,7 @@ class Loop:
 
     def _take(self, pool: reports.Pool, tasks: list[Task], now: float) -> None:
         doomed = [task for task in tasks if task.doom]
-        self._outcomes += [(end_doomed(task, now), ()) for task in doomed]
+        self._outcomes += [_ending(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
         if runnable:
             self.held.update({task.id: task for task in runnable})
@@ -308,6 +330,11 @@ class Loop:
         self.held.clear()
         self._commit(now)
         self._store.heartbeat(self.node(now), (), 0, now)
+
+
+def _ending(task: Task, now: float) -> Outcome:
+    """The outcome of a task that `claim` gave out marked: not to be run."""
+    return cron.fire(task, now) if task.type == cron.TYPE else (end_doomed(task, now), ())
 
 
 _ENDINGS: Mapping[Status, str] = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from types import TracebackType
 from typing import Any, Self
@@ -19,13 +20,15 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
-from dtq import codec, unique
+from dtq import codec, cron, unique
+from dtq.cron import Misfire, Schedule
 from dtq.deadletters import DeadLetters
 from dtq.errors import DuplicateTask, InvalidTask, QueueFull, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
 from dtq.graph import Graph, Step, bind, named
 from dtq.handle import Endings, Handle, Lookout
+from dtq.schedules import Schedules, without_ticks
 from dtq.stores import Outcome, Stats, Store, open_store
 from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, new_id, prioritise, revive
 from dtq.unique import Rule
@@ -64,6 +67,7 @@ class QueueManager:
         self.max_payload = max_payload
         self.events = Emitter()
         self.dead = DeadLetters(self.store, clock, self.apply)
+        self.schedules = Schedules(self.store, clock, self._task)
         self._endings = Endings()
         self._lookout = Lookout(self.store, self._endings)
 
@@ -123,7 +127,7 @@ class QueueManager:
                 self.events.emit("task:added", now, task)
 
     def _require_room(self, n: int) -> None:
-        if self.backlog_limit is not None and (backlog := self.store.stats().unfinished) + n > self.backlog_limit:
+        if self.backlog_limit is not None and (backlog := self.stats().unfinished) + n > self.backlog_limit:
             raise QueueFull(
                 f"{backlog:,} tasks are unfinished, the limit is {self.backlog_limit:,}: {n:,} more do not fit"
             )
@@ -150,16 +154,21 @@ class QueueManager:
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
         finished_after: float | None = None, after: str = "", limit: int = 100,
     ) -> list[Task]:  # fmt: skip
-        """Up to `limit` tasks by id, oldest first; the next page follows the last id: `after=page[-1].id`."""
+        """Up to `limit` tasks by id, oldest first; the next page follows the last id: `after=page[-1].id`. The ticks of
+        schedules are shown only to those who ask for their queue."""
         if status is not None and status not in set(Status):
             raise InvalidTask(f"status is {status!r}; allowed: one of {', '.join(Status)}")
         _check_limit("limit", limit, PAGE)
-        return self.store.find(
-            status=status, queue=queue, type=type, finished_after=finished_after, after=after, limit=limit
-        )
+        find = partial(self.store.find, status=status, queue=queue, type=type, finished_after=finished_after)
+        page = find(after=after, limit=limit)
+        shown = [task for task in page if task.queue != cron.QUEUE or queue == cron.QUEUE]
+        if len(shown) < len(page) == limit:  # by their ids, all ticks stand together: the rest comes after them
+            shown += find(after=max(page[-1].id, cron.END_ID), limit=limit - len(shown))
+        return shown
 
     def stats(self) -> Stats:
-        return self.store.stats()
+        """What is in the store; schedules are no tasks, and not counted."""
+        return without_ticks(self.store.stats())
 
     # --- change
 
@@ -221,6 +230,18 @@ class QueueManager:
     def resume(self, queue: str = "default") -> None:
         self.store.set_lane(queue=queue, paused=False)
         self.events.emit("queue:resumed", self.clock(), queue=queue)
+
+    def schedule(
+        self, name: str, cron: str | None = None, type: str | None = None, payload: Any = None, *,
+        every: float | None = None, tz: str = "UTC", misfire: Misfire = "once", **options: Any,
+    ) -> Schedule:  # fmt: skip
+        """Adds a task of this type at each tick: of a cron expression in a time zone, or `every` so many seconds. The
+        options are those of `add`; `expires_in` counts from the tick. The same name again edits the schedule.
+
+        Nodes fire the ticks, each of them once; what `misfire` means says `dtq.cron.Schedule`. Raises InvalidTask.
+        """
+        task = {"type": type, "payload": payload, **options}
+        return self.schedules.put(Schedule(name, task, cron, every, tz, misfire))
 
     # --- wait
 

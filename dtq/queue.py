@@ -91,7 +91,7 @@ class TaskQueue(QueueManager):
         self._loop = Loop(
             self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
             cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
-            max_parents=max_parents,
+            max_parents=max_parents, ticks=not self._inline,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")  # by the monotonic clock
@@ -258,7 +258,7 @@ class TaskQueue(QueueManager):
         """Runs what is due; gives the time at which something else will be."""
         while self._loop.turn(now) <= now:
             pass
-        return self.store.next_due(now)
+        return self.store.next_due(now) if self.stats().unfinished else None
 
     def get(self, task_id: str) -> Task:
         """The task as it is now, with the progress of one that runs here. Raises UnknownTask."""
@@ -287,7 +287,7 @@ class TaskQueue(QueueManager):
         return self._ask(self._loop.workers)
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits until every task in the store has ended. Raises TimeoutError, saying what is left."""
+        """Waits until every task in the store has ended, schedules aside. Raises TimeoutError, saying what is left."""
         give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
         while (left := self.stats()).unfinished:
             seconds = give_up_at - time.monotonic()

@@ -23,7 +23,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"threads", "zygote", "placing", "verdict"},
     {"spawner", "executors"},
     {"crew"},
-    {"pool", "handle", "deadletters"},
+    {"pool", "handle", "deadletters", "schedules", "ticker"},
     {"flow"},
     {"manager", "staff"},
     {"loop"},
@@ -45,6 +45,7 @@ LOADS_ON_DEMAND = {
     "staff.py",
     "handle.py",
     "registry.py",
+    "cron.py",
 }
 
 IMPORTS = ast.Import | ast.ImportFrom

@@ -1,0 +1,300 @@
+"""Cron: when a schedule ticks, and what each tick adds to the queue. Pure policy: the time is passed in.
+
+A schedule is one task, its *tick*, which no worker ever runs: it waits to expire. When its time has come, `claim`
+gives it out as it does all that has expired, whatever the limits, and its outcome plants the work and arms it anew:
+
+    tick, expires 10:05  --claim-->  fire  --update-->  tick, expires 10:10
+         ^     |                                  `---> task report@2026-11-25T10:05:00Z
+         |     +--> edit, pause, resume, remove: updates of the same task
+         +--------------------- all of them compare-and-set, so that each tick comes once, however many nodes there are
+
+What it was made as stands in the payload of the tick, what it was edited to in its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
+from itertools import chain, count, islice, takewhile
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec.structs import replace
+
+from dtq.codec import to_json
+from dtq.errors import InvalidTask
+from dtq.task import ErrorInfo, Status, Task, fail
+
+Misfire = Literal["skip", "once", "all"]
+
+QUEUE, TYPE = "dtq.schedules", "dtq.tick"  # of all ticks
+FIRST_ID, END_ID = "dtq.schedule:", "dtq.schedule;"  # the ids of all ticks, and of nothing else, lie between
+DAY = 86400
+GRACE = 60.0  # seconds: a tick that is so late is missed; more than it takes to replace a dead node
+BATCH = 100  # works, at most, that one outcome plants
+MAX_BYTES = 4 << 20  # of payloads in one outcome
+SHORTEST, LONGEST = 0.01, 366 * DAY  # of `every`
+NICKNAMES = {
+    "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+}  # fmt: skip
+_OF_ONE = ("id", "key", "after", "on_parent_failure", "run_at", "delay", "expires")
+
+
+class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is added (`task`: its type, payload and options) and when: by a cron expression in a time zone, or `every`
+    so many seconds, counted from `since` (UTC seconds).
+
+    `misfire` is what becomes of ticks that came while nobody was there, and are GRACE late or more: "skip" them, run
+    "once" for them, or run "all". `next_at` is the next tick (UTC seconds); None while it is paused.
+    """
+
+    name: str
+    task: dict[str, Any]
+    cron: str | None = None
+    every: float | None = None
+    tz: str = "UTC"
+    misfire: Misfire = "once"
+    paused: bool = False
+    since: float = 0.0
+    next_at: float | None = None
+
+    @property
+    def timing(self) -> tuple[str | None, float | None, str]:
+        return self.cron, self.every, self.tz
+
+
+# --- what is allowed
+
+
+def check(schedule: Schedule) -> None:
+    """Raises InvalidTask, naming the argument, what it is and what is allowed."""
+    name = schedule.name
+    if not isinstance(name, str) or len(name) > 160:
+        raise InvalidTask(f"the name of the schedule is {name!r}; allowed: text of up to 160 characters")
+    Task(type=TYPE, id=tick_id(name))
+    if schedule.misfire not in get_args(Misfire):
+        raise InvalidTask(f"misfire is {schedule.misfire!r}; allowed: {', '.join(map(repr, get_args(Misfire)))}")
+    if (schedule.cron is None) == (schedule.every is None):
+        raise InvalidTask("a schedule has a cron expression or `every`, one of them: as in '*/5 * * * *', or every=30")
+    _zone(schedule.tz)
+    if schedule.cron is not None:
+        _check_expression(schedule.cron)
+    else:
+        _check_every(schedule.every)
+
+
+def _check_expression(cron: Any) -> None:
+    from cronsim import CronSimError
+
+    try:
+        if not isinstance(cron, str) or len(_expression(cron).split()) != 5:
+            raise CronSimError("it has not five fields")
+        next(_simulate(_expression(cron), datetime(2024, 1, 1, tzinfo=UTC)))
+    except CronSimError as error:
+        raise InvalidTask(
+            f"cron is {cron!r}: {error}; allowed: minute, hour, day of month, month and day of week, as in "
+            f"'*/5 9-17 * * MON-FRI', or one of {', '.join(NICKNAMES)}"
+        ) from None
+    except StopIteration:
+        raise InvalidTask(f"cron is {cron!r}: a time that never comes") from None
+
+
+def _check_every(every: Any) -> None:
+    if isinstance(every, bool) or not isinstance(every, (int, float)) or not SHORTEST <= every <= LONGEST:
+        raise InvalidTask(f"every is {every!r}; allowed: seconds, from {SHORTEST} to {LONGEST:,.0f}")
+
+
+@lru_cache
+def _zone(tz: str) -> tzinfo:
+    from zoneinfo import ZoneInfo  # takes a while: loaded with the first schedule, as cronsim is
+
+    try:
+        return UTC if tz == "UTC" else ZoneInfo(tz)
+    except (KeyError, ValueError, TypeError, OSError):
+        raise InvalidTask(f"tz is {tz!r}; allowed: the name of a time zone, as in 'Europe/Berlin'") from None
+
+
+def refuse_unfit(options: Mapping[str, Any]) -> None:
+    """Raises InvalidTask for options that only a single task can have."""
+    if unfit := [name for name in _OF_ONE if options.get(name) is not None]:
+        raise InvalidTask(f"{unfit[0]} is of one task, and a schedule adds many; expires_in counts from each tick")
+
+
+def work_of(options: Mapping[str, Any], example: Task) -> dict[str, Any]:
+    """The options as a schedule keeps them, in JSON data; `example` is a task that was made from them."""
+    values = {name: getattr(example, name, value) for name, value in options.items()}
+    return msgspec.to_builtins(values)  # type: ignore[no-any-return]
+
+
+# --- when
+
+
+def ticks(schedule: Schedule, after: float) -> Iterator[float]:
+    """All ticks later than `after`, in order, in UTC seconds.
+
+    Summer time is as in Debian's cron: a time of the day that the clock leaps over comes right after the gap, one that
+    it shows twice comes the first time; where minute or hour begin with a star, every time that the clock shows
+    counts, also twice.
+    """
+    if schedule.every is not None:
+        return _multiples(schedule.since, schedule.every, after)
+    expression, zone = _expression(schedule.cron or ""), _zone(schedule.tz)
+    minute, hour = expression.split()[:2]
+    times = _at_times if minute[0] != "*" != hour[0] else _by_the_clock
+    return (time for time in times(expression, zone, after) if time > after)
+
+
+def _at_times(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
+    """Times of the day. A start in the second of two equal hours counts as in the first: what comes may be earlier."""
+    return (moment.timestamp() for moment in _simulate(expression, datetime.fromtimestamp(after, zone)))
+
+
+def _by_the_clock(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
+    """Whatever the clock on the wall shows, one stretch after the other in which its distance from UTC stays. (With a
+    zone, cronsim walks by whole hours, and misses times where clocks are changed by half an hour.)"""
+    begin = int(after)
+    while True:
+        offset, end = _stretch(zone, begin)
+        for wall in _simulate(expression, datetime.fromtimestamp(begin + offset - 1, UTC)):
+            time = wall.timestamp() - offset
+            if time >= end:
+                begin = max(end, int(time) - 2 * DAY)  # until then no clock shows it
+                break
+            yield time
+        else:
+            return
+
+
+def _stretch(zone: tzinfo, begin: int) -> tuple[int, int]:
+    """The clock's distance from UTC in seconds, and the time until which it stays; a day, at most."""
+    offset, first, last = _offset(zone, begin), begin, begin + DAY
+    if _offset(zone, last) == offset:
+        return offset, last
+    while last - first > 1:
+        middle = (first + last) // 2
+        first, last = (middle, last) if _offset(zone, middle) == offset else (first, middle)
+    return offset, last
+
+
+def _offset(zone: tzinfo, time: int) -> int:
+    return round((datetime.fromtimestamp(time, zone).utcoffset() or timedelta()).total_seconds())
+
+
+def _simulate(expression: str, start: datetime) -> Iterator[datetime]:
+    from cronsim import CronSim
+
+    return CronSim(expression, start)
+
+
+def _expression(cron: str) -> str:
+    return NICKNAMES.get(cron, cron)
+
+
+def _multiples(since: float, every: float, after: float) -> Iterator[float]:
+    times = (since + k * every for k in count(max(1, int((after - since) // every))))
+    return (time for time in times if time > after)
+
+
+def upcoming(schedule: Schedule, now: float, n: int) -> list[datetime]:
+    """The next n ticks, in the schedule's own time zone; none while it is paused."""
+    first = schedule.next_at
+    times = chain([first], ticks(schedule, first)) if first is not None else iter(())
+    return [datetime.fromtimestamp(time, _zone(schedule.tz)) for time in islice((t for t in times if t > now), n)]
+
+
+def advance(schedule: Schedule, first: float, now: float, most: int = BATCH) -> tuple[list[float], float]:
+    """The ticks, from `first` on, that are to be run now, and the one to wait for; it may be due already."""
+    if first > now:
+        return [], first
+    is_missed = first <= now - GRACE
+    start = next(ticks(schedule, now - GRACE)) if is_missed and schedule.misfire != "all" else first
+    due = list(islice(takewhile(lambda time: time <= now, chain([start], ticks(schedule, start))), most))
+    if not due:
+        return [first] if schedule.misfire == "once" else [], start
+    return due, next(ticks(schedule, due[-1]))
+
+
+# --- the tick
+
+
+def tick_id(name: str) -> str:
+    return FIRST_ID + name
+
+
+def first_tick(schedule: Schedule, now: float) -> Task:
+    """The tick of a new schedule."""
+    schedule = replace(schedule, since=round(now, 3))
+    at = next(ticks(schedule, now))
+    return Task(
+        type=TYPE, queue=QUEUE, id=tick_id(schedule.name), payload=msgspec.to_builtins(schedule), created_at=now,
+        run_at=at, expires=at,
+    )  # fmt: skip
+
+
+def schedule_of(tick: Task) -> Schedule:
+    schedule = msgspec.convert(tick.payload if tick.result is None else tick.result, Schedule)
+    return replace(schedule, next_at=tick.expires)
+
+
+def fire(tick: Task, now: float) -> tuple[Task, list[Task]]:
+    """The outcome of a tick that was claimed: armed for the time after, and the work that it plants."""
+    try:
+        schedule = schedule_of(tick)
+        most = max(1, min(BATCH, MAX_BYTES // len(to_json(schedule.task))))
+        due, following = advance(schedule, tick.expires or now, now, most)
+        return _armed(tick, following), [_work(schedule, at, now) for at in due]
+    except (msgspec.ValidationError, InvalidTask) as error:  # of another version of dtq, or not ours
+        return fail(tick, ErrorInfo("ScheduleError", str(error)), now, lambda: 0.0, final=True), []
+
+
+def _work(schedule: Schedule, at: float, now: float) -> Task:
+    options = dict(schedule.task)
+    if (expires_in := options.pop("expires_in", None)) is not None:
+        options["expires"] = at + expires_in
+    return msgspec.convert(options | {"id": work_id(schedule.name, at), "run_at": at, "created_at": now}, Task)
+
+
+def work_id(name: str, at: float) -> str:
+    """report@2026-11-25T10:05:00Z: a tick that came twice would add one task."""
+    moment = datetime.fromtimestamp(round(at, 3), UTC)
+    fraction = f".{moment.microsecond // 1000:03}" if moment.microsecond else ""
+    return f"{name}@{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
+
+
+def _armed(tick: Task, at: float | None) -> Task:
+    """The tick as it waits for this time, or, while it is paused, for none."""
+    status = Status.BLOCKED if at is None else Status.PENDING
+    return replace(
+        tick, status=status, run_at=at or tick.run_at, expires=at, doom=None, attempts=0, interruptions=0, worker=None,
+        lease_until=None, started_at=None, finished_at=None, error=None,
+    )  # fmt: skip
+
+
+# --- changes
+
+
+def edited(tick: Task, new: Schedule, now: float) -> Task:
+    """The tick with this definition. A schedule that is paused stays paused, and one whose timing is as it was keeps
+    its next tick: who declares it anew at each start does not put it off."""
+    old = schedule_of(tick)
+    if tick.is_terminal:
+        return _defined(tick, replace(new, since=round(now, 3)), now)
+    if new.timing != old.timing:
+        return _defined(tick, replace(new, since=round(now, 3), paused=old.paused), now)
+    return _defined(tick, replace(new, since=old.since, paused=old.paused), now, tick.expires)
+
+
+def paused(tick: Task, is_paused: bool, now: float) -> Task:
+    """The tick of the schedule when it is paused, or goes on: ticks that come in between are not missed ones."""
+    old = schedule_of(tick)
+    return tick if old.paused == is_paused else _defined(tick, replace(old, paused=is_paused), now)
+
+
+def _defined(tick: Task, schedule: Schedule, now: float, at: float | None = None) -> Task:
+    definition = msgspec.to_builtins(replace(schedule, next_at=None))
+    if not schedule.paused and at is None:
+        at = next(ticks(schedule, now))
+    result = None if definition == tick.payload else definition
+    return replace(_armed(tick, None if schedule.paused else at), result=result)
