@@ -21,6 +21,7 @@ from dtq.events import Event
 from dtq.flow import Flow
 from dtq.graph import Graph, chain, chord, group, step
 from dtq.handle import Handle
+from dtq.limits import Limit
 from dtq.manager import QueueManager
 from dtq.pool import WorkerPool
 from dtq.queue import TaskQueue
@@ -41,6 +42,7 @@ __all__ = [
     "HandlerError",
     "IllegalTransition",
     "InvalidTask",
+    "Limit",
     "Pool",
     "QueueFull",
     "QueueManager",

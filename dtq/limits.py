@@ -13,14 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
+from math import ceil
 from typing import Any
 
 import msgspec
+
+from dtq.errors import DTQError
 
 Lane = tuple[str, str, str]  # queue, type, limit key
 Selector = tuple[str | None, str | None, str | None]  # the same, None standing for any
 Head = tuple[int, float, int]  # -priority, run_at, insertion number: the smallest goes first
 
+MAX_RATE = 1e6  # tasks a second
+MAX_COUNT = 10**9
 EACH = "*"  # a limit with this key applies to every key on its own
 ROUNDING = 0.01  # of an interval: adding up intervals as floats must not cost the last task of a burst
 
@@ -62,6 +67,18 @@ class Limit(msgspec.Struct, frozen=True):
     @property
     def is_void(self) -> bool:
         return not (self.paused or self.rate or self.max_running)
+
+
+def check(name: str, value: object, most: float, whole: bool = False) -> None:
+    """Raises DTQError where this setting of a limit cannot be."""
+    kinds = int if whole else (int, float)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most):
+        raise DTQError(f"{name} is {value!r}; allowed: a {'whole ' * whole}number from 0 (no limit) to {most:,.0f}")
+
+
+def usual_burst(rate: float) -> int:
+    """What comes within a tenth of a second: no less, or each start that is a moment late would be lost to the rate."""
+    return max(1, ceil(rate / 10))
 
 
 class Gate:

@@ -20,14 +20,15 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
-from dtq import codec, cron, unique
+from dtq import codec, cron, limits, unique
 from dtq.cron import Misfire, Schedule
 from dtq.deadletters import DeadLetters
-from dtq.errors import DuplicateTask, InvalidTask, QueueFull, UnknownTask
+from dtq.errors import DTQError, DuplicateTask, InvalidTask, QueueFull, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
 from dtq.graph import Graph, Step, bind, named
 from dtq.handle import Endings, Handle, Lookout
+from dtq.limits import Limit
 from dtq.schedules import Schedules, without_ticks
 from dtq.stores import Outcome, Stats, Store, open_store
 from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, new_id, prioritise, revive
@@ -230,6 +231,36 @@ class QueueManager:
     def resume(self, queue: str = "default") -> None:
         self.store.set_lane(queue=queue, paused=False)
         self.events.emit("queue:resumed", self.clock(), queue=queue)
+
+    def limit(
+        self, queue: str | None = None, type: str | None = None, key: str | None = None, *, rate: float | None = None,
+        burst: int | None = None, max_running: int | None = None,
+    ) -> Limit:  # fmt: skip
+        """Holds the tasks that are meant to a limit, on all nodes together: those of a queue, a type, a limit key, or
+        all three; None means any, and key="*" each key on its own.
+
+        `rate` is how many may start in a second, `burst` how many of them at once (what comes in a tenth of a second,
+        if nothing is said), `max_running` how many may run. What is None stays as it is, 0 takes a limit away. Waiting
+        costs no attempt. Raises DTQError, InvalidTask.
+        """
+        Task(type="any" if type is None else type, queue="any" if queue is None else queue, limit_key=key or "")
+        limits.check("rate", rate, limits.MAX_RATE)
+        limits.check("burst", burst, limits.MAX_COUNT, whole=True)
+        limits.check("max_running", max_running, limits.MAX_COUNT, whole=True)
+        if rate and burst is None:
+            burst = limits.usual_burst(rate)
+        if burst == 0 or rate is burst is max_running is None:
+            raise DTQError("a limit needs a rate, max_running, or both; burst is 1 or more, and goes with a rate")
+        self.store.set_lane(queue, type, key, rate=rate, burst=burst, max_running=max_running)
+        return next((at for at in self.limits() if at.selector == (queue, type, key)), Limit(queue, type, key))
+
+    def limits(self) -> list[Limit]:
+        """All that holds tasks back: limits, and queues that are paused."""
+        return self.store.stats().limits
+
+    def unlimit(self, queue: str | None = None, type: str | None = None, key: str | None = None) -> None:
+        """Takes the limit away that was set with these very names. A pause stays."""
+        self.store.set_lane(queue, type, key, rate=0, burst=1, max_running=0)
 
     def schedule(
         self, name: str, cron: str | None = None, type: str | None = None, payload: Any = None, *,
