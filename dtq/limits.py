@@ -76,6 +76,18 @@ def check(name: str, value: object, most: float, whole: bool = False) -> None:
         raise DTQError(f"{name} is {value!r}; allowed: a {'whole ' * whole}number from 0 (no limit) to {most:,.0f}")
 
 
+def changes(rate: float | None, burst: int | None, max_running: int | None) -> dict[str, Any]:
+    """What `set_lane` is to change. Raises DTQError."""
+    check("rate", rate, MAX_RATE)
+    check("burst", burst, MAX_COUNT, whole=True)
+    check("max_running", max_running, MAX_COUNT, whole=True)
+    if rate and burst is None:
+        burst = usual_burst(rate)
+    if burst == 0 or rate is burst is max_running is None:
+        raise DTQError("a limit needs a rate, max_running, or both; burst is 1 or more, and goes with a rate")
+    return {"rate": rate, "burst": burst, "max_running": max_running}
+
+
 def usual_burst(rate: float) -> int:
     """What comes within a tenth of a second: no less, or each start that is a moment late would be lost to the rate."""
     return max(1, ceil(rate / 10))

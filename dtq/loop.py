@@ -24,7 +24,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from dtq import cron, deadletters, parents, reports
+from dtq import cron, deadletters, parents, reports, webhooks
 from dtq.errors import StoreError
 from dtq.events import Emitter
 from dtq.handle import Endings
@@ -51,7 +51,7 @@ class Loop:
         self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
-        ticks: bool = True,
+        ticks: bool = True, each_beat: Callable[[], None] = lambda: None,
         chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -69,6 +69,7 @@ class Loop:
         self._dead_limit = dead_limit
         self._max_parents = max_parents
         self._ticks = ticks
+        self._each_beat = each_beat
         self._chance = chance
         self._ticker = Ticker(store, self.id, lease)
         self._posts: deque[Callable[[], None]] = deque()
@@ -186,6 +187,7 @@ class Loop:
         for task in self._store.reap(self.id, REAP, self._lease, now):
             self._outcomes.append(_ending(task, now) if task.doom else (interrupt(task, now), ()))
         self._clean_up(now)
+        self._each_beat()
 
     def _clean_up(self, now: float) -> None:
         """Removes what ended long ago: some at each beat while there is any, and then a look each CLEANUP."""
@@ -227,7 +229,7 @@ class Loop:
     def _commit(self, now: float) -> None:
         if not self._outcomes:
             return
-        outcomes = self._outcomes
+        outcomes = webhooks.announced(self._outcomes, now)
         accepted = self._store.update(outcomes)
         self._outcomes = []
         ended = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]

@@ -20,10 +20,10 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
-from dtq import codec, cron, limits, unique
+from dtq import codec, cron, limits, unique, webhooks
 from dtq.cron import Misfire, Schedule
 from dtq.deadletters import DeadLetters
-from dtq.errors import DTQError, DuplicateTask, InvalidTask, QueueFull, UnknownTask
+from dtq.errors import DuplicateTask, InvalidTask, QueueFull, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
 from dtq.graph import Graph, Step, bind, named
@@ -114,7 +114,8 @@ class QueueManager:
                     if rule.on_conflict == "reject":
                         raise DuplicateTask(holder)
                     return handle
-                if self.store.update([(ceding, [task])]):
+                told = () if holder.is_terminal else webhooks.deliveries(ceding, self.clock())
+                if self.store.update([(ceding, [task, *told])]):
                     if not holder.is_terminal:
                         self._ended(replace(ceding, version=ceding.version + 1, key=None))
                     self._added([task])
@@ -194,12 +195,12 @@ class QueueManager:
     def _change(self, task_id: str, transition: Callable[[Task], Task]) -> Task:
         while True:
             task = transition(self.get(task_id))
-            if self.store.update([(task, ())]):
+            if self.store.update([(task, webhooks.deliveries(task, self.clock()))]):
                 return replace(task, version=task.version + 1)
 
     def apply(self, outcomes: Sequence[Outcome]) -> list[Task]:
         """Hands in many changes in one commit, tells of them, and gives the tasks of which nobody else was faster."""
-        accepted = self.store.update(outcomes)
+        accepted = self.store.update(webhooks.announced(outcomes, self.clock()))
         changed = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
         for task in changed:
             if task.is_terminal:
@@ -244,14 +245,7 @@ class QueueManager:
         costs no attempt. Raises DTQError, InvalidTask.
         """
         Task(type="any" if type is None else type, queue="any" if queue is None else queue, limit_key=key or "")
-        limits.check("rate", rate, limits.MAX_RATE)
-        limits.check("burst", burst, limits.MAX_COUNT, whole=True)
-        limits.check("max_running", max_running, limits.MAX_COUNT, whole=True)
-        if rate and burst is None:
-            burst = limits.usual_burst(rate)
-        if burst == 0 or rate is burst is max_running is None:
-            raise DTQError("a limit needs a rate, max_running, or both; burst is 1 or more, and goes with a rate")
-        self.store.set_lane(queue, type, key, rate=rate, burst=burst, max_running=max_running)
+        self.store.set_lane(queue, type, key, **limits.changes(rate, burst, max_running))
         return next((at for at in self.limits() if at.selector == (queue, type, key)), Limit(queue, type, key))
 
     def limits(self) -> list[Limit]:

@@ -22,7 +22,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from dtq import reports, staff
+from dtq import courier, reports, staff, webhooks
+from dtq.courier import Courier
 from dtq.errors import DTQError, StoreError, UnknownType
 from dtq.loop import Loop
 from dtq.manager import MIB, QueueManager
@@ -30,7 +31,7 @@ from dtq.parents import MAX_PARENTS
 from dtq.registry import Errors, Handler, Registry
 from dtq.staff import Executor, Pool
 from dtq.stores import Store
-from dtq.task import Task
+from dtq.task import WAITING, Task
 
 log = logging.getLogger("dtq")
 
@@ -50,6 +51,9 @@ class TaskQueue(QueueManager):
     - `auto_cleanup` removes what ended more than `cleanup_age` seconds ago. What has failed is removed after `dead_age`
       seconds (None: after `cleanup_age` as well), the oldest of it where there are more than `dead_limit`.
     - `max_result`: bytes of JSON that a result may have; `max_parents`: those of all parents of a task together.
+
+    - `secrets`: name -> secret that webhooks are signed with (whsec_...); `webhook_networks` are those that they may
+      reach beside public addresses, `webhook_http` allows URLs without TLS.
 
     Further arguments are those of QueueManager. Any number of TaskQueues, in any number of processes, may share one
     store.
@@ -73,6 +77,9 @@ class TaskQueue(QueueManager):
         max_parents: int = MAX_PARENTS,
         backlog_limit: int | None = None,
         max_payload: int = MIB,
+        secrets: Mapping[str, str] | None = None,
+        webhook_networks: Sequence[str] = (),
+        webhook_http: bool = False,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -85,13 +92,14 @@ class TaskQueue(QueueManager):
         self.registry = Registry(pickles=executor not in ("thread", "inline"))
         for type, handler in (handlers or {}).items():
             self.registry.register(type, handler)
+        self._courier = Courier(secrets or {}, webhook_networks, webhook_http)
         super().__init__(store, backlog_limit=backlog_limit, max_payload=max_payload, clock=clock)
         self._inline = executor == "inline"
         self._staff = staff.hire(specs, executor, max_tasks_per_worker, max_result)
         self._loop = Loop(
             self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
             cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
-            max_parents=max_parents, ticks=not self._inline,
+            max_parents=max_parents, ticks=not self._inline, each_beat=self._call_courier,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")  # by the monotonic clock
@@ -215,6 +223,14 @@ class TaskQueue(QueueManager):
     def _define(self, type: str) -> None:
         for group in self._staff:
             group.pool.define(type, self.registry.source(type), self.registry.function(type))
+
+    def _call_courier(self) -> None:
+        """He comes with the first delivery there is: each type that workers wait for makes a turn longer."""
+        if not self._inline and webhooks.TYPE not in self.registry.types():
+            waiting = self.store.stats().types.get(webhooks.TYPE, {})
+            if any(waiting.get(status) for status in WAITING) and courier.is_installed():
+                self.registry.register(webhooks.TYPE, self._courier, courier.CONCURRENCY, give_up_on=courier.GIVE_UP_ON)
+                self._define(webhooks.TYPE)
 
     def _refresh(self, *_: object) -> None:
         """A notebook cell has run: handlers that it changed are sent to the workers again."""

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
 
@@ -35,6 +35,7 @@ PARENT_FAILED = "ParentFailed"  # the type of the error of a task that fell with
 EXPIRED = "Expired"  # the type of the error of a task that was dropped at its deadline
 MAX_HISTORY = 20  # attempts kept with a task
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}")
+_URL = re.compile(r"https?://[^\s/?#@\\]+([/?#]\S*)?", re.ASCII)
 _counter = count()
 
 
@@ -114,7 +115,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     after: tuple[str, ...] = ()  # ids of the tasks that must end first
     on_parent_failure: OnParentFailure = "fail"
     expires: float | None = None  # not started by then: dropped
-    webhook: Webhook | None = None  # kept with the task; nothing delivers it yet
+    webhook: Webhook | None = None  # whom to tell when it ends
 
     status: Status = Status.PENDING
     version: int = 0  # grows with every change in the store: the fencing token
@@ -179,8 +180,21 @@ def check(task: Task) -> None:
     _check_text("limit_key", task.limit_key, 0)
     if not isinstance(task.after, tuple) or not all(isinstance(i, str) for i in task.after):
         _refuse("after", task.after, "a tuple of task ids")
-    if task.webhook is not None and not isinstance(task.webhook, Webhook):
-        _refuse("webhook", task.webhook, "a Webhook")
+    if task.webhook is not None:
+        _check_webhook(task.webhook)
+        if len(task.id) > 160:
+            _refuse("id", task.id, "up to 160 characters, where the task has a webhook")
+
+
+def _check_webhook(webhook: Webhook) -> None:
+    if not isinstance(webhook, Webhook):
+        _refuse("webhook", webhook, "a Webhook")
+    if not isinstance(webhook.url, str) or not _URL.fullmatch(webhook.url) or len(webhook.url) > 2000:
+        _refuse("url of the webhook", webhook.url, "https://host/path, without a user or password in it")
+    if not webhook.events or not set(webhook.events) <= TERMINAL:
+        _refuse("events of the webhook", webhook.events, "some of completed, failed, cancelled")
+    if webhook.secret is not None:
+        _check_name("secret of the webhook", webhook.secret)
 
 
 def _check_name(field: str, value: object) -> None:
@@ -204,7 +218,7 @@ def _check_text(field: str, value: object, shortest: int) -> None:
         _refuse(field, value, f"{shortest} to 200 printable characters")
 
 
-def _refuse(field: str, value: object, allowed: str) -> None:
+def _refuse(field: str, value: object, allowed: str) -> NoReturn:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     raise InvalidTask(f"{field} is {shown}; allowed: {allowed}")

@@ -51,6 +51,9 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     retry_on: tuple[str, ...] = ()
     give_up_on: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Source {self.kind} {self.where}>"  # the code may hold what is not to be read in a log
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False, tag_field="message"):
     """What stands in a frame; the tag, its first element, says which message it is."""

@@ -46,6 +46,7 @@ LOADS_ON_DEMAND = {
     "handle.py",
     "registry.py",
     "cron.py",
+    "courier.py",
 }
 
 IMPORTS = ast.Import | ast.ImportFrom
