@@ -53,6 +53,10 @@ def add(
     ] = None,
     limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="Tasks of different keys take turns.")] = None,
     after: Annotated[list[str] | None, typer.Option(metavar="ID", help="Runs when it has ended; repeatable.")] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the task has ended.")] = None,
+    webhook_secret: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the secret that signs what the webhook gets.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result, and print it as JSON.")] = False,
     wait_timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Wait, but no longer than this.")
@@ -75,13 +79,17 @@ def add(
         "retry_delay": retry_delay, "retry_backoff": retry_backoff, "delay": delay, "expires_in": expires_in,
         "key": key, "window": window, "on_conflict": on_conflict, "limit_key": limit_key, "after": after or None,
     }  # fmt: skip
+    if webhook is not None:
+        options["webhook"] = {"url": webhook, "secret": webhook_secret}
+    elif webhook_secret is not None:
+        raise typer.BadParameter("--webhook-secret goes with --webhook")
     given = {name: value for name, value in options.items() if value is not None}
     _check(type, payload, file is not None, key, wait or wait_timeout is not None, window, on_conflict)
     with QueueManager(common.check(store)) as manager:
         if file is not None:
             _add_file(manager, file, given)
         else:
-            _add_one(manager, given | {"payload": _payload(payload)}, wait or wait_timeout is not None, wait_timeout)
+            _add_one(manager, given | {"payload": payload_of(payload)}, wait or wait_timeout is not None, wait_timeout)
 
 
 def _check(
@@ -103,7 +111,7 @@ def _check(
 # --- one
 
 
-def _payload(text: str | None) -> Any:
+def payload_of(text: str | None) -> Any:
     """Raises InvalidTask where it is not JSON."""
     if text is None:
         return None

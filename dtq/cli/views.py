@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dtq.cli.common import readable
+from dtq.cron import Schedule
+from dtq.limits import Limit
 from dtq.stores import Counts, Node, Stats
 from dtq.task import WAITING, Attempt, Status, Task
 
@@ -108,6 +110,27 @@ def _about(task: Task, now: float) -> Text:
     if task.status == Status.PROCESSING:
         return _text(f"{task.progress:g} % {task.note}")
     return _text(str(task.error or "").partition("\n")[0][:100])
+
+
+def table_of_schedules(schedules: Sequence[Schedule]) -> Table:
+    table = Table("name", "when", "time zone", "type", "next tick", "missed ones")
+    for schedule in schedules:
+        timing = schedule.cron or f"every {schedule.every:g} s"
+        following = when(schedule.next_at) if schedule.next_at else "paused"
+        table.add_row(
+            schedule.name, _text(timing), schedule.tz, _text(schedule.task["type"]), following, schedule.misfire
+        )
+    return table
+
+
+def table_of_limits(limits: Sequence[Limit]) -> Table:
+    table = Table("queue", "type", "key", "a second", "at once", "running", "")
+    for limit in limits:
+        names = [_text("any" if name is None else name) for name in limit.selector]
+        rate, burst = (f"{limit.rate:g}", str(limit.burst)) if limit.rate else ("", "")
+        running = str(limit.max_running) if limit.max_running else ""
+        table.add_row(*names, rate, burst, running, "paused" if limit.paused else "")
+    return table
 
 
 # --- one task -------------------------------------------------------------------------------------------------------
