@@ -6,6 +6,8 @@
     cancel, retry, purge, pause, resume                           change.py
     dead              list, show, redrive, purge                  dead.py
     flow              add, show, cancel, retry                    flow.py
+    schedule          add, list, next, pause, resume, remove      schedule.py
+    limit             set, list, remove                           limit.py
     demo, lab         learn                                       here
 
 What takes long to import is imported when a command needs it, so that `dtq --help` answers at once.
@@ -24,9 +26,9 @@ import typer
 from typer.core import TyperGroup
 
 from dtq import __version__
-from dtq.cli import add, change, dead, flow, look, run
+from dtq.cli import add, change, dead, flow, limit, look, run, schedule
 from dtq.cli.common import complain, say
-from dtq.errors import DTQError, IllegalTransition, UnknownTask
+from dtq.errors import DTQError, IllegalTransition, UnknownSchedule, UnknownTask
 
 TOUR = Path(__file__).parents[2] / "notebooks" / "00-tour.ipynb"
 
@@ -41,7 +43,7 @@ class Commands(TyperGroup):
             raise  # who reads our output has seen enough: no word about it
         except (DTQError, OSError) as error:
             complain(f"dtq {ctx.invoked_subcommand}: {error}")
-            raise typer.Exit(1 if isinstance(error, (UnknownTask, IllegalTransition)) else 2) from None
+            raise typer.Exit(1 if isinstance(error, (UnknownTask, UnknownSchedule, IllegalTransition)) else 2) from None
         except KeyboardInterrupt:
             say("interrupted")
             raise typer.Exit(130) from None
@@ -128,6 +130,6 @@ FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
 for family, commands in FAMILIES.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=family)(command)
-GROUPS = {"dead": dead.app, "flow": flow.app}
+GROUPS = {"dead": dead.app, "flow": flow.app, "schedule": schedule.app, "limit": limit.app}
 for name, commands_of_it in GROUPS.items():
     app.add_typer(commands_of_it, name=name, rich_help_panel="Groups")

@@ -74,7 +74,7 @@ def add(
       4  it did not end in time
     130  interrupted
     """
-    options = {
+    options: dict[str, Any] = {
         "type": type, "queue": queue, "priority": priority, "max_attempts": max_attempts, "timeout": timeout,
         "retry_delay": retry_delay, "retry_backoff": retry_backoff, "delay": delay, "expires_in": expires_in,
         "key": key, "window": window, "on_conflict": on_conflict, "limit_key": limit_key, "after": after or None,

@@ -7,6 +7,9 @@ pool_size = 4                             paths are relative to the directory of
 email = "handlers/send_email.py"          a path, or "package.module:function"
 fetch = { handler = "shop.web:fetch", concurrency = 100, give_up_on = ["ValueError"] }
 
+[secrets]                                 of webhooks: not the secret, but the
+shop = "SHOP_WEBHOOK_SECRET"              variable of the environment that holds it
+
 [pools.urgent]                            instead of pool_size
 size = 1
 min_priority = 5
@@ -57,16 +60,19 @@ class Config(Struct, frozen=True):
     dead_age: Annotated[float, Meta(ge=0)] | None = None
     dead_limit: Annotated[int, Meta(ge=0)] | None = None
     max_result: Count | None = None
+    secrets: dict[str, str] = {}
+    webhook_networks: tuple[str, ...] = ()
+    webhook_http: bool | None = None
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """(type, handler), each with its concurrency."""
         for type, given in self.handlers.items():
             yield type, given if isinstance(given, Entry) else Entry(given)
 
-    def with_options(self, handlers: Mapping[str, Entry], **options: Any) -> Config:
+    def with_options(self, handlers: Mapping[str, Entry], secrets: Mapping[str, str], **options: Any) -> Config:
         """What was said on the command line goes before what the file says; None was not said."""
         said = {name: value for name, value in options.items() if value is not None}
-        return replace(self, handlers={**self.handlers, **handlers}, **said)
+        return replace(self, handlers={**self.handlers, **handlers}, secrets={**self.secrets, **secrets}, **said)
 
 
 def read(path: Path) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +45,19 @@ def run(
     max_result: Annotated[
         int | None, typer.Option(min=1, metavar="BYTES", help="That a result may have; default 1 MiB.")
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VARIABLE", help="Of webhooks, and the environment variable that holds it; repeatable."
+        ),
+    ] = None,
+    webhook_network: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NETWORK", help="That webhooks may reach beside public addresses; repeatable."),
+    ] = None,
+    webhook_http: Annotated[
+        bool | None, typer.Option("--webhook-http", help="Let webhooks go to http: URLs too.")
+    ] = None,
     grace: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="That running tasks have left after the first signal.")
     ] = 30.0,
@@ -64,9 +77,11 @@ def run(
     2  it could not start, or had to give up
     """
     given = (read(config) if config else Config()).with_options(
-        _handlers(handler or ()), store=store, pool_size=pool_size, executor=executor, lease=lease,
+        _handlers(handler or ()), _variables(secret or ()), store=store, pool_size=pool_size, executor=executor,
+        lease=lease,
         max_tasks_per_worker=max_tasks_per_worker, auto_cleanup=auto_cleanup, cleanup_age=cleanup_age,
-        max_result=max_result,
+        max_result=max_result, webhook_networks=tuple(webhook_network) if webhook_network else None,
+        webhook_http=webhook_http,
     )  # fmt: skip
     _make_importable(Path.cwd(), *([config.absolute().parent] if config else []))
     log_to_stderr()
@@ -86,6 +101,22 @@ def _handlers(pairs: Iterable[str]) -> dict[str, Entry]:
     return handlers
 
 
+def _variables(pairs: Iterable[str]) -> dict[str, str]:
+    """Errors show nothing of it: it may be the secret itself, where its variable was meant."""
+    variables = {name: variable for name, _, variable in (pair.partition("=") for pair in pairs)}
+    if not all(name and variable for name, variable in variables.items()):
+        raise DTQError("--secret is not as it should be; allowed: NAME=VARIABLE, which holds the secret")
+    return variables
+
+
+def _secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    """The secrets themselves, which only the environment knows."""
+    for name, variable in variables.items():
+        if not os.environ.get(variable):
+            raise DTQError(f"the variable of the environment that is to hold the secret {name!r} is not set")
+    return {name: os.environ[variable] for name, variable in variables.items()}
+
+
 def _make_importable(*directories: Path) -> None:
     """As `python -m` does it: what lies in the working directory, or beside the file, can be named as a module."""
     sys.path[:0] = [str(directory) for directory in directories]
@@ -99,8 +130,9 @@ def _make(config: Config) -> Node:
         raise DTQError("pool_size is the size of the only pool, but there are [pools]: give one of them, not both")
     for type, entry in config.entries():
         _require_module(type, entry.handler)
-    options = {name: value for name, value in msgspec.structs.asdict(config).items() if value not in (None, {})}
+    options = {name: value for name, value in msgspec.structs.asdict(config).items() if value not in (None, {}, ())}
     options["handlers"] = {type: entry.handler for type, entry in config.entries()}
+    options["secrets"] = _secrets(config.secrets)
     node = Node(check(options.pop("store", STORE)), **options)
     for type, entry in config.entries():
         node.register(type, entry.handler, entry.concurrency, retry_on=entry.retry_on, give_up_on=entry.give_up_on)
