@@ -9,6 +9,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import islice, takewhile
+from operator import contains
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -61,35 +62,43 @@ def field(text, low, high, names=()):
     return numbers
 
 
-def matches(expression, wall):
+@cache
+def fields(expression):
     minute, hour, day, month, weekday = expression.split()
-    days = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
+    days = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
     return (
-        wall.minute in field(minute, 0, 59)
-        and wall.hour in field(hour, 0, 23)
-        and wall.day in field(day, 1, 31)
-        and wall.month in field(month, 1, 12)
-        and wall.isoweekday() % 7 in field(weekday, 0, 6, tuple(days))
-    )
+        field(minute, 0, 59), field(hour, 0, 23), field(day, 1, 31), field(month, 1, 12), field(weekday, 0, 6, days),
+    )  # fmt: skip
 
 
-def walk(expression, walls):
-    """The minutes of the walk at which Debian's cron starts the job; `walls` maps them, in order, to what the clock on
-    the wall shows."""
-    is_wild = expression.startswith("*") or expression.split()[1].startswith("*")
-    due, before = [], None
-    for minute, wall in walls.items():
+def shown(wall):
+    """What a clock shows, as the fields of an expression."""
+    return wall.minute, wall.hour, wall.day, wall.month, wall.isoweekday() % 7
+
+
+def steps(zone, start, end):
+    """(minute, what the clock shows, whether for the second time, what it has leapt over), minute by minute."""
+    before = None
+    for minute in range(start, end + 1, MINUTE):
+        wall = datetime.fromtimestamp(minute, zone)
         naive = wall.replace(tzinfo=None, fold=0)
-        leapt = []
-        if before is not None and naive - before > timedelta(minutes=1):
-            gap = int((naive - before).total_seconds() // 60)
-            leapt = [before + timedelta(minutes=n) for n in range(1, gap)]
-        hit = matches(expression, wall)
+        gap = 0 if before is None else int((naive - before).total_seconds()) // 60
+        leapt = [shown(before + timedelta(minutes=n)) for n in range(1, gap)]
+        yield minute, shown(wall), wall.fold, leapt
+        before = naive
+
+
+def walk(expression, path):
+    """The minutes of these steps at which Debian's cron starts the job."""
+    wanted = fields(expression)
+    is_wild = expression.startswith("*") or expression.split()[1].startswith("*")
+    due = []
+    for minute, clock, is_second, leapt in path:
+        hit = all(map(contains, wanted, clock))
         if not is_wild:
-            hit = (hit and not wall.fold) or any(matches(expression, time) for time in leapt)
+            hit = (hit and not is_second) or any(all(map(contains, wanted, time)) for time in leapt)
         if hit:
             due.append(minute)
-        before = naive
     return due
 
 
@@ -115,10 +124,10 @@ def differences(tz):
     zone, wrong, compared = ZoneInfo(tz), [], 0
     for change in changes(tz):
         start, end = change - DAY, change + DAY
-        walls = {t: datetime.fromtimestamp(t, zone) for t in range(start, end + 1, MINUTE)}
+        path = list(steps(zone, start, end))
         for expression in EXPRESSIONS:
             ours = list(takewhile(lambda t: t <= end, ticks(by(expression, tz), start - 1)))  # noqa: B023
-            theirs = walk(expression, walls)
+            theirs = walk(expression, path)
             compared += len(theirs)
             if ours != theirs:
                 wrong.append((tz, expression, sorted(set(ours) ^ set(theirs))[:5]))
