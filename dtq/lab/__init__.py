@@ -1,6 +1,6 @@
 """The lab: what the notebooks import, so that their cells can be short. Nothing of it is needed to run a queue.
 
-start ---> progress, dashboard, flow, Recorder (while tasks run) ---> gantt, depth, by_priority (after) ---> assert_clean
+start ---> progress, dashboard, flow, Recorder (live) ---> gantt, depth, by_priority (after) ---> assert_clean
 source, compare    the package's own code
 Experiment, offer ---> frame ---> ecdf, scaling, predict
 fault              breaks a running queue on purpose
