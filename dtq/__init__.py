@@ -1,5 +1,7 @@
 """dtq: a distributed task queue to run, and to learn from."""
 
+from typing import Any
+
 from dtq.cron import Schedule
 from dtq.errors import (
     Discard,
@@ -31,6 +33,7 @@ from dtq.task import ErrorInfo, Status, Task, Webhook
 
 __version__ = "0.1.0"
 __all__ = [
+    "APIServer",
     "DTQError",
     "Discard",
     "DuplicateTask",
@@ -67,3 +70,12 @@ __all__ = [
     "open_store",
     "step",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """APIServer is loaded when it is asked for: it needs the extra "api", and more time than all the rest."""
+    if name == "APIServer":
+        from dtq.api import APIServer
+
+        return APIServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,8 +46,8 @@ class QueueManager:
     """Adds tasks to a store, looks after them, and waits for them.
 
     `backlog_limit` is how many tasks may be unfinished before `add` raises QueueFull (None: any number), `max_payload`
-    how many bytes of JSON a payload may have. A store that is passed in stays open; one that is named by its URL is
-    closed here.
+    how many bytes of JSON a payload may have. A store that is passed in stays open; one that is named by its URL, which
+    `url` keeps, is closed here.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class QueueManager:
         if backlog_limit is not None:
             _check_limit("backlog_limit", backlog_limit, GIB)
         self._owns_store = isinstance(store, (str, os.PathLike))
+        self.url = os.fspath(store) if isinstance(store, (str, os.PathLike)) else None
         self.store = open_store(store)
         self.clock = clock
         self.backlog_limit = backlog_limit
@@ -290,6 +291,10 @@ class QueueManager:
         if not future.done():
             self._watch_endings()
         return future
+
+    def forget(self, task_id: str, future: Future[Task]) -> None:
+        """Nobody waits any more for this future, which `future_of` gave."""
+        self._endings.forget(task_id, future)
 
     def _watch_endings(self) -> None:
         self._lookout.start()

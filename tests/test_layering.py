@@ -28,7 +28,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"pool", "handle", "deadletters", "schedules", "ticker"},
     {"flow"},
     {"manager", "staff"},
-    {"loop"},
+    {"loop", "prometheus"},
     {"queue", "monitor"},
     {"api", "chaos", "bench"},
     {"dtq"},
@@ -40,7 +40,6 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LOADS_ON_DEMAND = {
     "stores/__init__.py",
     "stores/redis.py",
-    "api.py",
     "lab",
     "cli",
     "demo.py",

@@ -1,6 +1,7 @@
 """The `dtq` command: one file for each family of commands, put together here.
 
     run               a node that works                           run.py, config.py, node.py
+    serve             the REST API                                serve.py
     add               into the queue                              add.py
     get, list, stats  look                                        look.py, views.py
     cancel, retry, purge, pause, resume                           change.py
@@ -26,7 +27,7 @@ import typer
 from typer.core import TyperGroup
 
 from dtq import __version__
-from dtq.cli import add, change, dead, flow, limit, look, run, schedule
+from dtq.cli import add, change, dead, flow, limit, look, run, schedule, serve
 from dtq.cli.common import complain, say
 from dtq.errors import DTQError, IllegalTransition, UnknownSchedule, UnknownTask
 
@@ -119,7 +120,7 @@ def lab(
 
 
 FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
-    "Work": {"run": run.run, "add": add.add},
+    "Work": {"run": run.run, "serve": serve.serve, "add": add.add},
     "Look": {"get": look.get, "list": look.list_tasks, "stats": look.stats},
     "Change": {
         "cancel": change.cancel, "retry": change.retry, "purge": change.purge,

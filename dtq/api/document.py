@@ -1,0 +1,102 @@
+"""The OpenAPI 3.1 document: Litestar finds routes, parameters and answers; what it cannot know is said here.
+
+routes --Litestar--> document --+ the body of POST /tasks (decoded by ourselves, strictly)
+                                + the problems that each operation may answer with
+                                + the scope that it needs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.config import OpenAPIConfig
+
+from dtq.api.models import Accepted, Body, Problem, StatsView, TaskPage
+from dtq.task import Task
+
+Json = dict[str, Any]
+TITLE = "dtq"
+VERSION = "1"
+PROBLEMS = {
+    "400": "The request is malformed.",
+    "401": "A token is needed.",
+    "403": "The token's scope, the Host or the Origin does not allow it.",
+    "404": "There is no such task.",
+    "408": "The request did not arrive in time.",
+    "409": "The task's status does not allow it.",
+    "413": "The body is too large.",
+    "415": "The body is not JSON.",
+    "422": "A field or parameter is not what it must be; `errors` says which and why.",
+    "429": "Too many requests, or the backlog is full: come again after Retry-After seconds.",
+    "503": "The store is away, or this cannot be served now: come again after Retry-After seconds.",
+    "500": "The server failed.",
+}
+JSON = "application/json"
+SCHEMAS = "#/components/schemas/"
+SHOWN = (Task, TaskPage, StatsView, Accepted, Problem)
+OF_TASKS = {"404", "409"}
+OF_BODIES = {"400", "413", "415"}
+KEY = {
+    "name": "Idempotency-Key", "in": "header", "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"},
+    "description": "The same key again adds nothing, and gives what there is.",
+}  # fmt: skip
+
+
+MORE = {  # answers that only the handler knows of: operation -> status -> (meaning, struct)
+    "add_tasks": {"200": ("All of it was there already.", Accepted | list[Accepted])},
+    "wait_for_task": {"202": ("The time is over, and the task has not ended.", Task)},
+    "delete_task": {"200": ("The task ran, and is cancelled.", Task), "204": ("The task is removed.", None)},
+}  # fmt: skip
+
+
+def describe(handlers: Sequence[HTTPRouteHandler]) -> Json:
+    """The document for these routes. It is made once, when the server starts."""
+    config = OpenAPIConfig(
+        TITLE, VERSION, use_handler_docstrings=True, summary="Add, watch and change tasks, from any language.",
+        operation_id_creator=lambda handler, method, path: handler.handler_name,
+    )  # fmt: skip
+    document: Json = Litestar([*handlers], openapi_config=config).openapi_schema.to_schema()
+    document["servers"] = [{"url": "."}]  # wherever this document is, behind whatever prefix
+    (body, *_), components = msgspec.json.schema_components([Body, *SHOWN], ref_template=f"{SCHEMAS}{{name}}")
+    document["components"]["schemas"].update(components)
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    paths: dict[str, dict[str, Json]] = document["paths"]
+    needs = {handler.handler_name: handler.opt["needs"] for handler in handlers}
+    for path, item in paths.items():
+        for operation in item.values():
+            _complete(operation, path, needs[operation["operationId"]])
+    add = paths["/tasks"]["post"]
+    add["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
+    add["parameters"] = [KEY]
+    return document
+
+
+def _complete(operation: Json, path: str, needs: str) -> None:
+    """Adds who may use the operation, and what it may answer with."""
+    operation["description"] += f"\n\nNeeds {'no token' if needs == 'nothing' else f'a token of scope {needs}'}."
+    operation["security"] = [] if needs == "nothing" else [{"token": []}, {}]
+    unlikely = (OF_TASKS if "{task_id}" not in path else set()) | (OF_BODIES if path != "/tasks" else set())
+    content = {"application/problem+json": {"schema": {"$ref": f"{SCHEMAS}Problem"}}}
+    for status, meaning in PROBLEMS.items():
+        if status not in unlikely:
+            operation["responses"][status] = {"description": meaning, "content": content}
+    for status, (meaning, shape) in MORE.get(operation["operationId"], {}).items():
+        (schema,), _ = msgspec.json.schema_components([shape], ref_template=f"{SCHEMAS}{{name}}")
+        operation["responses"][status] = {"description": meaning} | (
+            {"content": {JSON: {"schema": schema}}} if shape is not None else {}
+        )
+    for parameter in operation.get("parameters", []):
+        parameter["schema"] = _simple(parameter)
+
+
+def _simple(parameter: Json) -> Json:
+    """The schema of a parameter: one that may be missing cannot be null, and one that has a maximum is not below 0."""
+    schema: Json = parameter["schema"]
+    given, _null = schema.pop("oneOf", [{}, None])
+    schema = {**given, **schema}
+    return {"minimum": 0, **schema} if "maximum" in schema else schema

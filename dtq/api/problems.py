@@ -1,0 +1,100 @@
+"""From an error to the answer that tells of it: problem details (RFC 9457), whatever raised it.
+
+what a handler, a guard or the framework raises --> status, title, detail, fields, headers --> application/problem+json
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+
+from dtq.api.models import Problem, Reason
+from dtq.errors import DTQError, IllegalTransition, InvalidTask, QueueFull, StoreError, UnknownTask, UnknownType
+
+log = logging.getLogger("dtq")
+MEDIA_TYPE = "application/problem+json"
+LATER = {"Retry-After": "1"}
+
+
+class Refusal(Exception):
+    """The request is not done, for this reason."""
+
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[Reason] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.headers = status, detail, list(errors), dict(headers or {})
+
+
+def to_response(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The answer to a request that ended in this error."""
+    refusal = as_refusal(error)
+    return Response(
+        body(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers
+    )  # fmt: skip
+
+
+def body(refusal: Refusal) -> bytes:
+    title = HTTPStatus(refusal.status).phrase
+    return msgspec.json.encode(Problem(title, refusal.status, refusal.detail, refusal.errors))
+
+
+def as_refusal(error: Exception) -> Refusal:
+    match error:
+        case Refusal():
+            return error
+        case UnknownTask():
+            return Refusal(404, str(error))
+        case IllegalTransition():
+            return Refusal(409, str(error))
+        case InvalidTask():
+            return Refusal(422, str(error), [_field(str(error))])
+        case UnknownType():
+            return Refusal(422, str(error), [Reason("type", str(error))])
+        case QueueFull():
+            return Refusal(429, str(error), headers=LATER)
+        case StoreError():
+            log.error("the store failed: %s", error)
+            return Refusal(503, "the store cannot be reached or written: nothing was stored; try again", headers=LATER)
+        case DTQError():
+            return Refusal(409, str(error))
+        case ValidationException():
+            return _of_parameters(error)
+        case HTTPException():
+            return _of_framework(error)
+    log.error("a request failed", exc_info=error)
+    return Refusal(500, "the server failed; its log says more")
+
+
+def of_body(error: msgspec.DecodeError) -> Refusal:
+    """The body is no JSON (400), or not of the right form (422)."""
+    if not isinstance(error, msgspec.ValidationError):
+        return Refusal(400, f"the body is not JSON: {error}")
+    reason, _, path = str(error).partition(" - at `$")
+    field = path.removesuffix("`").lstrip(".") or "body"
+    return Refusal(422, f"{field}: {reason}", [Reason(field, reason)])
+
+
+def _field(message: str) -> Reason:
+    """dtq's errors begin with the name of the field."""
+    found = re.match(r"(\[\d+\]\.)?([a-z_]+) (?:is|names|makes) ", message)
+    return Reason(f"{found[1] or ''}{found[2]}" if found else "body", message)
+
+
+def _of_parameters(error: ValidationException) -> Refusal:
+    extra = error.extra if isinstance(error.extra, list) else []
+    reasons = [Reason(str(one.get("key", "")), str(one.get("message", ""))) for one in extra]
+    detail = "; ".join(f"{one.field}: {one.reason}" for one in reasons) or str(error.detail)
+    return Refusal(422, detail, reasons)
+
+
+def _of_framework(error: HTTPException) -> Refusal:
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() != "content-type"}
+    return Refusal(error.status_code, str(error.detail), headers=headers)

@@ -1,0 +1,253 @@
+"""The routes that are about tasks: add, look, change, wait. Each is a few lines over the manager.
+
+To add routes: write them as these, with `needs=` the scope that they need, and list them in app.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+from litestar import Request, Response, delete, get, post
+from litestar.datastructures import State
+from litestar.params import Parameter
+
+from dtq.api.desk import MAX_WAITS, Desk
+from dtq.api.guards import SLASH
+from dtq.api.models import (
+    MAX_DEPTH,
+    Accepted,
+    NewTask,
+    Reason,
+    TaskPage,
+    TaskSummary,
+    decode_body,
+    is_same,
+    is_too_deep,
+    to_task,
+)
+from dtq.api.problems import Refusal, of_body
+from dtq.errors import IllegalTransition, InvalidTask
+from dtq.manager import QueueManager
+from dtq.task import Status, Task
+
+JSON = "application/json"
+PAGE = 50  # tasks that are read at once: each may carry megabytes
+MAX_WAIT = 60.0  # seconds
+
+Asked = Request[Any, Any, State]
+NamePath = Annotated[str, Parameter(max_length=200, description="A slash in it is written %2F.")]
+NameQuery = Annotated[str | None, Parameter(min_length=1, max_length=200)]
+
+
+def desk_of(request: Asked) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def name_in(segment: str) -> str:
+    """What a segment of the path names."""
+    return segment.replace(SLASH, "/")
+
+
+def answer(value: Any, status: int = 200, **headers: str) -> Response[Any]:
+    return Response(msgspec.json.encode(value), status_code=status, media_type=JSON, headers=headers)
+
+
+# --- add ------------------------------------------------------------------------------------------------------------
+
+
+@post("/tasks", opt={"needs": "submit"}, status_code=201)
+async def add_tasks(request: Asked) -> Response[Accepted | list[Accepted]]:
+    """Add one task, or an array of them of which all are added or none.
+
+    Answers when they are on the disk. With an Idempotency-Key (or a `key` in the task) the request may be sent again:
+    what is there already is given, with 200. The same Idempotency-Key with another body is refused.
+    """
+    _require_json(request)
+    content = await request.body()
+    new = _decode(content)
+    many = new if isinstance(new, list) else [new]
+    tasks = _tasks(many, desk_of(request).manager.clock(), _idempotency(request))
+    ids = await desk_of(request).add(tasks)
+    accepted = [Accepted(id, id == task.id) for id, task in zip(ids, tasks, strict=True)]
+    status = 201
+    if taken := {one.id: task for one, task in zip(accepted, tasks, strict=True) if not one.created}:
+        await _require_same(request, taken)
+        status = 201 if any(one.created for one in accepted) else 200
+    if isinstance(new, list):
+        return answer(accepted, status)
+    return answer(accepted[0], status, Location=f"tasks/{quote(ids[0], safe='')}")
+
+
+def _require_json(request: Asked) -> None:
+    given = request.headers.get("content-type", "")
+    kind, _, parameters = given.partition(";")
+    if kind.strip().lower() != JSON or parameters.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
+        raise Refusal(415, f"the body is {given[:100] or 'of no type'!r}: send JSON, as Content-Type: {JSON}")
+
+
+def _decode(content: bytes) -> NewTask | list[NewTask]:
+    nested = content.count(b"[") + content.count(b"{") > MAX_DEPTH  # at most: only then it is worth a look
+    try:
+        new: NewTask | list[NewTask] = decode_body(content)
+    except msgspec.DecodeError as error:
+        raise of_body(error) from None
+    except RecursionError:
+        raise _too_deep() from None
+    if nested and any(is_too_deep(one.payload) for one in (new if isinstance(new, list) else [new])):
+        raise _too_deep()
+    return new
+
+
+def _too_deep() -> Refusal:
+    reason = f"there are more than {MAX_DEPTH} arrays and objects within each other"
+    return Refusal(422, reason, [Reason("payload", reason)])
+
+
+def _tasks(many: Sequence[NewTask], now: float, key: str | None) -> list[Task]:
+    """The tasks that these describe. Raises Refusal, naming the one and its field."""
+    tasks = []
+    for number, new in enumerate(many):
+        where = f"[{number}]." if len(many) > 1 else ""
+        if key and new.key:
+            raise _refuse_field(f"{where}key", "give a key, or the header Idempotency-Key, not both")
+        try:
+            tasks.append(to_task(new, now, f"{key}/{number}" if key else None))
+        except InvalidTask as error:
+            raise _refuse_field(where + str(error).partition(" ")[0], str(error)) from None
+    return tasks
+
+
+def _refuse_field(field: str, reason: str) -> Refusal:
+    return Refusal(422, f"{field}: {reason}", [Reason(field, reason)])
+
+
+def _idempotency(request: Asked) -> str | None:
+    """The key that the header makes: each token has its own, so that nobody hits upon somebody else's."""
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    if not 1 <= len(given) <= 200:
+        raise Refusal(422, "Idempotency-Key: 1 to 200 characters", [Reason("Idempotency-Key", "1 to 200 characters")])
+    client = request.scope["state"].get("client", 0)
+    return f"idempotency/{hashlib.sha256(f'{client}/{given}'.encode()).hexdigest()}"
+
+
+async def _require_same(request: Asked, taken: dict[str, Task]) -> None:
+    """Of a request that was sent again: the tasks must be those that it added the first time."""
+    if "idempotency-key" not in request.headers:
+        return
+    desk = desk_of(request)
+    for stored in await desk.ask(desk.manager.store.get, list(taken)):
+        if stored.key == taken[stored.id].key and not is_same(taken[stored.id], stored):
+            reason = "this Idempotency-Key was used with another body; nothing was added"
+            raise Refusal(422, reason, [Reason("Idempotency-Key", reason)])
+
+
+# --- look -----------------------------------------------------------------------------------------------------------
+
+
+@get("/tasks/{task_id:str}", opt={"needs": "read"})
+async def get_task(request: Asked, task_id: NamePath) -> Response[Task]:
+    """All that is known of a task: what it is, how far it is, its result, error, attempts and log."""
+    return answer(await desk_of(request).ask(desk_of(request).manager.get, name_in(task_id)))
+
+
+@get("/tasks", opt={"needs": "read"})
+async def list_tasks(
+    request: Asked,
+    status: Status | None = None,
+    queue: NameQuery = None,
+    task_type: Annotated[str | None, Parameter(query="type", min_length=1, max_length=200)] = None,
+    finished_after: Annotated[
+        float | None, Parameter(ge=0, le=1e11, description="Only what ended after this time; UTC seconds.")
+    ] = None,
+    after: Annotated[
+        str | None, Parameter(max_length=200, description="Only what comes behind this id: a page's last one.")
+    ] = None,
+    limit: Annotated[int, Parameter(ge=1, le=1000, description="How many tasks a page has, at most.")] = 100,
+) -> Response[TaskPage]:
+    """Tasks in the order of their ids, oldest first: pages that stay stable while tasks come and go.
+
+    `next` is the address of what comes behind, relative to this one; null on the last page.
+    """
+    wanted = {"status": status, "queue": queue, "type": task_type, "finished_after": finished_after}
+    tasks = await desk_of(request).ask(_summaries, desk_of(request).manager, after or "", limit + 1, wanted)
+    if len(tasks) <= limit:
+        return answer(TaskPage(tasks, None))
+    query = {name: value for name, value in wanted.items() if value is not None}
+    following = f"tasks?{urlencode({**query, 'limit': limit, 'after': tasks[limit - 1].id})}"
+    return answer(TaskPage(tasks[:limit], following), Link=f'<{following}>; rel="next"')
+
+
+def _summaries(manager: QueueManager, after: str, limit: int, wanted: dict[str, Any]) -> list[TaskSummary]:
+    tasks: list[TaskSummary] = []
+    while len(tasks) < limit and (page := manager.find(after=after, limit=min(PAGE, limit - len(tasks)), **wanted)):
+        tasks += map(TaskSummary.of, page)
+        after = page[-1].id
+    return tasks
+
+
+@get("/tasks/{task_id:str}/wait", opt={"needs": "read"})
+async def wait_for_task(
+    request: Asked,
+    task_id: NamePath,
+    timeout: Annotated[float, Parameter(ge=0, le=MAX_WAIT, description="Seconds.")] = 30.0,
+) -> Response[Task]:
+    """The task when it has ended: 200. Or, when the time is over, as it is by then: 202, ask again."""
+    desk = desk_of(request)
+    desk.require_place("wait", MAX_WAITS)
+    with desk.place("wait"):
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            task = await desk.ended(name_in(task_id), timeout, gone)
+        finally:
+            gone.cancel()
+    return answer(task, 200 if task.is_terminal else 202)
+
+
+async def _disconnected(request: Asked) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- change ---------------------------------------------------------------------------------------------------------
+
+
+@delete("/tasks/{task_id:str}", opt={"needs": "admin"}, status_code=200)
+async def delete_task(request: Asked, task_id: NamePath) -> Response[Task | None]:
+    """Remove a task that waits or has ended (204), or cancel one that runs (200, with the task as it is then)."""
+    cancelled = await desk_of(request).ask(_delete_or_cancel, desk_of(request).manager, name_in(task_id))
+    if cancelled is None:
+        return Response(None, status_code=204, media_type=None)
+    return answer(cancelled)
+
+
+def _delete_or_cancel(manager: QueueManager, task_id: str) -> Task | None:
+    while not manager.delete(task_id):
+        if manager.get(task_id).status == Status.PROCESSING:
+            try:
+                return manager.cancel(task_id)
+            except IllegalTransition:
+                continue  # it has just ended
+    return None
+
+
+@post("/tasks/{task_id:str}/cancel", opt={"needs": "admin"}, status_code=200)
+async def cancel_task(request: Asked, task_id: NamePath) -> Response[Task]:
+    """End a task that waits or runs; of one that runs, the attempt is stopped. 409 if it has ended already."""
+    return answer(await desk_of(request).ask(desk_of(request).manager.cancel, name_in(task_id)))
+
+
+@post("/tasks/{task_id:str}/retry", opt={"needs": "admin"}, status_code=200)
+async def retry_task(request: Asked, task_id: NamePath) -> Response[Task]:
+    """Start a failed or cancelled task afresh, with all its attempts. 409 if it is neither."""
+    return answer(await desk_of(request).ask(desk_of(request).manager.retry, name_in(task_id)))
+
+
+ROUTES = [add_tasks, list_tasks, get_task, wait_for_task, delete_task, cancel_task, retry_task]
