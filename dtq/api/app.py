@@ -5,19 +5,20 @@ Gate (Host, Origin, headers) --> Litestar: routing --> authorise --> handler -->
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
-from litestar import Litestar
+from litestar import Litestar, Response, route
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
 from dtq.api import routes, views
 from dtq.api.desk import Desk
 from dtq.api.document import describe
-from dtq.api.guards import Gate, Tokens, authoriser
+from dtq.api.guards import Gate, Tokens, authoriser, require_plain_query
 from dtq.api.problems import to_response
 from dtq.api.rates import Rates
 from dtq.manager import QueueManager
@@ -49,8 +50,8 @@ def create_app(
 
     handlers = [*routes.ROUTES, *views.ROUTES]
     app = Litestar(
-        handlers,
-        guards=[authoriser(tokens, rates)],
+        [*_options(handlers), *handlers],
+        guards=[authoriser(tokens, rates), require_plain_query],
         exception_handlers={Exception: to_response},
         lifespan=[life],
         state=State({"document": msgspec.json.encode(describe(handlers))}),
@@ -60,6 +61,23 @@ def create_app(
         debug=False,
     )
     return Gate(app, hosts, origins, hub)
+
+
+def _options(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+    """For each path what tells its methods. (Litestar's own knows those of the first handler only.)"""
+    methods: dict[str, set[str]] = {}
+    for handler in handlers:
+        for path in handler.paths:
+            methods.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
+    return [_tell_methods(path, ", ".join(sorted(known))) for path, known in methods.items()]
+
+
+def _tell_methods(path: str, allowed: str) -> HTTPRouteHandler:
+    @route(path, http_method="OPTIONS", opt={"needs": "nothing"}, include_in_schema=False)
+    async def tell_methods() -> Response[None]:
+        return Response(None, status_code=204, media_type=None, headers={"Allow": allowed})
+
+    return tell_methods
 
 
 def _cors(origins: Collection[str]) -> CORSConfig:

@@ -15,7 +15,7 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 
-from dtq.api.models import Accepted, Body, Problem, StatsView, TaskPage
+from dtq.api.models import NAME, Accepted, Body, Problem, StatsView, TaskPage
 from dtq.task import Task
 
 Json = dict[str, Any]
@@ -47,7 +47,7 @@ KEY = {
 }  # fmt: skip
 
 
-MORE = {  # answers that only the handler knows of: operation -> status -> (meaning, struct)
+MORE: dict[str, dict[str, tuple[str, Any]]] = {  # what only handlers know: operation -> status -> answer
     "add_tasks": {"200": ("All of it was there already.", Accepted | list[Accepted])},
     "wait_for_task": {"202": ("The time is over, and the task has not ended.", Task)},
     "delete_task": {"200": ("The task ran, and is cancelled.", Task), "204": ("The task is removed.", None)},
@@ -95,7 +95,10 @@ def _complete(operation: Json, path: str, needs: str) -> None:
 
 
 def _simple(parameter: Json) -> Json:
-    """The schema of a parameter: one that may be missing cannot be null, and one that has a maximum is not below 0."""
+    """Its schema: what may be missing cannot be null, what has a maximum is not below 0, what stands in a path is a
+    name."""
+    if parameter["in"] == "path":
+        return {"type": "string", "pattern": NAME, "minLength": 1, "maxLength": 200}
     schema: Json = parameter["schema"]
     given, _null = schema.pop("oneOf", [{}, None])
     schema = {**given, **schema}

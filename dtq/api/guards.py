@@ -22,6 +22,7 @@ from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from dtq.api.models import Reason
 from dtq.api.problems import MEDIA_TYPE, Refusal, body
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
@@ -109,6 +110,25 @@ def authoriser(tokens: Tokens, rates: Rates) -> Callable[[ASGIConnection[Any, An
             )
 
     return authorise
+
+
+def require_plain_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard of Litestar's: each parameter that the route knows at most once, and no other one. (The framework takes
+    the last of several, ignores what it does not know, and "null" is to it as if nothing was said.)"""
+    allowed = handler.opt.get("query")
+    if allowed is None:
+        return
+    seen = set()
+    for name, value in connection.query_params.multi_items():
+        reason = (
+            f"there is no such parameter; there are: {', '.join(sorted(allowed))}" if name not in allowed
+            else "it is given more than once" if name in seen
+            else "it is null: leave it out" if value == "null" and name not in ("queue", "type", "after")
+            else ""
+        )  # fmt: skip
+        if reason:
+            raise Refusal(422, f"{name[:200]}: {reason}", [Reason(name[:200], reason)])
+        seen.add(name)
 
 
 # --- Host and Origin ------------------------------------------------------------------------------------------------

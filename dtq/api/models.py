@@ -27,7 +27,8 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}$"
 LONGEST_ERROR = 500  # characters of an error's message in a list
 
 Name = Annotated[str, Meta(pattern=NAME, min_length=1, max_length=200)]
-Text = Annotated[str, Meta(min_length=1, max_length=200)]
+Text = Annotated[str, Meta(pattern="^[ -~]+$", min_length=1, max_length=200)]
+Tenant = Annotated[str, Meta(pattern="^[ -~]*$", max_length=200, description="a tenant, say: tenants take turns")]
 Moment = Annotated[float, Meta(ge=0, le=1e11, description="UTC seconds since 1970")]
 Ahead = Annotated[float, Meta(ge=0, le=1e10)]
 Span = Annotated[float, Meta(ge=0, le=30 * DAY, description="seconds")]
@@ -48,7 +49,7 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     retry_jitter: Annotated[float, Meta(ge=0, le=1, description="0.2: delays are up to 20 % shorter")] = 0.0
     retry_cap: Span = DAY
     key: Annotated[Text | None, Meta(description="at most one task has it; adding again gives that one")] = None
-    limit_key: Annotated[str, Meta(max_length=200, description="a tenant, say: tenants are served in turn")] = ""
+    limit_key: Tenant = ""
     after: Annotated[list[Name], Meta(max_length=1000, description="ids of tasks that must end first")] = []
     on_parent_failure: OnParentFailure = "fail"
     delay: Annotated[Ahead | None, Meta(description="seconds from now; or give run_at")] = None
@@ -59,7 +60,8 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 Batch = Annotated[list[NewTask], Meta(min_length=1, max_length=MAX_BATCH)]
 Body = NewTask | Batch
-decode_body = msgspec.json.Decoder(Body).decode
+_decode = msgspec.json.Decoder(Body).decode
+_WHOLE = ("priority", "max_attempts")
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -180,6 +182,22 @@ class QueueView(msgspec.Struct, frozen=True):
 
 
 # --- in -------------------------------------------------------------------------------------------------------------
+
+
+def decode_body(content: bytes) -> NewTask | list[NewTask]:
+    """The task, or tasks, of a body. Raises msgspec.DecodeError, or its child ValidationError, which names the
+    field."""
+    try:
+        return _decode(content)  # type: ignore[no-any-return]
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    plain = msgspec.json.decode(content)  # to JSON, 3.0 is as whole a number as 3
+    for one in plain if isinstance(plain, list) else [plain]:
+        for name in _WHOLE:
+            if isinstance(one, dict) and isinstance(value := one.get(name), float) and value.is_integer():
+                one[name] = int(value)
+    return msgspec.convert(plain, Body)  # type: ignore[no-any-return]
 
 
 def to_task(new: NewTask, now: float, key: str | None) -> Task:

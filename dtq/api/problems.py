@@ -55,9 +55,9 @@ def as_refusal(error: Exception) -> Refusal:
         case IllegalTransition():
             return Refusal(409, str(error))
         case InvalidTask():
-            return Refusal(422, str(error), [_field(str(error))])
+            return Refusal(409 if "is stored" in str(error) else 422, str(error), [_field(str(error))])
         case UnknownType():
-            return Refusal(422, str(error), [Reason("type", str(error))])
+            return Refusal(409, str(error), [Reason("type", str(error))])
         case QueueFull():
             return Refusal(429, str(error), headers=LATER)
         case StoreError():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
@@ -14,7 +15,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
-from litestar.params import Parameter
+from litestar.params import PathParameter, QueryParameter
 
 from dtq.api.desk import MAX_WAITS, Desk
 from dtq.api.guards import SLASH
@@ -36,12 +37,13 @@ from dtq.manager import QueueManager
 from dtq.task import Status, Task
 
 JSON = "application/json"
+KEY = re.compile("[!-~]{1,200}")
 PAGE = 50  # tasks that are read at once: each may carry megabytes
 MAX_WAIT = 60.0  # seconds
 
 Asked = Request[Any, Any, State]
-NamePath = Annotated[str, Parameter(max_length=200, description="A slash in it is written %2F.")]
-NameQuery = Annotated[str | None, Parameter(min_length=1, max_length=200)]
+NamePath = Annotated[str, PathParameter(max_length=200, description="A slash in it is written %2F.")]
+NameQuery = Annotated[str, QueryParameter(max_length=200)]
 
 
 def desk_of(request: Asked) -> Desk:
@@ -94,7 +96,7 @@ def _require_json(request: Asked) -> None:
 def _decode(content: bytes) -> NewTask | list[NewTask]:
     nested = content.count(b"[") + content.count(b"{") > MAX_DEPTH  # at most: only then it is worth a look
     try:
-        new: NewTask | list[NewTask] = decode_body(content)
+        new = decode_body(content)
     except msgspec.DecodeError as error:
         raise of_body(error) from None
     except RecursionError:
@@ -132,8 +134,8 @@ def _idempotency(request: Asked) -> str | None:
     given = request.headers.get("idempotency-key")
     if given is None:
         return None
-    if not 1 <= len(given) <= 200:
-        raise Refusal(422, "Idempotency-Key: 1 to 200 characters", [Reason("Idempotency-Key", "1 to 200 characters")])
+    if not KEY.fullmatch(given):
+        raise _refuse_field("Idempotency-Key", "1 to 200 printable ASCII characters, and no space")
     client = request.scope["state"].get("client", 0)
     return f"idempotency/{hashlib.sha256(f'{client}/{given}'.encode()).hexdigest()}"
 
@@ -146,7 +148,7 @@ async def _require_same(request: Asked, taken: dict[str, Task]) -> None:
     for stored in await desk.ask(desk.manager.store.get, list(taken)):
         if stored.key == taken[stored.id].key and not is_same(taken[stored.id], stored):
             reason = "this Idempotency-Key was used with another body; nothing was added"
-            raise Refusal(422, reason, [Reason("Idempotency-Key", reason)])
+            raise Refusal(409, reason, [Reason("Idempotency-Key", reason)])
 
 
 # --- look -----------------------------------------------------------------------------------------------------------
@@ -158,26 +160,27 @@ async def get_task(request: Asked, task_id: NamePath) -> Response[Task]:
     return answer(await desk_of(request).ask(desk_of(request).manager.get, name_in(task_id)))
 
 
-@get("/tasks", opt={"needs": "read"})
+LIST = {"status", "queue", "type", "finished_after", "after", "limit"}
+
+
+@get("/tasks", opt={"needs": "read", "query": LIST})
 async def list_tasks(
     request: Asked,
-    status: Status | None = None,
-    queue: NameQuery = None,
-    task_type: Annotated[str | None, Parameter(query="type", min_length=1, max_length=200)] = None,
+    status: Annotated[Status | None, QueryParameter()] = None,
+    queue: NameQuery = "",
+    type: NameQuery = "",
     finished_after: Annotated[
-        float | None, Parameter(ge=0, le=1e11, description="Only what ended after this time; UTC seconds.")
+        float | None, QueryParameter(ge=0, le=1e11, description="Only what ended after this time; UTC seconds.")
     ] = None,
-    after: Annotated[
-        str | None, Parameter(max_length=200, description="Only what comes behind this id: a page's last one.")
-    ] = None,
-    limit: Annotated[int, Parameter(ge=1, le=1000, description="How many tasks a page has, at most.")] = 100,
+    after: Annotated[str, QueryParameter(max_length=200, description="Only what comes behind this id.")] = "",
+    limit: Annotated[int, QueryParameter(ge=1, le=1000, description="How many tasks a page has, at most.")] = 100,
 ) -> Response[TaskPage]:
     """Tasks in the order of their ids, oldest first: pages that stay stable while tasks come and go.
 
     `next` is the address of what comes behind, relative to this one; null on the last page.
     """
-    wanted = {"status": status, "queue": queue, "type": task_type, "finished_after": finished_after}
-    tasks = await desk_of(request).ask(_summaries, desk_of(request).manager, after or "", limit + 1, wanted)
+    wanted = {"status": status, "queue": queue or None, "type": type or None, "finished_after": finished_after}
+    tasks = await desk_of(request).ask(_summaries, desk_of(request).manager, after, limit + 1, wanted)
     if len(tasks) <= limit:
         return answer(TaskPage(tasks, None))
     query = {name: value for name, value in wanted.items() if value is not None}
@@ -193,11 +196,11 @@ def _summaries(manager: QueueManager, after: str, limit: int, wanted: dict[str, 
     return tasks
 
 
-@get("/tasks/{task_id:str}/wait", opt={"needs": "read"})
+@get("/tasks/{task_id:str}/wait", opt={"needs": "read", "query": {"timeout"}})
 async def wait_for_task(
     request: Asked,
     task_id: NamePath,
-    timeout: Annotated[float, Parameter(ge=0, le=MAX_WAIT, description="Seconds.")] = 30.0,
+    timeout: Annotated[float, QueryParameter(ge=0, le=MAX_WAIT, description="Seconds.")] = 30.0,
 ) -> Response[Task]:
     """The task when it has ended: 200. Or, when the time is over, as it is by then: 202, ask again."""
     desk = desk_of(request)
