@@ -1,6 +1,6 @@
 """The REST application: routes, guards and errors put together, and the document that describes them.
 
-Gate (Host, Origin, headers) --> Litestar: routing --> authorise --> handler --> Desk --> manager, combiner, feed
+Gate (Host, Origin, headers) --> Litestar: routing --> Authoriser --> handler --> Desk --> manager, combiner, feed
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from litestar.types import ASGIApp
 from dtq.api import routes, views
 from dtq.api.desk import Desk
 from dtq.api.document import describe
-from dtq.api.guards import Gate, Tokens, authoriser, require_plain_query
+from dtq.api.guards import Authoriser, Gate, Tokens
 from dtq.api.problems import to_response
 from dtq.api.rates import Rates
 from dtq.manager import QueueManager
@@ -51,7 +51,7 @@ def create_app(
     handlers = [*routes.ROUTES, *views.ROUTES]
     app = Litestar(
         [*_options(handlers), *handlers],
-        guards=[authoriser(tokens, rates), require_plain_query],
+        before_request=Authoriser(tokens, rates),
         exception_handlers={Exception: to_response},
         lifespan=[life],
         state=State({"document": msgspec.json.encode(describe(handlers))}),

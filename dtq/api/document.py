@@ -27,7 +27,7 @@ PROBLEMS = {
     "403": "The token's scope, the Host or the Origin does not allow it.",
     "404": "There is no such task.",
     "408": "The request did not arrive in time.",
-    "409": "The task's status does not allow it.",
+    "409": "The task, or others, are in a state that does not allow it.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "422": "A field or parameter is not what it must be; `errors` says which and why.",
@@ -38,7 +38,7 @@ PROBLEMS = {
 JSON = "application/json"
 SCHEMAS = "#/components/schemas/"
 SHOWN = (Task, TaskPage, StatsView, Accepted, Problem)
-OF_TASKS = {"404", "409"}
+OF_TASKS = {"404"}
 OF_BODIES = {"400", "413", "415"}
 KEY = {
     "name": "Idempotency-Key", "in": "header", "required": False,

@@ -1,6 +1,6 @@
 """Who may ask what: hosts, origins, tokens with their scopes, and how often.
 
-request --> Gate (ASGI, before all else): Host, Origin --> router --> authorise: token, scope, rate --> handler
+request --> Gate (ASGI, before all else): Host, Origin --> router --> Authoriser: token, scope, rate --> handler
 
 A browser can be made to send requests by any page that it shows. So a request must name this server as its Host (which
 defeats DNS rebinding), and one that comes from a page must come from ours, or from one that was allowed.
@@ -13,13 +13,12 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from litestar.connection import ASGIConnection
+from litestar import Request
 from litestar.enums import ScopeType
-from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from dtq.api.models import Reason
@@ -87,48 +86,53 @@ def _hash(token: str) -> bytes:
 # --- token, scope, rate ---------------------------------------------------------------------------------------------
 
 
-def authoriser(tokens: Tokens, rates: Rates) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
-    """A guard of Litestar's. What a route needs stands in its `opt`: needs="read"; one that says nothing is for
-    admins."""
+class Authoriser:
+    """Called with each request before its handler. What a route needs stands in its `opt`: needs="read"; one that says
+    nothing is for admins. (Litestar's own guards copy the handler each time, which costs more than all of this.)"""
 
-    def authorise(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        needs = handler.opt.get("needs", "admin")
+    def __init__(self, tokens: Tokens, rates: Rates) -> None:
+        self._tokens = tokens
+        self._rates = rates
+
+    async def __call__(self, request: Request[Any, Any, Any]) -> None:
+        options = request.route_handler.opt
+        needs = options.get("needs", "admin")
         if needs == "nothing":
             return
-        number = 0
-        if tokens:
-            found = tokens.find(connection.headers.get("authorization", ""))
-            if found is None:
-                raise Refusal(401, "this needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE)
-            number, level = found
-            if level < SCOPES.index(needs):
-                raise Refusal(403, f"this needs a token of scope {needs}, and yours is of scope {SCOPES[level]}")
-        connection.scope["state"]["client"] = number
-        if seconds := rates.wait_for(number):
-            raise Refusal(
-                429, "too many requests with this token", headers={"Retry-After": str(max(1, round(seconds)))}
-            )
+        number = self._number(request, needs) if self._tokens else 0
+        request.scope["state"]["client"] = number
+        if seconds := self._rates.wait_for(number):
+            wait = {"Retry-After": str(max(1, round(seconds)))}
+            raise Refusal(429, "too many requests with this token", headers=wait)
+        if "query" in options:
+            _require_plain(request.query_params.multi_items(), options["query"])
 
-    return authorise
+    def _number(self, request: Request[Any, Any, Any], needs: str) -> int:
+        """Which token it is that came along. Raises Refusal where it is none, or may not do what is asked."""
+        found = self._tokens.find(request.headers.get("authorization", ""))
+        if found is None:
+            raise Refusal(401, "this needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE)
+        number, level = found
+        if level < SCOPES.index(needs):
+            raise Refusal(403, f"this needs a token of scope {needs}, and yours is of scope {SCOPES[level]}")
+        return number
 
 
-def require_plain_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """A guard of Litestar's: each parameter that the route knows at most once, and no other one. (The framework takes
-    the last of several, ignores what it does not know, and "null" is to it as if nothing was said.)"""
-    allowed = handler.opt.get("query")
-    if allowed is None:
-        return
+def _require_plain(given: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
+    """Each parameter that the route knows at most once, and no other one. (The framework takes the last of several,
+    ignores what it does not know, and "null" is to it as if nothing was said.)"""
     seen = set()
-    for name, value in connection.query_params.multi_items():
-        reason = (
-            f"there is no such parameter; there are: {', '.join(sorted(allowed))}" if name not in allowed
-            else "it is given more than once" if name in seen
-            else "it is null: leave it out" if value == "null" and name not in ("queue", "type", "after")
-            else ""
-        )  # fmt: skip
-        if reason:
-            raise Refusal(422, f"{name[:200]}: {reason}", [Reason(name[:200], reason)])
-        seen.add(name)
+    for name, value in given:
+        if name not in allowed:
+            reason = f"there is no such parameter; there are: {', '.join(sorted(allowed))}"
+        elif name in seen:
+            reason = "it is given more than once"
+        elif value == "null" and name not in ("queue", "type", "after"):
+            reason = "it is null: leave it out"
+        else:
+            seen.add(name)
+            continue
+        raise Refusal(422, f"{name[:200]}: {reason}", [Reason(name[:200], reason)])
 
 
 # --- Host and Origin ------------------------------------------------------------------------------------------------
@@ -143,6 +147,7 @@ class Gate:
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in hosts}
         self._origins = frozenset(origins)
         self._hub = hub
+        self._known = LOOPBACK_NAMES | self._hosts  # as they most often stand in the header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -150,32 +155,35 @@ class Gate:
             return
         guarded = _with_headers(send)
         try:
-            self._check({name: value.decode("latin-1") for name, value in scope["headers"]})
+            self._check(dict(scope["headers"]))
         except Refusal as refusal:
             await _refuse(refusal, guarded)
             return
         scope["path"] = _path_of(scope)
         await self._app(scope, receive, guarded)
 
-    def _check(self, headers: Mapping[bytes, str]) -> None:
-        host = _name(headers.get(b"host", ""))
-        if host not in self._hosts and not self._is_of_hub(headers):
-            raise Refusal(
-                403, f"this server is not known as {host!r}: name the host by which it is reached in allowed_hosts"
-            )
+    def _check(self, headers: Mapping[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        if host not in self._known:
+            name = _name(host)
+            if name not in self._hosts and not self._is_of_hub(headers):
+                raise Refusal(
+                    403, f"this server is not known as {name!r}: name the host by which it is reached in allowed_hosts"
+                )
         origin = headers.get(b"origin")
-        if origin is not None and origin not in self._origins and not self._is_ours(origin, headers):
+        if origin is not None and not self._is_ours(origin.decode("latin-1"), host):
             raise Refusal(403, f"a page of {origin[:200]!r} may not use this server: see cors_origins")
 
-    def _is_of_hub(self, headers: Mapping[bytes, str]) -> bool:
+    def _is_of_hub(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether jupyter-server-proxy of our own Jupyter server passed it on: it says for which prefix. (No page can
         reach this server otherwise: there it has no browser beside it.)"""
-        return bool(self._hub) and headers.get(b"x-proxycontextpath", "").startswith(self._hub)
+        return bool(self._hub) and headers.get(b"x-proxycontextpath", b"").decode("latin-1").startswith(self._hub)
 
-    def _is_ours(self, origin: str, headers: Mapping[bytes, str]) -> bool:
-        parts = urlsplit(origin)
-        same = parts.netloc.lower() == headers.get(b"host", "").lower()
-        return bool(parts.netloc) and (same or (_name(parts.netloc) in self._hosts - LOOPBACK_NAMES))
+    def _is_ours(self, origin: str, host: str) -> bool:
+        if origin in self._origins:
+            return True
+        netloc = urlsplit(origin).netloc.lower()
+        return bool(netloc) and (netloc == host.lower() or _name(netloc) in self._hosts - LOOPBACK_NAMES)
 
 
 def _name(netloc: str) -> str:
@@ -203,9 +211,8 @@ def _with_headers(send: Send) -> Send:
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message["headers"])
-            has = {name.lower() for name, _ in headers}
-            extra = (*SECURITY_HEADERS, NO_PAGE)
-            message["headers"] = [*headers, *((name, value) for name, value in extra if name not in has)]
+            is_page = any(name.lower() == NO_PAGE[0] for name, _ in headers)
+            message["headers"] = headers + SECURITY_HEADERS + ([] if is_page else [NO_PAGE])
         await send(message)
 
     return guarded

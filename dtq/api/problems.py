@@ -55,7 +55,8 @@ def as_refusal(error: Exception) -> Refusal:
         case IllegalTransition():
             return Refusal(409, str(error))
         case InvalidTask():
-            return Refusal(409 if "is stored" in str(error) else 422, str(error), [_field(str(error))])
+            field = _field(str(error))
+            return Refusal(409 if field.field == "after" else 422, str(error), [field])  # other tasks are against it
         case UnknownType():
             return Refusal(409, str(error), [Reason("type", str(error))])
         case QueueFull():
