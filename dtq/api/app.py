@@ -58,6 +58,7 @@ def create_app(
         request_max_body_size=max_body,
         cors_config=_cors(origins) if origins else None,
         openapi_config=None,
+        logging_config=None,  # or it would set up the logging of the whole process
         debug=False,
     )
     return Gate(app, hosts, origins, hub)

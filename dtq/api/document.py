@@ -60,7 +60,7 @@ def describe(handlers: Sequence[HTTPRouteHandler]) -> Json:
         TITLE, VERSION, use_handler_docstrings=True, summary="Add, watch and change tasks, from any language.",
         operation_id_creator=lambda handler, method, path: handler.handler_name,
     )  # fmt: skip
-    document: Json = Litestar([*handlers], openapi_config=config).openapi_schema.to_schema()
+    document: Json = Litestar([*handlers], openapi_config=config, logging_config=None).openapi_schema.to_schema()
     document["servers"] = [{"url": "."}]  # wherever this document is, behind whatever prefix
     (body, *_), components = msgspec.json.schema_components([Body, *SHOWN], ref_template=f"{SCHEMAS}{{name}}")
     document["components"]["schemas"].update(components)

@@ -29,7 +29,7 @@ from dtq.errors import DTQError
 SCOPES = ("read", "submit", "admin")  # each may do what those before it may
 SHORTEST_TOKEN = 16
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-SLASH = "\udc2f"  # a slash within a segment of a path: no URL can carry this character itself
+SLASH = "\ufdd0"  # a slash within a segment of a path: Unicode has no such character, and none is let in
 SECURITY_HEADERS = [
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
@@ -156,10 +156,10 @@ class Gate:
         guarded = _with_headers(send)
         try:
             self._check(dict(scope["headers"]))
+            scope["path"] = _path_of(scope)
         except Refusal as refusal:
             await _refuse(refusal, guarded)
             return
-        scope["path"] = _path_of(scope)
         await self._app(scope, receive, guarded)
 
     def _check(self, headers: Mapping[bytes, bytes]) -> None:
@@ -196,6 +196,8 @@ def _name(netloc: str) -> str:
 
 def _path_of(scope: Scope) -> str:
     """The path, where %2F within a segment is no slash: ids may have one. (uvicorn has decoded it to one.)"""
+    if SLASH in scope["path"]:
+        raise Refusal(404, "there is nothing of this name")
     raw = scope.get("raw_path", b"").lower()
     if b"%2f" not in raw:
         return str(scope["path"])

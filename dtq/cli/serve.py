@@ -90,11 +90,11 @@ def _tokens(token: str | None, file: Path | None) -> dict[str, str]:
     """Tokens and their scopes. Raises DTQError where the file cannot be read, naming the line but no token."""
     tokens = {token: "admin"} if token else {}
     for number, line in enumerate(_lines(file), 1):
-        scope, _, rest = line.strip().rpartition(" ")
-        if len(scope.split()) > 1:
+        words = [] if line.startswith("#") else line.split()
+        if len(words) > 2:
             raise DTQError(f"{file}, line {number}: allowed: TOKEN, or SCOPE TOKEN")
-        if rest and not line.startswith("#"):
-            tokens[rest] = scope.strip() or "admin"
+        if words:
+            tokens[words[-1]] = words[0] if len(words) == 2 else "admin"
     if file is not None and not tokens:
         raise DTQError(f"{file} has no token: write one on a line, or SCOPE TOKEN")
     return tokens
