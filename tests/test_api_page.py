@@ -46,7 +46,7 @@ def test_the_page_shows_what_the_store_knows_and_asks_nobody_else(served, name, 
     page.on("pageerror", lambda error: noise.append(str(error)))
     page.on("request", lambda asked: noise.append(asked.url) if not asked.url.startswith((api.url, "data:")) else None)
     page.goto(api.url)
-    page.get_by_label("Token").fill(TOKEN)
+    page.locator("#token").fill(TOKEN)
     page.get_by_role("button", name="Go on").click()
     page.locator("#state", has_text="live").wait_for()
     queue.add_many({"type": "work", "payload": n, "max_attempts": 1} for n in range(1, 50))
@@ -68,7 +68,7 @@ def test_a_failed_task_is_retried_by_keyboard(served):
     queue, api, browser = served
     page = browser.new_page()
     page.goto(api.url)
-    page.get_by_label("Token").fill(TOKEN)
+    page.locator("#token").fill(TOKEN)
     page.keyboard.press("Enter")
     button = page.get_by_role("button", name=re.compile("^Retry task")).first
     button.wait_for()
