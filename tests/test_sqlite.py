@@ -205,3 +205,13 @@ def test_two_nodes_that_come_within_one_tick_of_the_file_system_know_each_other(
     assert first.others() == [second.name]
     for peer in (first, second):
         peer.close()
+
+
+def test_a_store_that_was_closed_joins_nobody_again(tmp_path):
+    """Who asks too late is told; the socket that it would have made belongs to nobody."""
+    store = SQLiteStore(tmp_path / "q.db")
+    store.close()
+    for ask in (store.fileno, lambda: store.wait(0), lambda: store.add([])):
+        with pytest.raises(StoreError):
+            ask()
+    assert not any((tmp_path / "q.db-nodes").glob("*"))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dtq.errors import StoreError
 from dtq.stores.peers import Peers
 
 SAFETY_NET = 1.0  # seconds
@@ -26,10 +27,14 @@ class Watch:
         self._next_look = 0.0
         self._lock = threading.Lock()
         self._peers: Peers | None = None
+        self._closed = False
 
     @property
     def peers(self) -> Peers:
+        """Raises StoreError after `close`: whoever comes too late must not join again."""
         with self._lock:
+            if self._closed:
+                raise StoreError("the store was closed")
             if self._peers is None:
                 self._peers = Peers(self._directory)
             return self._peers
@@ -45,5 +50,6 @@ class Watch:
 
     def close(self, leave: Callable[[Peers], None]) -> None:
         with self._lock:
+            self._closed = True
             if self._peers is not None:
                 leave(self._peers)
