@@ -19,6 +19,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
@@ -28,6 +29,7 @@ from dtq import cron, deadletters, parents, reports, webhooks
 from dtq.errors import StoreError
 from dtq.events import Emitter
 from dtq.handle import Endings
+from dtq.meter import Meter
 from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
 from dtq.staff import Staff
 from dtq.stores import Node, Outcome, Store
@@ -52,7 +54,7 @@ class Loop:
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
         ticks: bool = True, each_beat: Callable[[], None] = lambda: None,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = random.random, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
         self.held: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
@@ -72,6 +74,7 @@ class Loop:
         self._each_beat = each_beat
         self._chance = chance
         self._ticker = Ticker(store, self.id, lease)
+        self._meter = Meter(monotonic)
         self._posts: deque[Callable[[], None]] = deque()
         self._outcomes: list[Outcome] = []
         self._next_beat = self._next_cleanup = 0.0
@@ -125,7 +128,9 @@ class Loop:
 
     def _hear(self, now: float) -> None:
         for group in self._staff:
-            for report in group.pool.poll():
+            said = group.pool.poll()
+            self._meter.hear(said)
+            for report in said:
                 self._hear_one(report, now)
 
     def _hear_one(self, report: Report, now: float) -> None:
@@ -204,7 +209,10 @@ class Loop:
         workers = self.workers()
         busy = sum(worker.outstanding > 0 for worker in workers)
         types = tuple(sorted(self._types()))
-        return Node(self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(workers), busy, types)
+        return Node(
+            self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(workers), busy, types,
+            self._meter.reading(workers),
+        )  # fmt: skip
 
     def workers(self) -> list[reports.WorkerInfo]:
         return [worker for group in self._staff for worker in group.pool.workers()]
@@ -214,6 +222,11 @@ class Loop:
         if task := self.held.pop(task_id, None):
             for group in self._staff:
                 group.pool.stop(task)
+
+    def end_by_request(self, task: Task) -> None:
+        """The task was cancelled here, whether it waited or ran."""
+        self._meter.count([task])
+        self.drop(task.id)
 
     # --- tick
 
@@ -234,6 +247,7 @@ class Loop:
         self._outcomes = []
         ended = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
         self._tell_of_successors(outcomes, accepted, now)
+        self._meter.count(ended)
         self._tell_of_endings(ended, now)
         self._endings.settle(ended)
 

@@ -30,7 +30,7 @@ from dtq.manager import MIB, QueueManager
 from dtq.parents import MAX_PARENTS
 from dtq.registry import Errors, Handler, Registry
 from dtq.staff import Executor, Pool
-from dtq.stores import Store
+from dtq.stores import Node, Store
 from dtq.task import WAITING, Task
 
 log = logging.getLogger("dtq")
@@ -284,7 +284,7 @@ class TaskQueue(QueueManager):
 
     def _ended(self, task: Task) -> None:
         super()._ended(task)
-        self._post(lambda: self._loop.drop(task.id))
+        self._post(lambda: self._loop.end_by_request(task))
 
     def pause(self, queue: str = "default") -> None:
         super().pause(queue)
@@ -301,6 +301,10 @@ class TaskQueue(QueueManager):
     def workers(self) -> list[reports.WorkerInfo]:
         """The workers of this queue at this moment."""
         return self._ask(self._loop.workers)
+
+    def snapshot(self) -> Node:
+        """This node at this moment, as its next heartbeat would describe it."""
+        return self._ask(lambda: self._loop.node(self.clock()))
 
     def join(self, timeout: float | None = None) -> None:
         """Waits until every task in the store has ended, schedules aside. Raises TimeoutError, saying what is left."""
