@@ -1,6 +1,6 @@
 """dtq: a distributed task queue to run, and to learn from."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtq.cron import Schedule
 from dtq.errors import (
@@ -31,6 +31,10 @@ from dtq.staff import Pool
 from dtq.stores import Stats, Store, open_store
 from dtq.task import ErrorInfo, Status, Task, Webhook
 
+if TYPE_CHECKING:
+    from dtq.api import APIServer
+    from dtq.monitor import Monitor
+
 __version__ = "0.1.0"
 __all__ = [
     "APIServer",
@@ -46,6 +50,7 @@ __all__ = [
     "IllegalTransition",
     "InvalidTask",
     "Limit",
+    "Monitor",
     "Pool",
     "QueueFull",
     "QueueManager",
@@ -73,9 +78,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """APIServer is loaded when it is asked for: it needs the extra "api", and more time than all the rest."""
+    """What needs an extra, and more time than all the rest, is loaded when it is asked for."""
     if name == "APIServer":
         from dtq.api import APIServer
 
         return APIServer
+    if name == "Monitor":
+        from dtq.monitor import Monitor
+
+        return Monitor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

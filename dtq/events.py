@@ -89,8 +89,13 @@ class Emitter:
     def emit(self, name: str, at: float, task: Task | None = None, worker: str | None = None, **data: Any) -> None:
         """Hands the event over and returns at once."""
         if self.hears(name):
+            self.post(Event(name, at, task, worker, data))
+
+    def post(self, event: Event) -> None:
+        """As `emit`, of an event that is made already."""
+        if self.hears(event.name):
             try:
-                self._events.put_nowait(Event(name, at, task, worker, data))
+                self._events.put_nowait(event)
             except queue.Full:
                 self.dropped += 1
 

@@ -1,0 +1,101 @@
+"""Alerts: when a figure has been beyond its threshold for long enough, one; when it has been well for long enough, the
+end of it. Nothing between, however it jumps about.
+
+    value over `value` for `duration` s --> raised ... --> at most `clear` for `cooldown` s --> cleared
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from dtq.errors import DTQError
+from dtq.events import Event
+from dtq.monitor.readings import METRICS
+
+Change = Literal["raised", "cleared"]
+NAMES = frozenset({"alert:raised", "alert:cleared"})
+DEFAULTS: Mapping[str, float] = {
+    "queue_size": 1000, "failure_rate": 0.1, "avg_execution_time": 60, "worker_utilization": 0.9,
+}  # fmt: skip
+
+
+class Threshold(msgspec.Struct, frozen=True):
+    """Above `value` for `duration` seconds the alert is raised (with `below`: under it); it is cleared when the figure
+    has kept to `clear` (by default 10 % on the good side of `value`) for `cooldown` seconds. A figure that has no
+    value, as nothing ran, is well."""
+
+    value: float
+    duration: float = 0.0
+    clear: float | None = None
+    cooldown: float = 60.0
+    below: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("value", "duration", "cooldown"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
+                raise DTQError(f"a threshold's {name} is {number!r}; allowed: a number, 0 or more")
+        if self.clear is not None and (self.clear < self.value if self.below else self.clear > self.value):
+            raise DTQError(f"a threshold's clear is {self.clear!r}, on the bad side of its value {self.value!r}")
+
+    def is_broken_by(self, value: float | None) -> bool:
+        return value is not None and (value < self.value if self.below else value > self.value)
+
+    def is_well(self, value: float | None) -> bool:
+        clear = self.value * (1.1 if self.below else 0.9) if self.clear is None else self.clear
+        return value is None or (value >= clear if self.below else value <= clear)
+
+
+class Alert(Event, frozen=True):
+    """What listeners of "alert:raised" and "alert:cleared" get: the metric, its value now, and the threshold."""
+
+    metric: str = ""
+    value: float | None = None
+    threshold: float = 0.0
+    message: str = ""
+
+
+class Watch:
+    """One metric and its threshold; `tick` is a clock that nobody sets."""
+
+    def __init__(self, metric: str, threshold: Threshold) -> None:
+        self.metric = metric
+        self.threshold = threshold
+        self.raised_at: float | None = None  # UTC, while it is raised
+        self._since: float | None = None  # when what would change the state began
+
+    def step(self, value: float | None, at: float, tick: float) -> Alert | None:
+        raised = self.raised_at is not None
+        tends = self.threshold.is_well(value) if raised else self.threshold.is_broken_by(value)
+        if not tends:
+            self._since = None
+            return None
+        self._since = tick if self._since is None else self._since
+        if tick - self._since < (self.threshold.cooldown if raised else self.threshold.duration):
+            return None
+        self._since = None
+        self.raised_at = None if raised else at
+        return self._alert("cleared" if raised else "raised", value, at)
+
+    def _alert(self, change: Change, value: float | None, at: float) -> Alert:
+        limit = self.threshold.value
+        shown = "nothing" if value is None else f"{value:.4g}"
+        side = "below" if self.threshold.below else "above"
+        words = f"{side} its threshold of" if change == "raised" else f"no longer {side} its threshold of"
+        return Alert(
+            f"alert:{change}", at, metric=self.metric, value=value, threshold=limit,
+            message=f"{self.metric} is {shown}, {words} {limit:g}",
+        )  # fmt: skip
+
+
+def watches(thresholds: Mapping[str, float | Threshold]) -> list[Watch]:
+    """Raises DTQError where a metric is unknown."""
+    if unknown := thresholds.keys() - METRICS:
+        raise DTQError(f"no metric is named {min(unknown)!r}; there are: {', '.join(sorted(METRICS))}")
+    return [
+        Watch(metric, limit if isinstance(limit, Threshold) else Threshold(limit))
+        for metric, limit in thresholds.items()
+    ]

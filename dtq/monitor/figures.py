@@ -1,0 +1,49 @@
+"""The history as a table and as a picture. pandas and matplotlib are loaded when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from dtq.monitor.readings import Point
+
+
+def frame(points: Sequence[Point]) -> Any:
+    """A pandas DataFrame: a row for each interval, a column for each metric, by the time (UTC) at its end."""
+    import pandas as pd
+
+    rows = [msgspec.structs.asdict(point) for point in points]
+    table = pd.DataFrame(rows, columns=list(Point.__struct_fields__))
+    times = [name for name in table if name.endswith("_time")]
+    table[times] = table[times].astype(float)  # a None becomes a NaN
+    table.index = pd.to_datetime(table.pop("at"), unit="s", utc=True)
+    table.index.name = "time"
+    return table
+
+
+def plot(points: Sequence[Point]) -> Any:
+    """A matplotlib Figure of four panels above each other: tasks, throughput, times, and parts of 1."""
+    from matplotlib import pyplot
+
+    table = frame(points)
+    figure, panels = pyplot.subplots(4, 1, sharex=True, figsize=(8, 9), layout="constrained")
+    pyplot.close(figure)  # a notebook shows what the cell returns, and nothing keeps it alive
+    for axes, (label, columns) in zip(panels, _PANELS.items(), strict=True):
+        for name in columns:
+            axes.plot(table.index, table[name], label=name.replace("_", " "))
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left", fontsize="small")
+    panels[-1].set_xlabel("time (UTC)")
+    figure.autofmt_xdate()
+    return figure
+
+
+_PANELS = {
+    "tasks": ("queue_size", "processing"),
+    "tasks/s": ("throughput",),
+    "seconds": ("p50_execution_time", "p99_execution_time", "p50_waiting_time", "p99_waiting_time"),
+    "part": ("worker_utilization", "failure_rate", "retry_rate"),
+}

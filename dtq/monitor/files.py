@@ -1,0 +1,89 @@
+"""Files that take lines and never grow too large or too old: `name`, and behind it `name.1`, `name.2`, ...
+
+A line is there whole or not at all: what a full disk took half of is cut off again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+
+class Lines:
+    """Appends JSON lines, of which each has the time `at`; for one thread. Raises OSError, and tries anew with the next
+    call."""
+
+    def __init__(
+        self, path: Path, max_bytes: int, keep: int, clock: Callable[[], float], max_age: float = float("inf")
+    ) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._keep = keep
+        self._clock = clock
+        self._max_age = max_age
+        self._file: int | None = None
+        self._size = 0
+        self._born = 0.0
+
+    def write(self, text: bytes) -> None:
+        """Some whole lines."""
+        file = self._open()
+        if self._size and (self._size + len(text) > self._max_bytes or self._clock() - self._born > self._max_age):
+            self.close()
+            self._rotate()
+            file = self._open()
+        try:
+            written = os.write(file, text)
+            if written < len(text):
+                raise OSError(f"only {written} of {len(text)} bytes could be written")
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file, self._size)
+            self.close()
+            raise
+        self._size += len(text)
+
+    def _open(self) -> int:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
+            self._size = os.fstat(self._file).st_size
+            self._end_last_line(self._file)
+            self._born = _first_time(self.path) or self._clock()
+        return self._file
+
+    def _end_last_line(self, file: int) -> None:
+        """A process that was killed, or a power cut, may have left half a line."""
+        if self._size and os.pread(file, 1, self._size - 1) != b"\n":
+            self._size += os.write(file, b"\n")
+
+    def _rotate(self) -> None:
+        for number in range(self._keep, 0, -1):
+            with suppress(FileNotFoundError):
+                os.replace(self._numbered(number - 1), self._numbered(number))
+
+    def _numbered(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+    def read(self) -> Iterator[bytes]:
+        """All lines that are there, oldest first."""
+        for number in range(self._keep, -1, -1):
+            with suppress(FileNotFoundError), self._numbered(number).open("rb") as file:
+                yield from file
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _first_time(path: Path) -> float | None:
+    try:
+        with path.open("rb") as file:
+            return float(msgspec.json.decode(file.readline())["at"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

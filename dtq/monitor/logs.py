@@ -1,0 +1,117 @@
+"""Structured logs: one JSON object a line, by structlog, written by a thread of their own.
+
+    events, alerts, metrics --structlog--> line --> bounded queue --> thread --> dtq.log, dtq.log.1, ...
+
+Nobody waits for the file: when the queue is full, or the disk, lines are lost and counted, and work goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from typing import Any
+
+import msgspec
+import structlog
+
+from dtq.events import Event
+from dtq.monitor.files import Lines
+
+log = logging.getLogger("dtq")
+
+CAPACITY = 10_000  # lines that may wait
+BATCH = 500  # lines to one write
+LEVELS = {
+    "task:failed": "error",
+    "task:retrying": "warning",
+    "task:cancelled": "info",
+    "worker:started": "info",
+    "worker:ready": "debug",
+    "worker:exited": "info",
+    "queue:paused": "info",
+    "queue:resumed": "info",
+    "queue:shutdown": "info",
+    "alert:raised": "warning",
+    "alert:cleared": "info",
+    "task:added": "debug",
+    "task:started": "debug",
+    "task:progress": "debug",
+    "task:log": "debug",
+    "task:completed": "debug",
+}
+
+
+class Writer:
+    """Takes lines from any thread, and writes them when it can."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lost = 0
+        self.trouble: str | None = None  # why lines are being lost, if so
+        self._lines = lines
+        self._queue: queue.Queue[bytes | None] = queue.Queue(CAPACITY)
+        self._thread = threading.Thread(target=self._run, name="dtq-log", daemon=True)
+        self._thread.start()
+
+    def msg(self, line: bytes) -> None:
+        try:
+            self._queue.put_nowait(line + b"\n")
+        except queue.Full:
+            self.lost += 1
+
+    debug = info = warning = error = critical = msg
+
+    def _run(self) -> None:
+        ends = False
+        while not ends:
+            batch = [self._queue.get()]
+            while len(batch) < BATCH and not self._queue.empty():
+                batch.append(self._queue.get())
+            ends = None in batch
+            self._write([line for line in batch if line is not None])
+        self._lines.close()
+
+    def _write(self, batch: list[bytes]) -> None:
+        try:
+            self._lines.write(b"".join(batch))
+            self.trouble = None
+        except OSError as error:
+            self.lost += len(batch)
+            if self.trouble is None:
+                log.warning("the log %s cannot be written, its lines are lost: %s", self._lines.path, error)
+            self.trouble = str(error)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Writes what waits, but takes no longer than this."""
+        try:
+            self._queue.put(None, timeout=timeout)
+        except queue.Full:
+            return
+        self._thread.join(timeout)
+
+
+def structured(writer: Writer, level: str, **bound: Any) -> Any:
+    """A structlog logger whose lines go to the writer, with these fields in each of them."""
+    return structlog.wrap_logger(
+        writer,
+        processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, _render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        context_class=dict,
+    ).bind(**bound)
+
+
+def _render(_: Any, __: str, record: Any) -> bytes:
+    return msgspec.json.encode({"at": record.pop("at", None) or time.time(), **record}, enc_hook=repr)
+
+
+def write_event(logger: Any, event: Event) -> None:
+    """One line for what happened, at the level of LEVELS, bound to its task, attempt and node."""
+    logger = logger.bind(at=event.at, **event.data)
+    if event.worker:
+        logger = logger.bind(worker=event.worker, node=event.worker.partition("/")[0])
+    if (task := event.task) is not None:
+        logger = logger.bind(task=task.id, type=task.type, queue=task.queue, attempt=task.attempts)
+        if task.error is not None:
+            logger = logger.bind(error=str(task.error))
+    getattr(logger, LEVELS.get(event.name, "debug"))(event.name)
