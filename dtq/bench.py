@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from dtq.queue import TaskQueue
 from dtq.stores import Node, Store, open_store
@@ -20,6 +21,7 @@ from dtq.task import Task, new_id, succeed
 
 NOW = 1_700_000_000.0
 TYPE = "bench"
+Beside = Callable[[TaskQueue], AbstractContextManager[Any]]
 
 
 def nothing(payload: object, context: object) -> None:
@@ -38,14 +40,16 @@ def fresh_store(kind: str) -> Iterator[Store]:
         store.close()
 
 
-def throughput(kind: str, tasks: int = 10_000, workers: int = 2) -> float:
-    """No-op tasks a second, from the first add to the last ending; each must have run exactly once."""
+def throughput(kind: str, tasks: int = 10_000, workers: int = 2, beside: Beside = nullcontext) -> float:
+    """No-op tasks a second, from the first add to the last ending; each must have run exactly once. `beside(queue)` is
+    entered meanwhile."""
     with fresh_store(kind) as store, TaskQueue(store, {"nothing": nothing}, workers) as queue:
         queue.add("nothing").result(30)
-        began = time.perf_counter()
-        queue.add_many({"type": "nothing", "payload": n} for n in range(tasks))
-        queue.join(60)
-        seconds = time.perf_counter() - began
+        with beside(queue):
+            began = time.perf_counter()
+            queue.add_many({"type": "nothing", "payload": n} for n in range(tasks))
+            queue.join(60)
+            seconds = time.perf_counter() - began
         assert queue.stats().counts["completed"] == tasks + 1
     return tasks / seconds
 

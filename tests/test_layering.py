@@ -32,6 +32,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"queue", "prometheus"},
     {"monitor"},
     {"api", "chaos", "bench"},
+    {"bench_monitor"},
     {"dtq"},
     {"lab"},
     {"demo"},

@@ -1,0 +1,46 @@
+"""What the tests of the monitor share: clocks that are moved by hand, and nodes that do what the test says."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from dtq.meter import Meter
+from dtq.reports import Finished, Started, WorkerInfo
+from dtq.stores import Node
+from dtq.task import Task
+
+NOW = 1_700_000_000.0
+
+
+class Clock:
+    """Both clocks of a monitor."""
+
+    def __init__(self):
+        self.wall, self.tick = NOW, 0.0
+
+    def forward(self, seconds):
+        self.wall += seconds
+        self.tick += seconds
+
+
+class ToldNode:
+    """Counts with a true meter, and publishes with a true heartbeat."""
+
+    def __init__(self, store, clock, id="n1", workers=1):
+        self.store, self.clock, self.id, self.workers = store, clock, id, workers
+        self.meter = Meter(lambda: clock.tick)
+        self.beat()
+
+    def run(self, seconds=0.0, n=1, status="completed", waited=0.0):
+        """So many attempts that have just ended, one after the other on one worker."""
+        now = self.clock.wall
+        task = Task(type="a", id="x", created_at=now - waited, run_at=now - waited)
+        for _ in range(n):
+            self.meter.hear([Started(task, "w1", now), Finished(task, "w1", now, seconds, None, None, "", False)])
+        self.meter.count([replace(task, status=status)] * n)
+        self.beat()
+
+    def beat(self, lease=30):
+        workers = [WorkerInfo(f"w{n + 1}", 0, "idle", 0, 0, 0.0, None) for n in range(self.workers)]
+        node = Node(self.id, "h", 1, NOW, self.clock.wall, self.workers, 0, ("a",), self.meter.reading(workers))
+        self.store.heartbeat(node, (), lease, self.clock.wall)

@@ -1,0 +1,23 @@
+"""A node in a process of its own: `python monitor_node.py STORE`, until its stdin ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from dtq import TaskQueue
+
+
+def obey(payload, context):
+    """Takes as long, and fails as often, as the payload says; gives how long it took by its own watch."""
+    began = time.perf_counter()
+    time.sleep(payload["seconds"])
+    if context.attempt <= payload.get("fails", 0):
+        raise ValueError("as it was told")
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    with TaskQueue(sys.argv[1], {"obey": obey}, 2):
+        print("ready", flush=True)
+        sys.stdin.read()
