@@ -19,7 +19,7 @@ from dtq.bench import NOW, throughput
 from dtq.meter import Meter
 from dtq.monitor import Monitor
 from dtq.queue import TaskQueue
-from dtq.reports import Finished, Started
+from dtq.reports import Finished, Report, Started
 from dtq.task import Status, Task
 
 PAIRS = 10
@@ -42,7 +42,7 @@ def pair(kind: str, monitor_first: bool) -> tuple[float, float]:
 def metering(tasks: int = 50_000) -> float:
     """Microseconds that a node spends on counting one task, watched or not."""
     meter, task = Meter(), Task(type="a", id="x", created_at=NOW, run_at=NOW)
-    said = [Started(task, "w1", NOW), Finished(task, "w1", NOW, 0.01, None, None, "", False)]
+    said: list[Report] = [Started(task, "w1", NOW), Finished(task, "w1", NOW, 0.01, None, None, "", False)]
     ended = [replace(task, status=Status.COMPLETED)]
     began = time.perf_counter()
     for _ in range(tasks // 32):

@@ -10,8 +10,8 @@ scale 4, and the idea of DDSketch (Masson, Rim, Lee: DDSketch, VLDB 2019). What 
 - How many values are up to a power of two is exact: these are the bounds that dtq.prometheus shows.
 - There are at most 705 buckets: below 1 us and above 194 days there is one for all.
 
-Own code, because it is in the core, and met twice by every task: an `add` took 0.53 us where one of the package ddsketch
-3.0.1 took 1.3 us, and the core install gets no new dependency. Its bounds are those of others, so nobody is tied to it.
+Own code, because it is in the core, and met twice by every task: an `add` took 0.53 us where one of the package
+ddsketch 3.0.1 took 1.3 us, and the core install gets no new dependency.
 """
 
 from __future__ import annotations

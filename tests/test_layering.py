@@ -29,7 +29,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"flow"},
     {"manager", "staff"},
     {"loop"},
-    {"queue", "prometheus"},
+    {"queue", "prometheus", "readings"},
     {"monitor"},
     {"api", "chaos", "bench"},
     {"bench_monitor"},

@@ -4,6 +4,7 @@
     serve             the REST API                                serve.py
     add               into the queue                              add.py
     get, list, stats  look                                        look.py, views.py
+    top               look, live                                  top.py, screen.py
     cancel, retry, purge, pause, resume                           change.py
     dead              list, show, redrive, purge                  dead.py
     flow              add, show, cancel, retry                    flow.py
@@ -27,7 +28,7 @@ import typer
 from typer.core import TyperGroup
 
 from dtq import __version__
-from dtq.cli import add, change, dead, flow, limit, look, run, schedule, serve
+from dtq.cli import add, change, dead, flow, limit, look, run, schedule, serve, top
 from dtq.cli.common import complain, say
 from dtq.errors import DTQError, IllegalTransition, UnknownSchedule, UnknownTask
 
@@ -122,6 +123,8 @@ def lab(
 FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
     "Work": {"run": run.run, "serve": serve.serve, "add": add.add},
     "Look": {"get": look.get, "list": look.list_tasks, "stats": look.stats},
+    "Work": {"run": run.run, "add": add.add},
+    "Look": {"get": look.get, "list": look.list_tasks, "stats": look.stats, "top": top.top},
     "Change": {
         "cancel": change.cancel, "retry": change.retry, "purge": change.purge,
         "pause": change.pause, "resume": change.resume,

@@ -31,8 +31,8 @@ from dtq.monitor.alerts import DEFAULTS, NAMES, Alert, Threshold, watches
 from dtq.monitor.files import Lines
 from dtq.monitor.health import Health
 from dtq.monitor.logs import LEVELS, Writer, structured, write_event
-from dtq.monitor.readings import METRICS, Point, Readings
 from dtq.queue import TaskQueue
+from dtq.readings import METRICS, Point, Readings
 from dtq.stores import Node, Stats
 
 __all__ = ["METRICS", "Alert", "Monitor", "Point", "Readings", "Threshold"]

@@ -13,7 +13,7 @@ import msgspec
 
 from dtq.errors import DTQError
 from dtq.events import Event
-from dtq.monitor.readings import METRICS
+from dtq.readings import METRICS
 
 Change = Literal["raised", "cleared"]
 NAMES = frozenset({"alert:raised", "alert:cleared"})

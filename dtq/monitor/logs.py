@@ -14,7 +14,11 @@ import time
 from typing import Any
 
 import msgspec
-import structlog
+
+try:
+    import structlog
+except ImportError:
+    raise ImportError('the monitor writes its log with structlog: pip install "dtq[monitor]"') from None
 
 from dtq.events import Event
 from dtq.monitor.files import Lines

@@ -1,0 +1,47 @@
+"""`dtq top`, as it is typed, on a queue that works."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from monitor_node import obey
+from test_cli import WAIT, run, start
+
+from dtq import TaskQueue
+
+
+@pytest.fixture
+def busy(tmp_path):
+    """A store on which two workers are at work for some while."""
+    path = tmp_path / "queue.db"
+    with TaskQueue(path, {"obey": obey}, 2) as queue:
+        queue.add_many({"type": "obey", "payload": {"seconds": 0.05}} for _ in range(400))
+        yield path
+
+
+def test_top_shows_throughput_times_types_and_nodes(busy):
+    code, out, err = run("top", "--store", str(busy), "--every", "2.5", "--looks", "2")
+    assert (code, err) == (0, "")
+    second = out[out.rindex("tasks/s over") :]
+    assert "2 workers on 1 nodes" in second
+    (line,) = [line for line in second.splitlines() if line.startswith("│ obey")]
+    assert "5" in line
+    assert "ms" in line  # the execution times
+    assert "█" in second
+
+
+def test_ctrl_c_ends_top_and_is_no_error(busy):
+    process = start("top", "--store", str(busy), "--every", "0.2")
+    assert process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=WAIT)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_top_makes_no_queue_where_there_is_none(tmp_path):
+    code, out, err = run("top", "--store", str(tmp_path / "none.db"), "--looks", "1")
+    assert (code, out) == (2, "")
+    assert "there is no queue at" in err
