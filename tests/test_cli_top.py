@@ -37,7 +37,7 @@ def test_ctrl_c_ends_top_and_is_no_error(busy):
     assert process.stdout.readline()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=WAIT)
+    _, err = process.communicate(timeout=WAIT)
     assert (process.returncode, err) == (0, "")
 
 
