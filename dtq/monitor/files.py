@@ -58,8 +58,10 @@ class Lines:
 
     def _end_last_line(self, file: int) -> None:
         """A process that was killed, or a power cut, may have left half a line."""
-        if self._size and os.pread(file, 1, self._size - 1) != b"\n":
-            self._size += os.write(file, b"\n")
+        if self._size:
+            os.lseek(file, -1, os.SEEK_END)
+            if os.read(file, 1) != b"\n":
+                self._size += os.write(file, b"\n")
 
     def _rotate(self) -> None:
         for number in range(self._keep, 0, -1):
