@@ -15,6 +15,7 @@ from test_full_disk import disk, fill  # noqa: F401
 
 from dtq import DTQError, Monitor, QueueManager, StoreError, TaskQueue
 from dtq.monitor import Threshold
+from dtq.monitor.alerts import Watch
 from dtq.monitor.files import Lines
 from dtq.stores.memory import MemoryStore
 
@@ -201,6 +202,12 @@ def test_a_duration_lets_a_short_peak_pass(watch, manager, node, clock):
         monitor.sample()
     monitor.stop()
     assert [alert.at for alert in heard] == [NOW + 70]
+
+
+def test_a_figure_between_clear_and_threshold_changes_nothing():
+    watch = Watch("queue_size", Threshold(100, cooldown=0))
+    steps = [watch.step(value, NOW, tick) for tick, value in enumerate((95, 101, 95, 91, 90, 95))]
+    assert [step and step.name for step in steps] == [None, "alert:raised", None, None, "alert:cleared", None]
 
 
 def test_a_threshold_may_be_one_that_a_figure_must_not_fall_below(watch, manager, node, clock):
@@ -394,6 +401,19 @@ def _until(question):
     while not (answer := question()) and time.monotonic() < end:
         time.sleep(0.01)
     return answer
+
+
+def test_what_a_full_disk_took_half_of_is_cut_off_again(disk):  # noqa: F811
+    file = Lines(disk / "x.log", 1 << 20, 1, lambda: NOW)
+    file.write(b'{"at":1}\n')
+    fill(disk / "ballast")
+    os.truncate(disk / "ballast", (disk / "ballast").stat().st_size - 4096)
+    with pytest.raises(OSError, match=r"could be written|No space left"):
+        file.write(b'{"at":2,"text":"' + b"x" * 20_000 + b'"}\n')
+    (disk / "ballast").unlink()
+    file.write(b'{"at":3}\n')
+    file.close()
+    assert [line["at"] for line in lines(disk / "x.log")] == [1, 3]
 
 
 def test_a_store_that_cannot_be_read_is_told_of_once_and_watching_goes_on(watch, manager, node, clock, caplog):

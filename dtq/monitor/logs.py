@@ -31,6 +31,7 @@ LEVELS = {
     "task:failed": "error",
     "task:retrying": "warning",
     "task:cancelled": "info",
+    "task:expired": "info",
     "worker:started": "info",
     "worker:ready": "debug",
     "worker:exited": "info",
