@@ -83,6 +83,8 @@ def test_littles_law_holds_on_the_monitors_own_figures(tmp_path):
             in_steps(queue, 15, 0.7, burst)
             queue.join(WAIT)
         summary, points = monitor.get_metrics()["summary"], monitor.history
+    if max(point.seconds for point in points) > 0.2:
+        pytest.skip("the machine was too busy to look often enough for an average over time")
     there = sum((point.queue_size + point.processing) * point.seconds for point in points)
     there /= sum(point.seconds for point in points)
     stay = summary["avg_waiting_time"] + summary["avg_execution_time"]
