@@ -122,8 +122,6 @@ def lab(
 
 FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
     "Work": {"run": run.run, "serve": serve.serve, "add": add.add},
-    "Look": {"get": look.get, "list": look.list_tasks, "stats": look.stats},
-    "Work": {"run": run.run, "add": add.add},
     "Look": {"get": look.get, "list": look.list_tasks, "stats": look.stats, "top": top.top},
     "Change": {
         "cancel": change.cancel, "retry": change.retry, "purge": change.purge,
