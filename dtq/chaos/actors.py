@@ -173,8 +173,9 @@ class Node:
         self._skew = 0.0
         self._next = float("inf")
         self.pool = SimPool(world, self)
+        staff = [Staff(Pool(WORKERS), cast(Any, self.pool))]  # the loop asks it for no more than what is above
         self.loop = make_loop(
-            NodeStore(world, id), [Staff(Pool(WORKERS), cast(Any, self.pool))], Teller(world, id), Endings(), lease=LEASE,
+            NodeStore(world, id), staff, Teller(world, id), Endings(), lease=LEASE,
             types=lambda: {TYPE}, chance=world.chance.random,
         )  # fmt: skip
         self.loop.id = id

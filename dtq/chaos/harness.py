@@ -1,0 +1,311 @@
+"""Harness: a queue of real processes under faults, and what was seen of it.
+
+    plan.py: faults ---> Siege ---SIGKILL, SIGSTOP, orders---> nodes, their zygotes and workers; a client
+                           |                                        |
+                           |                                        +--> witness.py: what has happened, flushed
+                           v                                                   |
+    the store, when all is quiet: tasks -------------------> Evidence <--------+ --> promises.py
+
+A fault comes whenever the next share of the tasks has ended, so that the last of them come as surely as the first. Then
+everything that is frozen goes on, what is dead is replaced once more, and all tasks have to come to their end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from dtq.chaos import promises, witness
+from dtq.chaos.node import LIMITED, MOST, TYPE, WORKERS, Orders
+from dtq.chaos.plan import KILLS, Fault, draw
+from dtq.chaos.promises import EVERYBODY, Evidence
+from dtq.errors import DTQError
+from dtq.manager import QueueManager
+from dtq.task import Status, Task
+
+SWEEP = 4.0  # seconds past its lease until a task must have been taken over, on a machine that is busy
+PATIENCE = 1.0  # seconds until the next fault comes, though no more tasks have ended
+QUIET = 180.0  # seconds that the rest may take when the faults are over
+LOOK = 0.5  # seconds between looks at limits
+
+Told = Callable[[int, int], None]  # tasks that have ended, faults that were done
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """How much is done to how many: `nodes` of two workers each run `tasks`, while so many `kills` happen, and the
+    faults that come with them."""
+
+    tasks: int
+    kills: int
+    nodes: int = 3
+    lease: float = 5.0
+    seconds: float = 0.004
+
+
+PROFILES = {"small": Profile(600, 20, nodes=2), "release": Profile(20_000, 200)}
+
+
+class Outcome(msgspec.Struct):
+    """What a run has shown. `ended` are the tasks that had ended, second by second."""
+
+    seed: int
+    profile: Profile
+    faults: dict[str, int]
+    broken: dict[str, list[str]]
+    evidence: Evidence
+    seconds: float
+    ended: list[int]
+
+
+def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults: None) -> Outcome:
+    """One run on the store of this URL, which has to be empty. Raises DTQError where it is not."""
+    with QueueManager(url) as manager, tempfile.TemporaryDirectory(prefix="dtq-chaos-") as directory:
+        if n := manager.stats().total:
+            raise DTQError(f"{url} holds {n:,} tasks, and this ends with what is in it broken: name an empty store")
+        manager.store.set_lane(key=LIMITED, max_running=MOST)
+        siege = Siege(url, seed, profile, manager, Path(directory))
+        began = time.monotonic()
+        try:
+            siege.storm(draw(seed, profile.kills, profile.lease, url.startswith("file:")), tell)
+            siege.wait_for_quiet(tell)
+        finally:
+            siege.end()
+        evidence = siege.evidence()
+        return Outcome(
+            seed, profile, dict(siege.done), promises.broken(evidence), evidence, time.monotonic() - began, siege.ended
+        )
+
+
+class Member:
+    """A process of the run."""
+
+    def __init__(self, orders: Orders, errors: Path) -> None:
+        self.name = orders.name
+        self.errors = errors
+        with open(errors, "wb") as file:
+            command = [sys.executable, "-m", "dtq.chaos.node", msgspec.json.encode(orders).decode()]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=file)
+
+    def obey(self, order: str) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it is dead
+            self.process.stdin.write(f"{order}\n".encode())
+            self.process.stdin.flush()
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def zygote(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(self.process.pid).children()
+        return []
+
+    def workers(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            return [worker for zygote in self.zygote() for worker in zygote.children()]
+        return []
+
+    def end(self, kill: bool = False) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(0 if kill else 30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Siege:
+    """The processes of a run, and what is done to them."""
+
+    def __init__(self, url: str, seed: int, profile: Profile, manager: QueueManager, directory: Path) -> None:
+        self.done: Counter[str] = Counter()
+        self.ended: list[int] = []
+        self._profile = profile
+        self._manager = manager
+        self._directory = directory
+        self._orders = Orders(url, str(directory / "witness"), "", profile.lease, seed=seed, seconds=profile.seconds)
+        self._names = itertools.count(1)
+        self._blamed: Counter[str] = Counter()
+        self._deaths = 0
+        self._seen: list[str] = []
+        self._later: list[tuple[float, Callable[[], None]]] = []
+        self._next_look = 0.0
+        self._began = time.monotonic()
+        witness.Witness(self._orders.log).close()
+        self._client = self._start(tasks=profile.tasks)
+        self._nodes = [self._start() for _ in range(profile.nodes)]
+
+    def _start(self, **options: object) -> Member:
+        orders = msgspec.structs.replace(self._orders, name=f"n{next(self._names)}", **options)
+        return Member(orders, self._directory / orders.name)
+
+    # --- faults
+
+    def storm(self, faults: list[Fault], tell: Told) -> None:
+        for number, fault in enumerate(faults, 1):
+            share = self._profile.tasks * number // (len(faults) + 1)
+            give_up_at = time.monotonic() + PATIENCE
+            while (ended := self._look()) < share and time.monotonic() < give_up_at:
+                time.sleep(0.005)
+            self._do(fault)
+            self.done[fault.kind] += 1
+            tell(ended, number)
+
+    def _do(self, fault: Fault) -> None:
+        node = self._nodes[int(fault.whom * len(self._nodes))]
+        if fault.kind == "kill worker":
+            self._deaths += _send(node.workers(), fault.whom, signal.SIGKILL)
+        elif fault.kind == "kill zygote":
+            self._deaths += len(node.workers()) or WORKERS
+            _send(node.zygote(), 0, signal.SIGKILL)
+        elif fault.kind == "kill node":
+            node.signal(signal.SIGKILL)
+        elif fault.kind == "kill client":
+            self._client.signal(signal.SIGKILL)
+        elif fault.kind == "failpoint":
+            node.signal(signal.SIGKILL)
+            self._replace(node, failpoint=fault.place, passes=fault.passes)
+        elif fault.kind == "freeze worker":
+            _send(node.workers(), fault.whom, signal.SIGSTOP, thaw=self._in(fault.seconds))
+        elif fault.kind in ("freeze node", "freeze node for long"):
+            self._freeze(node, fault.seconds)
+        else:
+            self._spoil(node, fault)
+
+    def _freeze(self, node: Member, seconds: float) -> None:
+        if seconds > self._profile.lease:  # who is frozen in the midst of a write keeps the others waiting too
+            self._blamed[EVERYBODY] += 1
+        node.signal(signal.SIGSTOP)
+        self._in(seconds)(lambda: node.signal(signal.SIGCONT))
+
+    def _spoil(self, node: Member, fault: Fault) -> None:
+        if fault.kind == "clock step":  # forward, past every lease
+            self._blamed[EVERYBODY] += 3  # it sweeps once a second
+            node.obey(f"clock {2 * self._profile.lease}")
+            self._in(fault.seconds)(lambda: node.obey("clock 0"))
+        elif fault.kind == "full disk":
+            node.obey("full 1")
+            self._in(fault.seconds)(lambda: node.obey("full 0"))
+        else:
+            node.obey(f"slow {fault.seconds / 4:.3f}")
+            self._in(fault.seconds)(lambda: node.obey("slow 0"))
+
+    def _in(self, seconds: float) -> Callable[[Callable[[], None]], None]:
+        """Has something done so many seconds from now."""
+        return lambda do: self._later.append((time.monotonic() + seconds, do))
+
+    # --- what goes on beside them
+
+    def _look(self) -> int:
+        """Does what is due, replaces the dead; gives the tasks that have ended."""
+        now = time.monotonic()
+        for item in [item for item in self._later if item[0] <= now]:
+            self._later.remove(item)
+            item[1]()
+        for node in [node for node in self._nodes if node.process.poll() is not None]:
+            self._replace(node)
+        if self._client.process.poll():
+            self._replace_client()
+        stats = self._manager.stats()
+        if now >= self._next_look:
+            self._next_look = now + LOOK
+            self._watch_the_limit()
+        ended = stats.total - stats.unfinished
+        self.ended += [ended] * (int(now - self._began) - len(self.ended))
+        return ended
+
+    def _replace(self, node: Member, **options: object) -> None:
+        node.end(kill=True)
+        self._check(node)
+        self._blamed[node.name] += 1
+        self._nodes[self._nodes.index(node)] = self._start(**options)
+
+    def _replace_client(self) -> None:
+        self._client.end(kill=True)
+        self._check(self._client)
+        left = self._profile.tasks - self._manager.stats().total
+        self._client = self._start(tasks=max(left, 1))
+
+    def _check(self, member: Member, wanted: int = -signal.SIGKILL) -> None:
+        """It died of what was done to it, and of nothing else."""
+        if (code := member.process.returncode) not in (wanted, -signal.SIGKILL):
+            said = member.errors.read_text()[-1000:]
+            self._seen.append(f"{member.name} ended with {code}: {said}")
+
+    def _watch_the_limit(self) -> None:
+        running = self._manager.find(status=Status.PROCESSING, limit=10_000)
+        if (n := sum(task.limit_key == LIMITED for task in running)) > MOST:
+            self._seen.append(f"{n} tasks run under a limit of {MOST}")
+
+    # --- the end
+
+    def wait_for_quiet(self, tell: Told) -> None:
+        """No more faults: all tasks end."""
+        quiet_since, total = time.monotonic(), sum(self.done.values())
+        while self._later or self._client.process.poll() != 0 or self._manager.stats().unfinished:
+            tell(self._look(), total)
+            seconds = time.monotonic() - quiet_since
+            if seconds > self._profile.lease + SWEEP + 2.0:
+                self._look_for_late_ones()
+            if seconds > QUIET or len(self._seen) > 20:
+                break
+            time.sleep(0.02)
+        tell(self._look(), total)
+
+    def _look_for_late_ones(self) -> None:
+        for task in self._manager.find(status=Status.PROCESSING, limit=10_000):
+            if (late := time.time() - (task.lease_until or 0)) > SWEEP:
+                self._seen.append(f"{task.id} is processing {late:.1f} s past its lease")
+
+    def end(self) -> None:
+        for member in (*self._nodes, self._client):
+            member.signal(signal.SIGCONT)
+            member.end(kill=member is self._client)
+            self._check(member, wanted=0)
+
+    def evidence(self) -> Evidence:
+        lines = witness.read(Path(self._orders.log))
+        return Evidence(lines, _all_tasks(self._manager), self._blamed, self._deaths, self._seen)
+
+
+def _send(
+    among: list[psutil.Process], whom: float, number: signal.Signals,
+    thaw: Callable[[Callable[[], None]], None] | None = None,
+) -> int:  # fmt: skip
+    """How many it hit: one, or nobody where nobody is there at the moment."""
+    with contextlib.suppress(IndexError, psutil.Error):
+        victim = among[int(whom * 997) % max(len(among), 1)]
+        victim.send_signal(number)
+        if thaw:
+            thaw(lambda: _thaw(victim))
+        return 1
+    return 0
+
+
+def _thaw(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.send_signal(signal.SIGCONT)
+
+
+def _all_tasks(manager: QueueManager) -> dict[str, Task]:
+    found: dict[str, Task] = {}
+    after = ""
+    while page := manager.find(type=TYPE, after=after, limit=10_000):
+        found.update({task.id: task for task in page})
+        after = page[-1].id
+    return found

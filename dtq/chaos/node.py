@@ -1,0 +1,151 @@
+"""The processes of a run with faults, `python -m dtq.chaos.node ORDERS` (JSON): a node that works, or a client that adds.
+
+A node lives until its standard input ends, and obeys what comes in there, a line each: `clock 60`, `full 1`, `slow 0.2`.
+A client adds its tasks, some after others, and ends; what `add` has acknowledged is written down.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dtq.chaos.failpoints import BadDisk, Failpoint, WatchedStore, around
+from dtq.chaos.promises import Line
+from dtq.chaos.witness import Witness
+from dtq.errors import StoreError
+from dtq.manager import QueueManager
+from dtq.queue import TaskQueue
+from dtq.stores import Store, open_store
+from dtq.stores.file import FileStore
+
+TYPE = "work"
+LIMITED, MOST = "limited", 2  # a limit key, and how many of its tasks may run at once
+BACKLOG = 2000  # unfinished tasks, above which a client waits
+WORKERS = 2
+
+
+class Orders(msgspec.Struct):
+    """What the process is to be: a client if it has `tasks` to add, else a node."""
+
+    url: str
+    log: str
+    name: str
+    lease: float = 5.0
+    failpoint: str = ""
+    passes: int = 1
+    tasks: int = 0
+    seed: int = 0
+    seconds: float = 0.004  # that a task takes, on average
+    retries: bool = True  # whether some fail at first
+
+
+def main(text: str) -> None:
+    orders = msgspec.json.decode(text, type=Orders)
+    if orders.tasks:
+        Client(orders).add_all()
+    else:
+        work(orders)
+
+
+# --- a node ----------------------------------------------------------------------------------------------------------
+
+
+def work(orders: Orders) -> None:
+    failpoint = Failpoint(orders.failpoint, orders.passes)
+    disk = BadDisk(failpoint)
+    store: Any = WatchedStore(_open(orders.url, disk), disk, Witness(orders.log), failpoint, orders.name)
+    clock = Clock()
+    handlers = {TYPE: str(Path(__file__).with_name("work.py"))}
+    queue = TaskQueue(store, handlers, WORKERS, lease=orders.lease, clock=clock)
+    queue._loop.id = orders.name
+    pool: Any = queue._staff[0].pool
+    pool.dispatch = around(pool.dispatch, "dispatch", failpoint)
+    with queue:
+        for line in sys.stdin:
+            _obey(line.split(), store, clock)
+    store.close()
+
+
+def _open(url: str, disk: BadDisk) -> Store:
+    """A file store with a disk that can be told to fail; its files are new each second."""
+    return FileStore(url.removeprefix("file:"), persistence_interval=1, disk=disk) if _is_file(url) else open_store(url)
+
+
+def _is_file(url: str) -> bool:
+    return url.startswith("file:") and "?" not in url and not url.startswith("file://")
+
+
+class Clock:
+    """The time of day, wrong by `offset` seconds."""
+
+    offset = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.offset
+
+
+def _obey(words: Sequence[str], store: WatchedStore, clock: Clock) -> None:
+    kind, value = words[0], float(words[1])
+    if kind == "clock":
+        clock.offset = value
+    elif kind == "full":
+        store.be_full(bool(value))
+    else:
+        store.be_slow(value)
+
+
+# --- a client --------------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Adds tasks in batches, as many as fit into the backlog; a store that fails is asked again for the same ones."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._chance = random.Random(f"{orders.seed} {orders.name}")
+        self._witness = Witness(orders.log)
+        self._number = 0
+
+    def add_all(self) -> None:
+        with QueueManager(self._orders.url) as manager:
+            while self._number < self._orders.tasks:
+                if manager.stats().unfinished > BACKLOG:
+                    time.sleep(0.02)
+                else:
+                    n = min(self._chance.choice((1, 5, 50)), self._orders.tasks - self._number)
+                    self._add(manager, [self._task(k) for k in range(self._number, self._number + n)])
+                    self._number += n
+
+    def _add(self, manager: QueueManager, tasks: list[dict[str, Any]]) -> None:
+        try:
+            handles = manager.add_many(tasks)
+        except StoreError:
+            time.sleep(0.05)
+            self._add(manager, tasks)
+        else:
+            self._witness.write(*(Line("acknowledged", handle.id) for handle in handles))
+
+    def _task(self, number: int) -> dict[str, Any]:
+        chance, name = self._chance, self._orders.name
+        seconds = min(chance.expovariate(1 / self._orders.seconds), 1.0) if self._orders.seconds else 0.0
+        fails = chance.choice((0,) * 18 + (1, 2)) if self._orders.retries else 0
+        return {
+            "type": TYPE,
+            "id": f"{name}-{number}",
+            "payload": {"log": self._orders.log, "seconds": seconds, "fails": fails},
+            "after": (f"{name}-{number - 1}",) if number and chance.random() < 0.1 else (),
+            "limit_key": LIMITED if chance.random() < 0.05 else "",
+            "max_attempts": 1000,
+            "retry_delay": 0.05,
+            "retry_backoff": "constant",
+        }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
