@@ -172,6 +172,7 @@ class Node:
         self._on_death = on_death
         self._skew = 0.0
         self._next = float("inf")
+        self._is_asked = False  # to take another turn when this one is over
         self.pool = SimPool(world, self)
         staff = [Staff(Pool(WORKERS), cast(Any, self.pool))]  # the loop asks it for no more than what is above
         self.loop = make_loop(
@@ -198,7 +199,7 @@ class Node:
             return
         self._next = float("inf")
         if self.id in self._world.inside:  # in the midst of a turn: it comes back to this
-            self.wake(self._world.now + 0.001)
+            self._is_asked = True
             return
         self._maybe_skew()
         self._maybe_drain()
@@ -216,6 +217,7 @@ class Node:
                 self._die("has left")
         except StoreError:
             due = self._world.now + 0.1  # while leaving: once more
+        due, self._is_asked = self._world.now if self._is_asked else due, False
         self.wake(max(self._world.now + 0.0005, min(due, self._world.now + LOOK)))
 
     def _die(self, how: str) -> None:

@@ -1,8 +1,8 @@
 """Failpoints: places with a name at which a node of a run with faults kills itself, and the faults of its own disk.
 
-    TaskQueue --> WatchedStore --> the store        claim, update, ...: before it, after it; and what it answered is told
-              --> pool.dispatch                     dispatch: before, after
-    FileStore --> BadDisk                           append: in the middle of a line; flush; rename: before the file is new
+    TaskQueue --> WatchedStore --> the store     claim, update, ...: before, after; and what it answered is told
+              --> pool.dispatch                  dispatch: before, after
+    FileStore --> BadDisk                        append: in the middle of a line; flush; rename: before it is done
 
 They stand in the seams that a queue has anyhow. A queue that is not to die has none of them, and pays nothing.
 """
@@ -110,13 +110,13 @@ class WatchedStore:
         return self._told("taken over", self._around("reap", *args))
 
     def _told(self, what: What, tasks: list[Task]) -> list[Task]:
-        self._witness.write(*(Line(what, task.id, task.version, self._node) for task in tasks))
+        self._witness.write(*(Line(what, task.id, task.version, self._node) for task in tasks), flush=False)
         return tasks
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         accepted: set[str] = self._around("update", outcomes)
         known = {task.id: task.version for task, _ in outcomes}
-        self._witness.write(*(Line("accepted", id, known[id], self._node) for id in accepted))
+        self._witness.write(*(Line("accepted", id, known[id], self._node) for id in accepted), flush=False)
         return accepted
 
     def heartbeat(self, *args: Any) -> set[str]:

@@ -29,7 +29,7 @@ import psutil
 
 from dtq.chaos import promises, witness
 from dtq.chaos.node import LIMITED, MOST, TYPE, WORKERS, Orders
-from dtq.chaos.plan import KILLS, Fault, draw
+from dtq.chaos.plan import Fault, draw
 from dtq.chaos.promises import EVERYBODY, Evidence
 from dtq.errors import DTQError
 from dtq.manager import QueueManager
@@ -110,7 +110,7 @@ class Member:
 
     def zygote(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
-            return psutil.Process(self.process.pid).children()
+            return list(psutil.Process(self.process.pid).children())
         return []
 
     def workers(self) -> list[psutil.Process]:

@@ -1,6 +1,6 @@
-"""The processes of a run with faults, `python -m dtq.chaos.node ORDERS` (JSON): a node that works, or a client that adds.
+"""The processes of a run with faults, `python -m dtq.chaos.node ORDERS` (JSON): a node, or a client that adds.
 
-A node lives until its standard input ends, and obeys what comes in there, a line each: `clock 60`, `full 1`, `slow 0.2`.
+A node lives until its standard input ends, and obeys the lines that come in there: `clock 60`, `full 1`, `slow 0.2`.
 A client adds its tasks, some after others, and ends; what `add` has acknowledged is written down.
 """
 

@@ -1,7 +1,8 @@
 """Witness: the log in which handlers, clients and nodes write down what has happened, outside of any store.
 
-Each line is one write to the end of one file, so the lines of all processes stand in one order; it is flushed to the
-disk before its writer goes on. What a process had not written when it was killed, nobody claims to have seen.
+Each line is one write to the end of one file, so the lines of all processes stand in one order; those of handlers and
+clients are flushed to the disk before they go on. What a process had not yet written when it was killed, nobody claims
+to have seen.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ class Witness:
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-    def write(self, *lines: Line) -> None:
+    def write(self, *lines: Line, flush: bool = True) -> None:
         if lines:
             os.write(self._file, "".join(f"{what}\t{task}\t{n}\t{who}\n" for what, task, n, who in lines).encode())
-            os.fsync(self._file)
+            if flush:
+                os.fsync(self._file)
 
     def close(self) -> None:
         os.close(self._file)

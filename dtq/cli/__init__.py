@@ -11,6 +11,7 @@
     schedule          add, list, next, pause, resume, remove      schedule.py
     limit             set, list, remove                           limit.py
     demo, lab         learn                                       here
+    chaos             break it, and see whether it holds          chaos.py
 
 What takes long to import is imported when a command needs it, so that `dtq --help` answers at once.
 """
@@ -28,7 +29,7 @@ import typer
 from typer.core import TyperGroup
 
 from dtq import __version__
-from dtq.cli import add, change, dead, flow, limit, look, run, schedule, serve, top
+from dtq.cli import add, change, chaos, dead, flow, limit, look, run, schedule, serve, top
 from dtq.cli.common import complain, say
 from dtq.errors import DTQError, IllegalTransition, UnknownSchedule, UnknownTask
 
@@ -127,7 +128,7 @@ FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
         "cancel": change.cancel, "retry": change.retry, "purge": change.purge,
         "pause": change.pause, "resume": change.resume,
     },
-    "Learn": {"lab": lab, "demo": demo},
+    "Learn": {"lab": lab, "demo": demo, "chaos": chaos.chaos},
 }  # fmt: skip
 for family, commands in FAMILIES.items():
     for name, command in commands.items():

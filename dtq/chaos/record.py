@@ -1,0 +1,100 @@
+"""Record: what a run has shown, as one line of a JSON-lines file, so that runs add up; and the tables made from it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from dtq.chaos.harness import Outcome
+from dtq.chaos.plan import KILLS
+from dtq.task import Status
+
+BARS = " ▁▂▃▄▅▆▇█"
+NAMES = {"sqlite": "SQLite", "file": "`file:`", "memory": "simulated", "redis": "Valkey"}
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One run: where it ran, what was done, what was found. `repeats` are runs of an attempt beyond the first, `parked`
+    the tasks that were given up because three nodes died under them."""
+
+    store: str
+    seed: int
+    tasks: int
+    kills: int
+    other_faults: int
+    lost: int
+    stale: int
+    broken: int
+    repeats: int
+    parked: int
+    seconds: float
+    at: str
+    commit: str
+    machine: str
+    python: str
+
+
+def of(store: str, outcome: Outcome) -> Record:
+    evidence, broken = outcome.evidence, outcome.broken
+    kills = sum(outcome.faults.get(kind, 0) for kind in KILLS)
+    return Record(
+        store, outcome.seed, len(evidence.tasks), kills, sum(outcome.faults.values()) - kills,
+        sum(len(broken.get(name, ())) for name in ("nothing_acknowledged_is_lost", "everything_ends")),
+        len(broken.get("no_stale_write_is_accepted", ())), sum(map(len, broken.values())), evidence.repeats(),
+        sum(task.status == Status.FAILED for task in evidence.tasks.values()), round(outcome.seconds, 1),
+        time.strftime("%Y-%m-%d", time.gmtime()), commit(), machine(), platform.python_version(),
+    )  # fmt: skip
+
+
+def commit() -> str:
+    """Of the checkout that this runs from."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=10", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def append(path: Path, record: Record) -> None:
+    with open(path, "ab") as file:
+        file.write(msgspec.json.encode(record) + b"\n")
+
+
+def read(path: Path) -> list[Record]:
+    return [msgspec.json.decode(line, type=Record) for line in path.read_bytes().splitlines() if line.strip()]
+
+
+def markdown(records: Iterable[Record]) -> str:
+    """The runs of each store added up, as a table for the README."""
+    by_store: dict[str, list[Record]] = {}
+    for record in records:
+        by_store.setdefault(record.store, []).append(record)
+    rows = [_row(store, runs) for store, runs in by_store.items()]
+    columns = "store", "tasks", "kills", "other faults", "lost", "stale writes", "promises broken", "runs repeated"
+    head = f"| {' | '.join(columns)} | parked | seeds | commit |"
+    return "\n".join([head, "|---" * 11 + "|", *rows])
+
+
+def _row(store: str, runs: list[Record]) -> str:
+    names = ("tasks", "kills", "other_faults", "lost", "stale", "broken", "repeats", "parked")
+    sums = [f"{sum(getattr(run, name) for run in runs):,}" for name in names]
+    seeds = ", ".join(str(run.seed) for run in runs)
+    commits = ", ".join(dict.fromkeys(run.commit for run in runs))
+    return f"| {NAMES.get(store, store)} | {' | '.join(sums)} | {seeds} | {commits} |"
+
+
+def figure(ended: list[int]) -> str:
+    """Tasks that ended in each second, as bars: what a fault costs shows as a dent."""
+    each = [later - earlier for earlier, later in zip([0, *ended], ended, strict=False)]
+    most = max([*each, 1])
+    return "".join(BARS[-(-n * (len(BARS) - 1) // most)] for n in each)

@@ -1,0 +1,114 @@
+"""`dtq chaos`: breaks a queue on purpose, or thousands of simulated ones, and says which promises were kept."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dtq.cli.common import complain, say
+from dtq.errors import DTQError
+
+
+def chaos(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE_URL", help="An empty store to be besieged; memory: is simulated.")
+    ],
+    profile: Annotated[
+        Literal["small", "release"], typer.Option(help="600 tasks and 20 kills, or 20,000 and 200.")
+    ] = "small",
+    seed: Annotated[int, typer.Option(help="Of the faults, or of the first schedule.")] = 0,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Instead of the profile's.")] = None,
+    kills: Annotated[int | None, typer.Option(min=0, help="Instead of the profile's.")] = None,
+    schedules: Annotated[int, typer.Option(min=1, help="How many, for memory:.")] = 1000,
+    record: Annotated[Path | None, typer.Option(metavar="FILE", help="Append the figures, as a line of JSON.")] = None,
+) -> None:
+    """Break a queue on purpose: kill, freeze and starve what runs it, and see whether anything is lost.
+
+    Real processes work on the store while they are killed, and what they
+    wrote down outside of it is compared with what the store says.
+    With memory: the same promises are checked in simulated schedules,
+    thousands a minute; a single one is told step by step.
+
+    Exit codes: 0 every promise was kept, 1 some were broken, 2 it could not be done, 130 interrupted.
+    """
+    if store == "memory:":
+        raise typer.Exit(_simulate(seed, schedules))
+    if find_spec("psutil") is None:
+        raise DTQError('what harms processes needs psutil: pip install "dtq[chaos]"')
+    raise typer.Exit(_besiege(store, profile, seed, {"tasks": tasks, "kills": kills}, record))
+
+
+# --- simulated -------------------------------------------------------------------------------------------------------
+
+
+def _simulate(seed: int, schedules: int) -> int:
+    from dtq.chaos.simulation import simulate
+
+    began = time.monotonic()
+    with _progress() as progress:
+        bar = progress.add_task("schedules", total=schedules)
+        for number in range(seed, seed + schedules):
+            schedule = simulate(number)
+            progress.advance(bar)
+            if schedule.broken or schedules == 1:
+                break
+    if schedules == 1 or schedule.broken:
+        typer.echo(str(schedule))
+    if schedule.broken:
+        complain(
+            f"seed {number} breaks {', '.join(schedule.broken)}; again: dtq chaos memory: --seed {number} --schedules 1"
+        )
+        return 1
+    say(f"{schedules:,} schedules in {time.monotonic() - began:.1f} s: every promise was kept")
+    return 0
+
+
+# --- real ------------------------------------------------------------------------------------------------------------
+
+
+def _besiege(url: str, name: str, seed: int, wanted: dict[str, int | None], path: Path | None) -> int:
+    import msgspec
+
+    from dtq.chaos import harness, record
+
+    given = {option: value for option, value in wanted.items() if value is not None}
+    profile = msgspec.structs.replace(harness.PROFILES[name], **given)
+    with _progress() as progress:
+        bar = progress.add_task("tasks ended", total=profile.tasks)
+        outcome = harness.run(url, seed, profile, lambda ended, _: progress.update(bar, completed=ended))
+    kind = url.partition(":")[0] if ":" in url else "sqlite"
+    line = record.of(kind, outcome)
+    _show(outcome, line, record.figure(outcome.ended))
+    if path:
+        record.append(path, line)
+    for promise, sentences in outcome.broken.items():
+        complain(f"{promise}: {'; '.join(sentences[:5])}{' ...' if len(sentences) > 5 else ''}")
+    if outcome.broken:
+        complain(
+            f"again, on an empty store: dtq chaos {url} --seed {seed} --tasks {profile.tasks} --kills {profile.kills}"
+        )
+    return 1 if outcome.broken else 0
+
+
+def _show(outcome: Any, line: Any, figure: str) -> None:
+    table = Table("what", "how often", title=f"seed {outcome.seed}, {line.seconds:.0f} s")
+    for kind, n in sorted(outcome.faults.items(), key=lambda item: -item[1]):
+        table.add_row(kind, f"{n:,}")
+    table.add_section()
+    for what in ("tasks", "kills", "repeats", "parked", "lost", "stale", "broken"):
+        table.add_row(what, f"{getattr(line, what):,}")
+    console = Console()
+    console.print(table)
+    console.print("tasks ended, second by second:", figure, sep="\n")
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
