@@ -300,47 +300,47 @@ class Copy:
 
 
 def live(store: FileStore, chance: random.Random, told) -> None:
-    """A life of some hundred commits, after each of which it is told."""
+    """A life of some hundred commits, after each of which it is told whether that has to last."""
     number, now = 0, NOW
     held: list[Task] = []
     for _ in range(330):
         now += 0.1
         deed = chance.choice(["add", "add", "claim", "claim", "update", "update", "heartbeat", "delete", "persist"])
+        lasts = False
         if deed == "add":
             number += 1
             parents = tuple(t.id for t in everything(store)[-1:] if chance.random() < 0.3)
             store.add([task(f"{number:03}", payload="x" * chance.randrange(40), after=parents)])
+            lasts = True
         elif deed == "claim":
             held += store.claim("w", 2, 30, now, {"a"})
         elif deed == "update" and held:
             ended = held.pop()
             ended = succeed(ended, 1, now) if chance.random() < 0.5 else fail(ended, ErrorInfo("E"), now, lambda: 0.0)
-            store.update([(ended, ())])
+            lasts = bool(store.update([(ended, ())]))
         elif deed == "heartbeat":
             store.heartbeat(Node("w"), held, 30, now)
         elif deed == "delete" and len(everything(store)) > 8:
-            store.delete([t.id for t in everything(store)[:4]])
+            lasts = bool(store.delete([t.id for t in everything(store)[:4]]))
         elif deed == "persist" and chance.random() < 0.5:
             store.persist()
-        told()
+        told(lasts)
 
 
-def test_a_kill_after_any_write_loses_nothing_that_was_acknowledged_and_a_power_cut_nothing_that_was_flushed(tmp_path):
-    """Every prefix of the writes, and a torn last one: what is found is what some moment has left, and no earlier one
-    than the last that was acknowledged."""
-    source = tmp_path / "queue"
-    copy = Copy(source, tmp_path / "crashed")
-    disk = Recording()
+def crash_after_each_write(directory: Path, disk: Recording, seed: int) -> int:
+    """Every prefix of the writes, with a torn last one, and without what was not flushed: what is found is what some
+    moment has left, and no earlier one than the last that was acknowledged. Gives how many were tried."""
+    source = directory / "queue"
+    copy = Copy(source, directory / "crashed")
     store = opened(source, disk=disk)
-    moments = [(0, True, [])]  # writes until then, whether they were flushed, and the tasks
+    moments = [(0, True, [])]  # writes until then, whether what they did has to last, and the tasks
 
-    def note() -> None:
-        flushed = any(step[0] == "flush" for step in disk.done[moments[-1][0] :])
-        moments.append((len(disk.done), flushed, everything(store)))
+    def note(lasts: bool) -> None:
+        moments.append((len(disk.done), lasts, everything(store)))
 
-    live(store, random.Random(3), note)
+    live(store, random.Random(seed), note)
     store.abandon()
-    files, chance, tried = Files(), random.Random(4), 0
+    files, chance, tried = Files(), random.Random(seed + 1), 0
     for n, step in enumerate(disk.done, 1):
         torn = dict(files.written)
         if step[0] == "append":
@@ -349,14 +349,32 @@ def test_a_kill_after_any_write_loses_nothing_that_was_acknowledged_and_a_power_
         for written, count, safe in ((files.written, n, False), (torn, n - 1, False), (files.safe, n, True)):
             if (written is torn and step[0] != "append") or str(source / "format") not in written:
                 continue
-            first = max(i for i, (done, flushed, _) in enumerate(moments) if done <= count and (flushed or not safe))
+            first = max(i for i, (done, lasts, _) in enumerate(moments) if done <= count and (lasts or not safe))
             possible = [tasks for _, _, tasks in moments[first : first + (40 if safe else 2)]]
             copy.lay_out(written)
             found = opened(copy.target)
             assert everything(found) in possible, f"after {n} writes, the last {step}"
             found.abandon()
             tried += 1
-    assert tried > 1000
+    return tried
+
+
+@pytest.mark.parametrize("seed", range(3, 3 + int(os.environ.get("DTQ_LIVES", "1"))))
+def test_a_kill_after_any_write_loses_nothing_that_was_acknowledged_and_a_power_cut_nothing_either(tmp_path, seed):
+    """DTQ_LIVES=2 tries more than two thousand."""
+    assert crash_after_each_write(tmp_path, Recording(), seed) > 1000
+
+
+class Hasty(Recording):
+    """Says that all is on the disk, and does not flush it."""
+
+    def flush(self, descriptor):
+        pass
+
+
+def test_a_disk_that_is_not_flushed_is_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="writes, the last"):
+        crash_after_each_write(tmp_path, Hasty(), 3)
 
 
 def filled(directory: Path) -> FileStore:

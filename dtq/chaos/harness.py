@@ -30,7 +30,7 @@ import psutil
 from dtq.chaos import promises, witness
 from dtq.chaos.node import LIMITED, MOST, TYPE, WORKERS, Orders
 from dtq.chaos.plan import Fault, draw
-from dtq.chaos.promises import EVERYBODY, Evidence
+from dtq.chaos.promises import EVERYBODY, STALL, Evidence
 from dtq.errors import DTQError
 from dtq.manager import QueueManager
 from dtq.task import Status, Task
@@ -100,7 +100,7 @@ class Member:
 
     def obey(self, order: str) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # it is dead
+        with contextlib.suppress(OSError, ValueError):  # it is dead, or closed because it is
             self.process.stdin.write(f"{order}\n".encode())
             self.process.stdin.flush()
 
@@ -189,7 +189,7 @@ class Siege:
 
     def _freeze(self, node: Member, seconds: float) -> None:
         if seconds > self._profile.lease:  # who is frozen in the midst of a write keeps the others waiting too
-            self._blamed[EVERYBODY] += 1
+            self._blamed[EVERYBODY] += STALL
         node.signal(signal.SIGSTOP)
         self._in(seconds)(lambda: node.signal(signal.SIGCONT))
 

@@ -19,6 +19,7 @@ import msgspec
 from dtq.task import MAX_INTERRUPTIONS, Status, Task
 
 What = Literal["acknowledged", "cancelled", "claimed", "taken over", "accepted", "told", "began", "ended"]
+STALL = 2  # faults in one: it costs what the node held, and what it then claims, as of the time when it was frozen
 EVERYBODY = "*"  # in `faults`: one that may cost any node its tasks, such as a clock that leaps
 
 

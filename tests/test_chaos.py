@@ -1,0 +1,110 @@
+"""Real processes under faults keep every promise; and each promise is seen broken by evidence that breaks it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dtq import QueueManager
+from dtq.chaos import record
+from dtq.chaos.harness import PROFILES, run
+from dtq.chaos.plan import KILLS, WEIGHTS, draw
+from dtq.chaos.promises import PROMISES, Evidence, Line, broken
+from dtq.cli import app
+from dtq.errors import DTQError
+from dtq.task import Attempt, ErrorInfo, Task
+
+SEED = 1
+
+
+@pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
+def test_a_small_siege_breaks_no_promise(url, tmp_path):
+    outcome = run(url.format(tmp_path), SEED, PROFILES["small"])
+    assert outcome.broken == {}, f"again: dtq chaos {url.format('.')} --seed {SEED}"
+    assert sum(outcome.faults[kind] for kind in KILLS if kind in outcome.faults) == PROFILES["small"].kills
+    assert len(outcome.evidence.tasks) >= PROFILES["small"].tasks
+    assert list(outcome.evidence.of("taken over"))
+    line = record.of("file", outcome)
+    record.append(tmp_path / "runs", line)
+    record.append(tmp_path / "runs", line)
+    assert f"| `file:` | {2 * line.tasks:,} | {2 * line.kills:,} |" in record.markdown(record.read(tmp_path / "runs"))
+
+
+def test_a_store_with_something_in_it_is_left_alone(tmp_path):
+    url = str(tmp_path / "queue.db")
+    with QueueManager(url) as manager:
+        manager.add("precious")
+    with pytest.raises(DTQError, match="holds 1 tasks.*name an empty store"):
+        run(url, SEED, PROFILES["small"])
+    result = CliRunner().invoke(app, ["chaos", url])
+    assert result.exit_code == 2
+
+
+def test_simulated_schedules_are_run_and_one_is_told_step_by_step():
+    result = CliRunner().invoke(app, ["chaos", "memory:", "--seed", "7", "--schedules", "1"])
+    assert result.exit_code == 0, result.output
+    assert "the storm is over" in result.stdout
+    assert "every promise was kept" in result.stdout
+
+
+def test_a_seed_gives_the_same_faults_and_all_kinds_come():
+    plan = draw(5, 400, 5.0, has_files=True)
+    assert plan == draw(5, 400, 5.0, has_files=True)
+    assert plan != draw(6, 400, 5.0, has_files=True)
+    assert {fault.kind for fault in plan} == set(WEIGHTS)
+    assert sum(fault.kind in KILLS for fault in plan) == 400
+
+
+# --- each promise can be broken -------------------------------------------------------------------------------------
+
+
+def task(status="completed", **options) -> Task:
+    return Task(**{"type": "work", "id": "t", "status": status, "version": 3, "attempts": 1, "result": "r", **options})
+
+
+RAN = [Line("claimed", "t", 2, "n1"), Line("began", "t", 1, "r"), Line("ended", "t", 1, "r")]
+TOOK = Line("accepted", "t", 2, "n1")
+DIED = Attempt(1, 0.0, 1.0, "n1", ErrorInfo("WorkerDied", signal=9))
+
+BREAKS: list[tuple[str, list[Line], Task | None, dict]] = [
+    ("nothing_acknowledged_is_lost", [Line("acknowledged", "t")], None, {}),
+    ("everything_ends", RAN, task("processing"), {}),
+    ("completed_means_done", RAN[:2], task(), {}),
+    ("completed_means_done", RAN, task(result="another"), {}),
+    ("runs_are_paid_for", [*RAN, *RAN[1:]], task(), {}),
+    ("no_stale_write_is_accepted", [*RAN, Line("taken over", "t", 3, "n2"), TOOK], task(), {"n1": 1}),
+    ("no_stale_write_is_accepted", [*RAN, TOOK, TOOK], task(), {}),
+    ("only_what_was_accepted_is_told", [*RAN, Line("told", "t", 3, "n1")], task(), {}),
+    ("only_the_faulty_lose_their_tasks", [*RAN, Line("taken over", "t", 3, "n2")], task(), {"n2": 1}),
+    ("a_dead_worker_costs_one_attempt", RAN, task(history=(DIED,)), {}),
+    ("children_wait_for_their_parents", RAN, task(after=("p",)), {}),
+    ("a_failure_has_its_reason", RAN, task("failed", error=ErrorInfo("ValueError")), {}),
+    ("a_failure_has_its_reason", RAN, task("failed", error=ErrorInfo("Interrupted"), interruptions=2), {}),
+    ("what_was_cancelled_stays_so", [*RAN, Line("cancelled", "t")], task(), {}),
+    ("nothing_was_seen_broken", RAN, task(), {"seen": 1}),
+]
+
+
+@pytest.mark.parametrize(("promise", "lines", "found", "faults"), BREAKS, ids=[row[0] for row in BREAKS])
+def test_a_broken_promise_is_seen_and_no_other(promise, lines, found, faults):
+    seen = ["3 tasks run under a limit of 2"] if "seen" in faults else []
+    evidence = Evidence(lines, {"t": found} if found else {}, Counter(faults), 0, seen)
+    assert list(broken(evidence)) == [promise]
+
+
+def test_every_promise_is_among_them_and_kept_where_all_is_well():
+    assert {row[0] for row in BREAKS} == {promise.__name__ for promise in PROMISES}
+    assert broken(Evidence([Line("acknowledged", "t"), *RAN, TOOK, Line("told", "t", 3)], {"t": task()})) == {}
+
+
+def test_a_witness_that_was_killed_in_the_middle_of_a_line_spoils_no_other(tmp_path: Path):
+    from dtq.chaos.witness import Witness, read
+
+    witness = Witness(str(tmp_path / "log"))
+    witness.write(*RAN)
+    (tmp_path / "log").write_bytes((tmp_path / "log").read_bytes() + b"ended\tt")
+    assert read(tmp_path / "log") == RAN
+    witness.close()
