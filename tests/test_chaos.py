@@ -37,7 +37,7 @@ def test_a_store_with_something_in_it_is_left_alone(tmp_path):
     url = str(tmp_path / "queue.db")
     with QueueManager(url) as manager:
         manager.add("precious")
-    with pytest.raises(DTQError, match="holds 1 tasks.*name an empty store"):
+    with pytest.raises(DTQError, match="name an empty store"):
         run(url, SEED, PROFILES["small"])
     result = CliRunner().invoke(app, ["chaos", url])
     assert result.exit_code == 2

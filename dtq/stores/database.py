@@ -15,6 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from dtq.errors import StoreError
 from dtq.stores import schema
 from dtq.stores.committer import BUSY_TIMEOUT, Committer
@@ -22,6 +24,7 @@ from dtq.stores.peers import Peers, Wake
 from dtq.stores.watch import Watch
 
 T = TypeVar("T")
+DAMAGED = (UnicodeDecodeError, msgspec.DecodeError)  # what a damaged file holds, in a row or in SQLite's own words
 
 
 class Database:
@@ -76,7 +79,7 @@ class Database:
     def _named_errors(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, *DAMAGED) as error:
             raise StoreError(f"{self.path} cannot be {verb}: {error}") from error
 
     # --- write, read
