@@ -128,9 +128,10 @@ class Emitter:
         """Lets the listeners hear what has happened so far, but waits for them no longer than `timeout` seconds."""
         with self._lock:
             thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
-            try:
-                self._events.put(None, timeout=timeout)
-            except queue.Full:
-                return
-            thread.join(timeout)
+        if thread is None:
+            return
+        is_listener = thread is threading.current_thread()  # who closes: it ends when it comes back from here
+        with contextlib.suppress(queue.Full):
+            self._events.put(None, timeout=0.0 if is_listener else timeout)
+            if not is_listener:
+                thread.join(timeout)
