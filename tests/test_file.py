@@ -353,8 +353,9 @@ def crash_after_each_write(directory: Path, disk: Recording, seed: int) -> int:
             possible = [tasks for _, _, tasks in moments[first : first + (40 if safe else 2)]]
             copy.lay_out(written)
             found = opened(copy.target)
-            assert everything(found) in possible, f"after {n} writes, the last {step}"
+            there = everything(found)
             found.abandon()
+            assert there in possible, f"after {n} writes, the last {step}"
             tried += 1
     return tried
 

@@ -1,0 +1,83 @@
+"""Nothing outlives a test: no thread, process, descriptor or temporary file that was not there before it.
+
+What a fixture of a module or of the session holds was there before, as far as the test is concerned.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+WITHIN = 5.0  # seconds that what ends may take to be gone, on a machine that is busy
+FD = Path("/proc/self/fd")
+TASKS = Path("/proc/self/task")
+NOT_OURS = (  # threads that libraries start once and keep
+    "asyncio_",  # the executor of an event loop that is kept
+    "IPythonHistorySavingThread",
+    "ThreadPoolExecutor-",
+)
+KEPT = (".org.chromium", "playwright", "pymp-")  # what browsers and others leave among the temporary files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """A place of their own, where nobody else's are."""
+    place = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(place))
+        patch.setattr(tempfile, "tempdir", str(place))
+        yield place
+
+
+@pytest.fixture(autouse=True)
+def _nothing_outlives_a_test(temporary_files):
+    before = inventory(temporary_files)
+    yield
+    give_up_at = time.monotonic() + WITHIN
+    while left := inventory(temporary_files) - before:
+        if time.monotonic() > give_up_at:
+            pytest.fail("this test has left behind: " + ", ".join(sorted(left)), pytrace=False)
+        gc.collect()  # a descriptor may be held by a cycle
+        time.sleep(0.01)
+
+
+def inventory(place: Path) -> set[str]:
+    """What there is now, by name."""
+    threads = {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
+    files = {f"temporary file {name}" for name in os.listdir(place) if not name.startswith(KEPT)}
+    found = threads | files | {f"process {pid}" for pid in children()} | descriptors()
+    return {name for name in found if not name.startswith(tuple(f"thread {prefix}" for prefix in NOT_OURS))}
+
+
+def children() -> set[str]:
+    """Those that have ended and were not waited for are among them. (Not every kernel tells.)"""
+    found: set[str] = set()
+    for thread in _names(TASKS):
+        try:
+            found.update((TASKS / thread / "children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def descriptors() -> set[str]:
+    """Sockets, pipes and what else can be waited for; files, where they are a test's own."""
+    found = set()
+    for number in _names(FD):
+        try:
+            target = os.readlink(FD / number)
+        except OSError:  # the one that was used to look
+            continue
+        if not target.startswith("/") or "/pytest-" in target:
+            found.add(f"descriptor {number} of {target}")
+    return found
+
+
+def _names(directory: Path) -> list[str]:
+    return os.listdir(directory) if directory.exists() else []
