@@ -436,6 +436,21 @@ def test_a_task_file_that_is_cut_at_any_byte_is_put_aside_and_its_neighbours_sta
     assert "is no task of this queue, and was moved to" in caplog.text
 
 
+def test_a_file_that_took_the_number_or_the_id_of_another_task_does_that_one_no_harm(tmp_path, caplog):
+    store = opened(tmp_path)
+    store.add([task(n) for n in range(4)])
+    store.close()
+    by_id = {path.stem: path for path in task_files(tmp_path)}
+    by_id["t1"].write_text(by_id["t1"].read_text().replace('"number": 2', '"number": 3'))
+    by_id["t3"].write_text(by_id["t3"].read_text().replace('"t3"', '"t0"').replace("1000", "2000"))
+    store = opened(tmp_path)
+    assert store.get(["t0"])[0].run_at == NOW
+    store.add([task("new")])
+    assert sorted(t.id for t in store.claim("w", 10, 30, NOW, {"a"})) == ["t0", "t1", "t2", "tnew"]
+    assert "it holds the task 't0'" in caplog.text
+    store.close()
+
+
 def test_what_else_lies_among_the_tasks_is_put_aside(tmp_path, caplog):
     store = filled(tmp_path)
     store.close()

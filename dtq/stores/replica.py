@@ -184,8 +184,10 @@ class Replica(Index):
             if self._seq[task.id] != entry.number:  # another task, which had the same id
                 self._free_children(task.id)
             self._forget(old)
-        self._register(task, entry.number)
-        self._number = max(self._number, entry.number)
+        taken = self._id.get(entry.number, task.id) != task.id  # one of two files was changed by hand, or damaged
+        number = self._number + 1 if taken else entry.number
+        self._register(task, number)
+        self._number = max(self._number, number)
         self._parents[task.id] = set(entry.waits_for)
         for parent in entry.waits_for:
             self._children[parent].add(task.id)

@@ -73,11 +73,16 @@ class Shelf:
         for path in glob(f"{escape(str(self.tasks))}/*/*"):
             try:
                 with open(path, "rb") as file:
-                    yield _entry(file.read())
+                    entry = _entry(file.read())
             except FileNotFoundError:
                 continue
             except (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError) as error:
                 self._put_aside(Path(path), error)
+            else:
+                if self.path(entry.task.id) == path:
+                    yield entry
+                else:  # it would stand for another task, which has a file of its own
+                    self._put_aside(Path(path), ValueError(f"it holds the task {entry.task.id!r}"))
 
     def others(self) -> Change:
         try:
