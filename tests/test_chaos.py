@@ -58,6 +58,17 @@ def test_a_seed_gives_the_same_faults_and_all_kinds_come():
     assert sum(fault.kind in KILLS for fault in plan) == 400
 
 
+def test_the_readme_says_what_the_recorded_runs_have_shown():
+    here = Path(__file__).parent
+    table = record.markdown(record.read(here / "survived.jsonl"))
+    assert table in (here.parent / "README.md").read_text(), table
+
+
+def test_seeds_are_told_as_ranges():
+    lines = [record.Record("file", seed, 1, 1, 0, 0, 0, 0, 0, 0, 1.0, "", "c", "m", "p") for seed in (7, 1, 2, 3)]
+    assert "| 1-3, 7 |" in record.markdown(lines)
+
+
 # --- each promise can be broken -------------------------------------------------------------------------------------
 
 

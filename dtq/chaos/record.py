@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,22 +76,48 @@ def read(path: Path) -> list[Record]:
 
 
 def markdown(records: Iterable[Record]) -> str:
-    """The runs of each store added up, as a table for the README."""
+    """The runs of each store added up, as a table for the README, and below it where they ran."""
     by_store: dict[str, list[Record]] = {}
     for record in records:
         by_store.setdefault(record.store, []).append(record)
-    rows = [_row(store, runs) for store, runs in by_store.items()]
-    columns = "store", "tasks", "kills", "other faults", "lost", "stale writes", "promises broken", "runs repeated"
-    head = f"| {' | '.join(columns)} | parked | seeds | commit |"
-    return "\n".join([head, "|---" * 11 + "|", *rows])
+    columns = (
+        "store",
+        "tasks",
+        "kills",
+        "other faults",
+        "lost",
+        "stale writes",
+        "promises broken",
+        "repeats",
+        "parked",
+    )
+    lines = [_line((*columns, "seeds")), "|---" * (len(columns) + 1) + "|"]
+    lines += [_row(store, runs) for store, runs in by_store.items()]
+    all_runs = [run for runs in by_store.values() for run in runs]
+    places = dict.fromkeys(f"{run.machine}, Python {run.python}, {run.at}" for run in all_runs)
+    commits = dict.fromkeys(run.commit for run in all_runs)
+    return "\n".join([*lines, "", f"{'; '.join(places)}; commits {', '.join(commits)}."])
 
 
 def _row(store: str, runs: list[Record]) -> str:
     names = ("tasks", "kills", "other_faults", "lost", "stale", "broken", "repeats", "parked")
-    sums = [f"{sum(getattr(run, name) for run in runs):,}" for name in names]
-    seeds = ", ".join(str(run.seed) for run in runs)
-    commits = ", ".join(dict.fromkeys(run.commit for run in runs))
-    return f"| {NAMES.get(store, store)} | {' | '.join(sums)} | {seeds} | {commits} |"
+    sums = (f"{sum(getattr(run, name) for run in runs):,}" for name in names)
+    return _line((NAMES.get(store, store), *sums, _ranges(run.seed for run in runs)))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """1-3, 7"""
+    ranges: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return ", ".join("-".join(map(str, ends)) for ends in ranges)
 
 
 def figure(ended: list[int]) -> str:
@@ -98,3 +125,7 @@ def figure(ended: list[int]) -> str:
     each = [later - earlier for earlier, later in zip([0, *ended], ended, strict=False)]
     most = max([*each, 1])
     return "".join(BARS[-(-n * (len(BARS) - 1) // most)] for n in each)
+
+
+if __name__ == "__main__":
+    print(markdown(read(Path(sys.argv[1]))))
