@@ -35,6 +35,14 @@ def temporary_files(tmp_path_factory):
         yield place
 
 
+@pytest.fixture(scope="session")
+def notebook_loop():
+    """Jupyter's clients keep one event loop in each process: it is there before the first test that needs it."""
+    from jupyter_core.utils import ensure_event_loop
+
+    ensure_event_loop()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_outlives_a_test(temporary_files):
     before = inventory(temporary_files)

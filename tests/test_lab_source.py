@@ -177,6 +177,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.usefixtures("notebook_loop")
 def test_what_was_written_in_cells_is_found_too():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
