@@ -99,7 +99,7 @@ class SimPool:
         if (n := 2 * WORKERS - len(self._running) - len(self._waiting)) > 0:
             yield n, {TYPE}
 
-    def dispatch(self, tasks: Sequence[Task]) -> None:
+    def dispatch(self, tasks: Sequence[Task], *_: Any) -> None:
         self._waiting += tasks
         self._fill()
 
