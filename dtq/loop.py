@@ -32,7 +32,7 @@ from dtq.handle import Endings
 from dtq.meter import Meter
 from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
 from dtq.staff import Staff
-from dtq.stores import Node, Outcome, Store
+from dtq.stores import Node, Outcome, Store, ahead_of_here
 from dtq.task import EXPIRED, TERMINAL, Status, Task, cancel, end_doomed, fail, interrupt, release, succeed
 from dtq.ticker import Ticker
 
@@ -144,7 +144,7 @@ class Loop:
         elif isinstance(report, Returned):
             self._end(release(task))
         elif isinstance(report, Started):
-            self._events.emit("task:started", report.at, task, report.worker)
+            self._events.emit("task:started", report.at + ahead_of_here(self._store), task, report.worker)
         elif isinstance(report, Progressed):
             self.held[task.id] = task = replace(task, progress=report.percent, note=report.note)
             self._events.emit("task:progress", now, task)
@@ -157,8 +157,9 @@ class Loop:
         return held if held is not None and held.version == task.version else None
 
     def _finish(self, task: Task, report: Finished) -> None:
-        ended_at = report.started_at + report.seconds  # by the worker's clock, as its beginning
-        task = replace(task, worker=f"{self.id}/{report.worker}", started_at=report.started_at, log=report.log)
+        started_at = report.started_at + ahead_of_here(self._store)  # what it says is by the worker's clock
+        ended_at = started_at + report.seconds
+        task = replace(task, worker=f"{self.id}/{report.worker}", started_at=started_at, log=report.log)
         if report.error is None:
             self._end(succeed(task, report.result, ended_at))
         elif report.discarded:

@@ -8,7 +8,6 @@ get, find, stats, delete, cleanup, pause, resume --> store
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
@@ -30,7 +29,7 @@ from dtq.graph import Graph, Step, bind, named
 from dtq.handle import Endings, Handle, Lookout
 from dtq.limits import Limit
 from dtq.schedules import Schedules, without_ticks
-from dtq.stores import Outcome, Stats, Store, open_store
+from dtq.stores import Outcome, Stats, Store, clock_of, open_store
 from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, new_id, prioritise, revive
 from dtq.unique import Rule
 
@@ -47,7 +46,7 @@ class QueueManager:
 
     `backlog_limit` is how many tasks may be unfinished before `add` raises QueueFull (None: any number), `max_payload`
     how many bytes of JSON a payload may have. A store that is passed in stays open; one that is named by its URL, which
-    `url` keeps, is closed here.
+    `url` keeps, is closed here. `clock` is the store's own where it has one (Redis: the server's), else time.time.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class QueueManager:
         *,
         backlog_limit: int | None = None,
         max_payload: int = MIB,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         _check_limit("max_payload", max_payload, GIB)
         if backlog_limit is not None:
@@ -64,12 +63,12 @@ class QueueManager:
         self._owns_store = isinstance(store, (str, os.PathLike))
         self.url = os.fspath(store) if isinstance(store, (str, os.PathLike)) else None
         self.store = open_store(store)
-        self.clock = clock
+        self.clock = clock or clock_of(self.store)
         self.backlog_limit = backlog_limit
         self.max_payload = max_payload
         self.events = Emitter()
-        self.dead = DeadLetters(self.store, clock, self.apply)
-        self.schedules = Schedules(self.store, clock, self._task)
+        self.dead = DeadLetters(self.store, self.clock, self.apply)
+        self.schedules = Schedules(self.store, self.clock, self._task)
         self._endings = Endings()
         self._lookout = Lookout(self.store, self._endings)
 

@@ -80,7 +80,7 @@ class TaskQueue(QueueManager):
         secrets: Mapping[str, str] | None = None,
         webhook_networks: Sequence[str] = (),
         webhook_http: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         specs = pools or {"w": Pool(pool_size)}

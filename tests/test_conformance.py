@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import servers
 
 from dtq import conformance
 from dtq.conformance import Check, Make, Subject
+from dtq.stores import open_store
 from dtq.stores.file import FileStore
 from dtq.stores.memory import MemoryStore
+from dtq.stores.redis import RedisStore
 from dtq.stores.sqlite import SQLiteStore
 
 
-@pytest.fixture(params=["memory", "sqlite", "file"])
+@pytest.fixture(params=["memory", "sqlite", "file", "valkey", "redis"])
 def make(request: pytest.FixtureRequest, tmp_path) -> Make:
     """Gives a fresh subject of the store with each call."""
     numbers = itertools.count()
@@ -26,7 +29,11 @@ def make(request: pytest.FixtureRequest, tmp_path) -> Make:
         path = tmp_path / f"queue{next(numbers)}"
         return Subject(lambda: FileStore(path), FileStore.abandon)
 
-    return {"memory": MemoryStore, "sqlite": sqlite, "file": file}[request.param]
+    def server() -> Subject:
+        url = servers.url_of(request.param)
+        return Subject(lambda: open_store(url), RedisStore.abandon, sees_deaths=False)
+
+    return {"memory": MemoryStore, "sqlite": sqlite, "file": file}.get(request.param, server)
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: f"{check.group}-{check.name}")

@@ -1,4 +1,5 @@
-"""SQLiteStore and FileStore do what MemoryStore does, whatever is done: hypothesis drives both, and compares answers.
+"""SQLiteStore, FileStore and RedisStore do what MemoryStore does, whatever is done: hypothesis drives both, and
+compares answers.
 
 The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at
 any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it.
@@ -7,16 +8,18 @@ any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
+import servers
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
-from dtq.stores import Node, Store
+from dtq.stores import Node, Store, open_store
 from dtq.stores.file import FileStore
 from dtq.stores.memory import MemoryStore
 from dtq.stores.sqlite import SQLiteStore
@@ -350,6 +353,29 @@ class FileAgrees(StoresAgree):
             self.directory.cleanup()
 
 
+class RedisAgrees(StoresAgree):
+    """Its nodes live by their heartbeats: when time passes, each sends one."""
+
+    kind = "valkey"
+
+    def open(self):
+        self.url = self.__dict__.get("url") or servers.url_of(self.kind)
+        return open_store(self.url)
+
+    def crash(self, store):
+        store.abandon()
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 5.0, 20.0, 40.0]))
+    def time_passes(self, seconds):
+        self.now += seconds
+        for node in self.nodes.values():
+            self.both("heartbeat", node, [], LEASE, self.now)
+
+
+class DebianRedisAgrees(RedisAgrees):
+    kind = "redis"
+
+
 class MemoryAgrees(StoresAgree):
     """The machine itself is right: the specification agrees with itself."""
 
@@ -374,5 +400,10 @@ TestSQLiteAgrees = SQLiteAgrees.TestCase
 TestSQLiteAgrees.settings = USUAL
 TestFileAgrees = FileAgrees.TestCase
 TestFileAgrees.settings = USUAL
+TestValkeyAgrees = RedisAgrees.TestCase
+TestValkeyAgrees.settings = USUAL
 TestMemoryAgrees = MemoryAgrees.TestCase
 TestMemoryAgrees.settings = settings(USUAL, max_examples=20)
+if shutil.which("redis-server"):
+    TestDebianRedisAgrees = DebianRedisAgrees.TestCase
+    TestDebianRedisAgrees.settings = settings(USUAL, max_examples=2000 if DEEP else 20)

@@ -24,11 +24,15 @@ class Skipped(Exception):
 
 
 class Subject:
-    """One body of data and the ways to look at it: `opener` opens a store on it, `crasher` ends one as kill -9 does."""
+    """One body of data and the ways to look at it: `opener` opens a store on it, `crasher` ends one as kill -9 does.
+    `sees_deaths`: whether others notice that at once, and not when the lease has run out."""
 
-    def __init__(self, opener: Callable[[], Store], crasher: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self, opener: Callable[[], Store], crasher: Callable[[Any], None] | None = None, sees_deaths: bool = True
+    ) -> None:
         self._opener = opener
         self._crasher = crasher
+        self._sees_deaths = sees_deaths
         self._opened: list[Store] = []
 
     def open(self) -> Store:
@@ -40,6 +44,12 @@ class Subject:
             raise Skipped("this store cannot be crashed")
         self._opened.remove(store)
         self._crasher(store)
+
+    def crash_noticed(self, store: Store) -> None:
+        """As `crash`, for what holds where others notice it."""
+        if not self._sees_deaths:
+            raise Skipped("this store learns of a death when the lease has run out")
+        self.crash(store)
 
     def close(self) -> None:
         for store in self._opened:

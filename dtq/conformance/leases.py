@@ -158,7 +158,7 @@ def check_the_tasks_of_a_dead_node_are_taken_over_at_once(subject: Subject) -> N
     one.add(jobs("a b c"))
     take(one, 2)
     take(two, 1, worker="w2")
-    subject.crash(one)
+    subject.crash_noticed(one)
     reaped = two.reap("w2", 10, LEASE, NOW + 1)
     expect(
         sorted((t.id, t.worker, t.attempts) for t in reaped), [("a", "w2", 1), ("b", "w2", 1)], "id, worker, attempts"
@@ -173,7 +173,7 @@ def check_a_dead_node_is_forgotten(subject: Subject) -> None:
     two.heartbeat(Node("w2"), [], LEASE, NOW)
     one.add([job("a")])
     take(one)
-    subject.crash(one)
+    subject.crash_noticed(one)
     end(two, *(interrupt(task, NOW) for task in two.reap("w2", 10, LEASE, NOW + 1)))
     two.reap("w2", 10, LEASE, NOW + 2)
     expect([node.id for node in two.stats().nodes], ["w2"], "nodes")

@@ -13,7 +13,8 @@ and dtq.conformance holds the rules below as checks that every store has to pass
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -208,6 +209,19 @@ class Store(Protocol):
         """Ends the nodes that spoke through this store, and gives everything back. Closing twice is harmless."""
 
 
+def clock_of(store: Store) -> Callable[[], float]:
+    """What a store's nodes go by: the clock of the store, if it has one (a server's, by which the machines need not
+    agree), or else this machine's."""
+    clock: Callable[[], float] = getattr(store, "clock", time.time)
+    return clock
+
+
+def ahead_of_here(store: Store) -> float:
+    """Seconds by which that clock is ahead of this machine's."""
+    ahead: float = getattr(store, "ahead", 0.0)
+    return ahead
+
+
 def count_up(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[str, Counts], dict[str, Counts]]:
     """From (queue, type, status, how many): the tasks by status, in all, by queue, and by type."""
     counts = dict.fromkeys(map(str, Status), 0)
@@ -232,9 +246,9 @@ def stand_ins(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def open_store(url: str | os.PathLike[str] | Store) -> Store:
-    """The store that a URL names: `memory:`, `sqlite:///path`, `file:directory`, or a bare path, which means SQLite.
-    Options follow a question mark: `file:queue?persistence_interval=1`, `sqlite:///queue.db?durability=relaxed`. A
-    store is given back as it is.
+    """The store that a URL names: `memory:`, `sqlite:///path`, `file:directory`, `redis://host:port/number` (`rediss:`
+    with TLS; `valkey:` and `valkeys:` are the same), or a bare path, which means SQLite. Options follow a question
+    mark: `file:queue?persistence_interval=1`, `redis://host/0?namespace=mail`. A store is given back as it is.
 
     Raises StoreError where the URL names no store, or the store cannot be opened.
     """
@@ -258,11 +272,30 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
         from dtq.stores.file import FileStore
 
         return FileStore(_directory(url, place), **_options(url, query))
+    if scheme in _REDIS:
+        return _open_redis(url)
     if "://" in url or (":" in url and "/" not in scheme and len(scheme) > 1):
         raise StoreError(
-            f"{url!r} names no store: use memory:, sqlite:///path/to/queue.db, file:path/to/directory, or a path"
+            f"{url!r} names no store: use memory:, sqlite:///path/to/queue.db, file:path/to/directory, "
+            "redis://host:port/0, or a path"
         )
     return _open_sqlite(url)
+
+
+_REDIS = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}  # as redis-py names them
+
+
+def _open_redis(url: str) -> Store:
+    try:
+        from dtq.stores.link import address
+        from dtq.stores.redis import RedisStore
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise StoreError('a store on Redis or Valkey needs redis-py: pip install "dtq[redis]"') from None
+    scheme, _, rest = url.partition(":")
+    place, options = address(f"{_REDIS[scheme]}:{rest}")
+    return RedisStore(place, **options)
 
 
 def _open_sqlite(path: str, **options: Any) -> Store:

@@ -1,0 +1,177 @@
+"""Link: the way to a Redis or Valkey server. It makes clients, runs scripts, tries again, and knows the server's clock.
+
+call --> EVALSHA --> server          a connection that has broken is made anew, for up to `patience` seconds;
+         ^------ again <--'          then StoreError, which names the server without its password
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from contextlib import suppress
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from redis import Redis, RedisCluster, exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from dtq.codec import pack
+from dtq.errors import StoreError
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between attempts to reach the server
+SOCKET_TIMEOUT = 2.0  # seconds, at most, that one attempt waits for a connection or a reply
+PARTS = {  # what a script is made of, beside lib.lua and itself
+    "add": ["plant"], "update": ["plant"], "claim": ["pick"], "delete": ["remove"], "purge": ["remove"],
+}  # fmt: skip
+FLAGS = {"delete": " flags=allow-oom", "purge": " flags=allow-oom"}  # what makes room must run when there is none
+AWAY = (  # what may pass by itself: the server is restarting, or another one is taking its place
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.TryAgainError,
+    exceptions.ClusterDownError,
+    exceptions.MasterDownError,
+    exceptions.RedisClusterException,
+)
+Client = Any  # redis.Redis or redis.RedisCluster, which share their methods but no class
+
+
+def redacted(url: str) -> str:
+    """The URL without user and password, nor any that is an option."""
+    parts = urlsplit(url)
+    query = re.sub(r"(?i)((?:^|&)[^=&]*(?:password|username)[^=&]*=)[^&]*", r"\1***", parts.query)
+    place = "***@" + parts.netloc.rpartition("@")[2] if "@" in parts.netloc else parts.netloc
+    return urlunsplit((parts.scheme, place, parts.path, query, ""))
+
+
+def address(url: str) -> tuple[str, dict[str, Any]]:
+    """The URL without the options that are ours, and those. Raises StoreError where one is not as it must be."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise StoreError(f"{redacted(url)!r} names no server: write redis://host:6379/0")
+    options: dict[str, Any] = {}
+    rest = []
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name == "namespace":
+            options[name] = value
+        elif name == "timeout":
+            options[name] = _positive(url, value)
+        elif name == "cluster":
+            options[name] = value not in ("0", "false", "no")
+        elif name.startswith("ssl_"):
+            rest.append((name, value))
+        else:
+            raise StoreError(
+                f"{redacted(url)!r} has the option {name!r}; there are: cluster, namespace, timeout, and with rediss: "
+                "those of TLS that redis-py knows (ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs, ...)"
+            )
+    return urlunsplit(parts._replace(query=urlencode(rest))), options
+
+
+def _positive(url: str, text: str) -> float:
+    with suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise StoreError(f"{redacted(url)!r}: timeout is {text!r}; allowed: a number of seconds, more than 0")
+
+
+@cache
+def script(name: str) -> str:
+    """The whole source of this operation."""
+    folder = files("dtq.stores") / "lua"
+    parts = [(folder / f"{part}.lua").read_text() for part in ["lib", *PARTS.get(name, []), name]]
+    return "\n".join([f"#!lua{FLAGS.get(name, '')}", *parts])
+
+
+class Link:
+    """`url` or `client` says where; `cluster` that it is one. `timeout`: seconds until a call gives up."""
+
+    def __init__(self, url: str, client: Client | None, namespace: str, timeout: float, cluster: bool) -> None:
+        self.place = redacted(url) if client is None else _place_of(client)
+        self.prefix = f"dtq:{{{namespace}}}:"
+        self.timeout = timeout
+        self.ahead = 0.0  # seconds by which the server's clock is ahead of this machine's
+        self._owns_client = client is None
+        self._digests: dict[str, str] = {}
+        self.client = client if client is not None else self.patiently(lambda: _connect(url, timeout, cluster), timeout)
+        self.call("clock")  # which says, too, whether it can be reached
+
+    def call(self, name: str, args: Any = None, patience: float | None = None) -> Any:
+        """The reply of a script. Raises StoreError where none comes within `patience` seconds (`timeout`, if None)."""
+        packed = pack(args)
+        asked = time.time()
+        reply = self.patiently(lambda: self._run(name, packed), self.timeout if patience is None else patience)
+        if name == "clock":
+            self.set_clock(reply, asked)
+        return reply
+
+    def set_clock(self, reply: bytes | str, asked: float) -> None:
+        """The server's time, in a reply to what was asked at this time of ours: half-way between, as it were."""
+        self.ahead = float(reply) - (asked + time.time()) / 2
+
+    def _run(self, name: str, packed: bytes) -> Any:
+        digest = self._digests.get(name)
+        if digest is not None:
+            try:
+                return self.client.evalsha(digest, 1, self.prefix, packed)
+            except exceptions.NoScriptError:
+                pass
+        reply = self.client.eval(script(name), 1, self.prefix, packed)
+        self._digests[name] = _digest(name)
+        return reply
+
+    def patiently(self, work: Any, patience: float) -> Any:
+        give_up_at, pause = time.monotonic() + patience, FIRST_PAUSE
+        while True:
+            try:
+                return work()
+            except AWAY as error:
+                if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+                    raise StoreError(f"{self.place} refuses us: {error}") from None
+                if time.monotonic() + pause > give_up_at:
+                    raise StoreError(
+                        f"{self.place} cannot be reached ({_first_line(error)}), tried for {patience:g} s: "
+                        "what was asked may not have been stored"
+                    ) from None
+                time.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            except (exceptions.RedisError, OSError, ValueError) as error:
+                raise StoreError(f"{self.place}: {_first_line(error)}") from None
+
+    def close(self) -> None:
+        if self._owns_client:
+            self.client.close()
+
+
+def _connect(url: str, timeout: float, cluster: bool) -> Client:
+    seconds = min(timeout, SOCKET_TIMEOUT)
+    options: dict[str, Any] = {
+        "socket_timeout": seconds, "socket_connect_timeout": seconds, "socket_keepalive": True,
+        "health_check_interval": 10,
+    }  # fmt: skip
+    if cluster:
+        return RedisCluster.from_url(url, **options)
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+
+
+def _place_of(client: Client) -> str:
+    """How errors name a client that was given."""
+    pool = getattr(client, "connection_pool", None)
+    known = getattr(pool, "connection_kwargs", {})
+    if known.get("decode_responses"):
+        raise StoreError("the client has decode_responses=True; allowed: one that gives bytes")
+    host, port = known.get("host"), known.get("port")
+    return f"redis://{host}:{port}" if host else type(client).__name__
+
+
+@cache
+def _digest(name: str) -> str:
+    return hashlib.sha1(script(name).encode(), usedforsecurity=False).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,197 @@
+-- pick.lua: which waiting task is next; dtq/limits.py says it in Python, with the sources.
+--
+-- limits hash        selector (JSON) -> limit (JSON)
+-- tat:<selector>     sorted set: bucket by the time at which it is full again (GCRA), while that is to come
+-- share, share:now   sorted set: limit key by its mark, while that is ahead of the mark of the one served last
+
+local ORDER = 34 -- characters of a member that say its place: priority 4, due time 16, number 14
+local ROUNDING = 0.01
+
+local function bucket_of(limit, key)
+  return limit.key == "*" and key or ""
+end
+
+local function covers(limit, queue, type_, key)
+  return (limit.queue == cjson.null or limit.queue == queue)
+    and (limit.type == cjson.null or limit.type == type_)
+    and (limit.key == cjson.null or limit.key == key or (limit.key == "*" and key ~= ""))
+end
+
+local function split(lane)
+  return string.match(lane, "^(.-)\31(.-)\31(.*)$")
+end
+
+local function gates_of_limits()
+  local gates, known = {}, call("HGETALL", root .. "limits")
+  if #known == 0 then return gates end
+  for i = 1, #known, 2 do
+    gates[#gates + 1] = {selector = known[i], limit = cjson.decode(known[i + 1]), running = {}, next_at = {}}
+  end
+  local run = call("HGETALL", root .. "run")
+  for i = 1, #run, 2 do
+    local queue, type_, key = split(run[i])
+    for _, gate in ipairs(gates) do
+      if covers(gate.limit, queue, type_, key) then
+        local bucket = bucket_of(gate.limit, key)
+        gate.running[bucket] = (gate.running[bucket] or 0) + tonumber(run[i + 1])
+      end
+    end
+  end
+  return gates
+end
+
+local function next_at(gate, bucket)
+  if not gate.next_at[bucket] then
+    gate.next_at[bucket] = tonumber(call("ZSCORE", root .. "tat:" .. gate.selector, bucket) or 0)
+  end
+  return gate.next_at[bucket]
+end
+
+local function is_open(contender, now)
+  for _, pair in ipairs(contender.gates) do
+    local gate, bucket = pair[1], pair[2]
+    local limit = gate.limit
+    if limit.paused then return false end
+    if limit.max_running > 0 and (gate.running[bucket] or 0) >= limit.max_running then return false end
+    if limit.rate > 0 then
+      local opens_at = next_at(gate, bucket) - (limit.burst - 1) / limit.rate
+      if opens_at > now + ROUNDING / limit.rate then return false end
+    end
+  end
+  return true
+end
+
+local function pass(contender, now)
+  for _, pair in ipairs(contender.gates) do
+    local gate, bucket = pair[1], pair[2]
+    gate.running[bucket] = (gate.running[bucket] or 0) + 1
+    if gate.limit.rate > 0 then
+      gate.next_at[bucket] = math.max(next_at(gate, bucket), now) + 1 / gate.limit.rate
+      gate.changed = true
+    end
+  end
+end
+
+local function keep_gates(gates, now)
+  for _, gate in ipairs(gates) do
+    if gate.changed then
+      local key = root .. "tat:" .. gate.selector
+      for bucket, at in pairs(gate.next_at) do
+        if at > now then call("ZADD", key, number(at), bucket) end
+      end
+      call("ZREMRANGEBYSCORE", key, "-inf", number(now))
+    end
+  end
+end
+
+-- Heads are read a few at a time, and more as a lane goes on winning.
+local function advance(contender, lowest)
+  contender.at = contender.at + 1
+  if contender.at > #contender.heads then
+    local key = root .. "r:" .. contender.lane
+    contender.heads = call("ZRANGE", key, contender.read, contender.read + contender.step - 1)
+    if contender.read == 0 and #contender.heads == 0 then call("ZREM", root .. "lanes", contender.lane) end
+    contender.read, contender.at = contender.read + #contender.heads, 1
+    contender.step = math.min(contender.step * 4, 512)
+  end
+  contender.member = contender.heads[contender.at]
+  if contender.member and string.sub(contender.member, 1, 4) > lowest then contender.member = nil end
+  contender.head = contender.member and string.sub(contender.member, 1, ORDER)
+  return contender.member
+end
+
+local function push(heap, item, before)
+  local i = #heap + 1
+  heap[i] = item
+  while i > 1 do
+    local above = math.floor(i / 2)
+    if not before(heap[i], heap[above]) then break end
+    heap[i], heap[above] = heap[above], heap[i]
+    i = above
+  end
+end
+
+local function pop(heap, before)
+  local top, i = heap[1], 1
+  heap[1] = heap[#heap]
+  heap[#heap] = nil
+  while true do
+    local least = i
+    for below = 2 * i, 2 * i + 1 do
+      if heap[below] and before(heap[below], heap[least]) then least = below end
+    end
+    if least == i then return top end
+    heap[i], heap[least] = heap[least], heap[i]
+    i = least
+  end
+end
+
+local function by_head(a, b)
+  return a.head < b.head
+end
+
+local function by_turn(a, b) -- priority, then the mark of the key, then the head
+  local pa, pb = string.sub(a.head, 1, 4), string.sub(b.head, 1, 4)
+  if pa ~= pb then return pa < pb end
+  if a.mark ~= b.mark then return a.mark < b.mark end
+  return a.head < b.head
+end
+
+local function open_rivals(lanes, gates, n, now, lowest) -- limit key -> a heap of its lanes; and how many keys
+  local rivals, keys = {}, 0
+  for _, lane in ipairs(lanes) do
+    local queue, type_, key = split(lane)
+    local contender = {lane = lane, key = key, gates = {}, heads = {}, at = 0, read = 0, step = #lanes == 1 and n or 4}
+    for _, gate in ipairs(gates) do
+      if covers(gate.limit, queue, type_, key) then
+        contender.gates[#contender.gates + 1] = {gate, bucket_of(gate.limit, key)}
+      end
+    end
+    if is_open(contender, now) and advance(contender, lowest) then
+      if not rivals[key] then
+        rivals[key], keys = {}, keys + 1
+      end
+      push(rivals[key], contender, by_head)
+    end
+  end
+  return rivals, keys
+end
+
+local function pick(lanes, n, now, lowest) -- the ids of the up to n tasks that go next, best first
+  local gates = gates_of_limits()
+  local rivals, keys = open_rivals(lanes, gates, n, now, lowest)
+  local share = keys > 1 and {now = tonumber(call("GET", root .. "share:now") or 0), marks = {}}
+  local function mark(key)
+    if not share then return 0 end
+    if not share.marks[key] then share.marks[key] = tonumber(call("ZSCORE", root .. "share", key) or 0) end
+    return math.max(share.marks[key], share.now)
+  end
+  local order, picked = {}, {}
+  for key, lanes_of_key in pairs(rivals) do
+    push(order, {key = key, lanes = lanes_of_key, mark = mark(key), head = lanes_of_key[1].head}, by_turn)
+  end
+  while #order > 0 and #picked < n do
+    local rival = pop(order, by_turn)
+    local contender = pop(rival.lanes, by_head)
+    if is_open(contender, now) then
+      pass(contender, now)
+      if share then
+        share.now = mark(rival.key)
+        share.marks[rival.key] = share.now + 1
+        call("ZADD", root .. "share", number(share.now + 1), rival.key)
+      end
+      picked[#picked + 1] = string.sub(contender.member, ORDER + 1)
+      if advance(contender, lowest) then push(rival.lanes, contender, by_head) end
+    end
+    if rival.lanes[1] then
+      rival.head, rival.mark = rival.lanes[1].head, mark(rival.key)
+      push(order, rival, by_turn)
+    end
+  end
+  keep_gates(gates, now)
+  if share and #picked > 0 then
+    call("SET", root .. "share:now", number(share.now))
+    call("ZREMRANGEBYSCORE", root .. "share", "-inf", number(share.now))
+  end
+  return picked
+end

@@ -1,0 +1,20 @@
+-- reap.lua: takes over tasks whose lease has run out, and forgets nodes whose own has.
+--
+-- KEYS[1]  the prefix of the namespace
+-- ARGV[1]  {worker, n, now, end of the new lease}
+-- reply    the tasks as they are now (records of lib.lua)
+
+local worker, n, now, lease_until = unpack(input)
+local ids, taken = {}, {}
+if n > 0 then ids = call("ZRANGEBYSCORE", root .. "lease", "-inf", now, "LIMIT", 0, n) end
+for _, id in ipairs(ids) do
+  local t = load(id)
+  move(id, t, {v = next_version(t), w = worker, lu = lease_until})
+  taken[id] = t
+end
+flush()
+for _, node in ipairs(call("ZRANGEBYSCORE", root .. "alive", "-inf", now)) do
+  call("HDEL", root .. "nodes", node)
+  call("ZREM", root .. "alive", node)
+end
+return cmsgpack.pack(records(ids, taken))

