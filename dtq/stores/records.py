@@ -1,7 +1,8 @@
 """Between tasks and what the scripts of the Redis store take and give.
 
 What a task is (`Body`) is JSON and written once; what its attempts leave behind (`Remains`) is JSON, and absent where
-nothing differs from the defaults, as for most tasks. All else is a field of a hash, as text: "" stands for None.
+nothing differs from the defaults, as for most tasks. How far it is (`State`) is MessagePack, and all of it text, which
+scripts pass on as it is: numbers would not come through Lua unchanged.
 """
 
 from __future__ import annotations
@@ -37,13 +38,33 @@ class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     log: str = ""
 
 
+class State(msgspec.Struct, frozen=True, rename={"in_": "in"}, gc=False):
+    """How far a task is, named as in lib.lua; what is not set is not there."""
+
+    s: str
+    v: str
+    l: str  # noqa: E741
+    p: str
+    r: str
+    e: str | None = None
+    d: str | None = None
+    sa: str | None = None
+    fa: str | None = None
+    at: str = "0"
+    in_: str = "0"
+    w: str | None = None
+    lu: str | None = None
+    pr: str = "0"
+    no: str = ""
+    a: str = ""
+
+
 NOTHING = Remains()
+_state = msgspec.msgpack.Decoder(State).decode
 _body = msgspec.json.Decoder(Body).decode
 _remains = msgspec.json.Decoder(Remains).decode
 _STATUS = {str(status): status for status in Status}
 _BETWEEN = "\x1f"  # the parts of a lane: it is in no name and no key
-
-Record = list[str]
 
 
 def lane_of(text: str) -> Lane:
@@ -80,29 +101,29 @@ def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[
     remains = Remains(task.result, task.error, task.history, task.log)
     state = {
         "s": task.status, "p": place(task.priority, task.run_at), "r": repr(task.run_at), "e": _text(task.expires),
-        "d": task.doom or "", "sa": _text(task.started_at), "fa": _text(task.finished_at), "at": str(task.attempts),
-        "in": str(task.interruptions), "w": task.worker or "", "lu": _text(task.lease_until),
-        "pr": repr(task.progress), "no": task.note,
+        "d": task.doom or "", "sa": _text(task.started_at), "fa": _text(task.finished_at),
+        "at": str(task.attempts or ""), "in": str(task.interruptions or ""), "w": task.worker or "",
+        "lu": _text(task.lease_until), "pr": repr(task.progress) if task.progress else "", "no": task.note,
     }  # fmt: skip
     left = "" if remains == NOTHING else to_json(remains).decode()
     return [task.id, task.version, token, state, left, successors]
 
 
-def task_of(record: Record) -> Task:
-    """The task of a record, as the scripts give it."""
-    (
-        id, status, version, lane, order, run_at, expires, doom, started_at, finished_at, attempts, interruptions,
-        worker, lease_until, progress, note, after, body, remains,
-    ) = record  # fmt: skip
-    queue, type, limit_key = lane_of(lane)
+def tasks_of(reply: list[bytes]) -> list[Task]:
+    """The tasks of records, as the scripts give them: for each its id, state, body and remains."""
+    return [_task_of(*reply[i : i + 4]) for i in range(0, len(reply), 4)]
+
+
+def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:
+    s = _state(state)
+    queue, type, limit_key = lane_of(s.l)
     b = _body(body)
     r = _remains(remains) if remains else NOTHING
     return Task(
-        id=id, queue=queue, type=type, limit_key=limit_key, status=_STATUS[status], version=int(version),
-        priority=1000 - int(order[:4]), run_at=float(run_at), expires=_number(expires), doom=doom or None,
-        started_at=_number(started_at), finished_at=_number(finished_at), attempts=int(attempts),
-        interruptions=int(interruptions), worker=worker or None, lease_until=_number(lease_until),
-        progress=float(progress), note=note, after=tuple(after.split(",")) if after else (), payload=b.payload,
+        id=id.decode(), queue=queue, type=type, limit_key=limit_key, status=_STATUS[s.s], version=int(s.v),
+        priority=1000 - int(s.p[:4]), run_at=float(s.r), expires=_number(s.e), doom=s.d, started_at=_number(s.sa),
+        finished_at=_number(s.fa), attempts=int(s.at), interruptions=int(s.in_), worker=s.w, lease_until=_number(s.lu),
+        progress=float(s.pr), note=s.no, after=tuple(s.a.split(",")) if s.a else (), payload=b.payload,
         created_at=b.created_at, key=b.key, max_attempts=b.max_attempts, timeout=b.timeout, retry_delay=b.retry_delay,
         retry_backoff=b.retry_backoff, retry_jitter=b.retry_jitter, retry_cap=b.retry_cap,
         on_parent_failure=b.on_parent_failure, webhook=b.webhook, result=r.result, error=r.error, history=r.history,
@@ -114,5 +135,5 @@ def _text(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)

@@ -36,7 +36,7 @@ from dtq.stores.bell import Bell
 from dtq.stores.doubts import Doubts
 from dtq.stores.ear import Ear
 from dtq.stores.link import Link
-from dtq.stores.records import Record, due_time, lane_of, new_record, outcome_record, task_of
+from dtq.stores.records import due_time, lane_of, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
 CHUNK = 256  # tasks in one script
@@ -44,7 +44,6 @@ HURRY = 0.25  # seconds for which a call of the loop tries to reach the server: 
 STRETCH = 1000  # ids that one script of `find` looks at
 PURGE = 200  # tasks that one script removes
 REPLY_KEPT = 60  # seconds for which a claim is remembered, for who has missed the reply
-_records = msgspec.msgpack.Decoder(list[Record]).decode
 _reply = msgspec.msgpack.Decoder().decode
 _node = msgspec.json.Decoder(Node).decode
 _limit = msgspec.json.Decoder(Limit).decode
@@ -112,8 +111,8 @@ class RedisStore:
         while (wanted := min(CHUNK, n - len(tasks))) > 0:
             with self._doubts.about([((worker, kind), None)]) as (token,):
                 args = [worker, wanted, repr(now), repr(now + lease), types, queues, lowest, kind, token, REPLY_KEPT]
-                found = _records(self.link.call("claim", args, HURRY))
-            tasks += map(task_of, found)
+                found = tasks_of(self.link.call("claim", args, HURRY))
+            tasks += found
             if len(found) < wanted:
                 break
         return tasks
@@ -165,28 +164,34 @@ class RedisStore:
         tasks: list[Task] = []
         while True:
             wanted = min(CHUNK, n - len(tasks))
-            found = _records(self.link.call("reap", [worker, wanted, repr(now), repr(now + lease)], HURRY))
-            tasks += map(task_of, found)
+            found = tasks_of(self.link.call("reap", [worker, wanted, repr(now), repr(now + lease)], HURRY))
+            tasks += found
             if len(found) < CHUNK:
                 return tasks
 
     # --- look
 
     def get(self, ids: Iterable[str]) -> list[Task]:
-        return [task_of(r) for part in _parts(list(ids)) for r in _records(self.link.call("get", part))]
+        return [task for part in _parts(list(ids)) for task in tasks_of(self.link.call("get", part))]
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
         finished_after: float | None = None, after: str = "", limit: int = 100,
     ) -> list[Task]:  # fmt: skip
-        tasks: list[Task] = []
         ended_after = "" if finished_after is None else repr(finished_after)
+        tasks: list[Task] = []
+        for which in [status] if status else ["open", *sorted(TERMINAL)]:
+            tasks += self._find(which, queue or "", type or "", ended_after, after, limit)
+        return sorted(tasks, key=lambda task: task.id)[:limit]
+
+    def _find(self, which: str, queue: str, type: str, ended_after: str, after: str, limit: int) -> list[Task]:
+        tasks: list[Task] = []
         while (wanted := min(CHUNK, limit - len(tasks))) > 0:
-            asked = [status or "", queue or "", type or "", ended_after, after, wanted, STRETCH]
-            found, after = _reply(self.link.call("find", asked))
-            tasks += map(task_of, found)
-            if not after:
+            last, found = self.link.call("find", [which, queue, type, ended_after, after, wanted, STRETCH])
+            tasks += tasks_of(found)
+            if not last:
                 break
+            after = last.decode()
         return tasks
 
     def stats(self) -> Stats:

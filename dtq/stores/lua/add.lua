@@ -4,10 +4,10 @@
 -- ARGV[1]  {tasks (see plant.lua), sender}
 -- reply    {ids, in order}, or {false, an unknown parent}: then nothing was stored
 
-local tasks, sender = unpack(input)
-local ids, fresh = survey(tasks)
-local unknown = unknown_parent(tasks, fresh)
+local news, sender = unpack(input)
+local ids, fresh = survey(news)
+local unknown = unknown_parent(news, fresh)
 if unknown then return cmsgpack.pack({false, unknown}) end
-plant(tasks, ids, fresh)
+plant(news, ids, fresh)
 tell(sender)
 return cmsgpack.pack({ids})

@@ -24,7 +24,9 @@ local function given_before()
 end
 
 local function move_due()
-  for _, id in ipairs(call("ZRANGEBYSCORE", root .. "later", "-inf", now_text, "LIMIT", 0, STEP)) do
+  local due = call("ZRANGEBYSCORE", root .. "later", "-inf", now_text, "LIMIT", 0, STEP)
+  preload(due)
+  for _, id in ipairs(due) do
     set("later", id, false)
     ready(id, load(id))
   end
@@ -57,20 +59,18 @@ local function doomed()
 end
 
 local function take(ids)
-  local taken = {}
+  preload(ids)
   for _, id in ipairs(ids) do
     local t = load(id)
-    local attempts = tonumber(t.at) + (t.d == "" and 1 or 0)
+    local attempts = (tonumber(t.at) or 0) + (t.d == "" and 1 or 0)
     move(id, t, {s = "processing", v = next_version(t), at = string.format("%d", attempts), w = worker, sa = now_text,
-                 lu = lease_until, pr = "0", no = "", u = token})
-    taken[id] = t
+                 lu = lease_until, pr = "", no = "", u = token})
   end
   flush()
-  return taken
 end
 
 local again = given_before()
-if again then return cmsgpack.pack(records(again)) end
+if again then return records(again) end
 settle_some(200)
 move_due()
 flush()
@@ -84,4 +84,5 @@ if #ids > 0 then
   call("HSET", last, "token", token, "ids", table.concat(ids, ","))
   call("EXPIRE", last, keep)
 end
-return cmsgpack.pack(records(ids, take(ids)))
+take(ids)
+return records(ids)

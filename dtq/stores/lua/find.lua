@@ -1,20 +1,21 @@
 -- find.lua: tasks in the order of their ids, one stretch of the index a call.
 --
 -- KEYS[1]  the prefix of the namespace
--- ARGV[1]  {status, queue, type, time after which they must have ended ("" each where it does not matter), id to begin
+-- ARGV[1]  {status, or "open" for all that have not ended, queue, type, time after which they must have ended ("" each where it does not matter), id to begin
 --           behind, how many at most, how many to look at}
--- reply    {tasks (records of lib.lua), the id to go on behind, or "" at the end}
+-- reply    {the id to go on behind, or "" at the end; tasks (records of lib.lua)}
 
 local status, queue, type_, ended_after, after, limit, stretch = unpack(input)
-local index = root .. (status ~= "" and "s:" .. status or "ids")
+local index = root .. (TERMINAL[status] and "s:" .. status or "open")
 local ids = call("ZRANGEBYLEX", index, after == "" and "-" or "(" .. after, "+", "LIMIT", 0, stretch)
+preload(ids)
 local found, last, all_seen = {}, "", #ids < stretch
 for i, id in ipairs(ids) do
-  local values = call("HMGET", root .. "t:" .. id, "l", "fa")
-  local its_queue, its_type = string.match(values[1], "^(.-)\31(.-)\31")
-  local ended = tonumber(values[2] or "") or 0
+  local t = load(id)
+  local its_queue, its_type = string.match(t.l, "^(.-)\31(.-)\31")
+  local ended = tonumber(t.fa) or 0
   last = id
-  if (queue == "" or queue == its_queue) and (type_ == "" or type_ == its_type)
+  if (status == "open" or status == t.s) and (queue == "" or queue == its_queue) and (type_ == "" or type_ == its_type)
     and (ended_after == "" or ended > tonumber(ended_after)) then
     found[#found + 1] = id
     if #found >= limit then
@@ -23,4 +24,4 @@ for i, id in ipairs(ids) do
     end
   end
 end
-return cmsgpack.pack({records(found), all_seen and "" or last})
+return {all_seen and "" or last, records(found)}

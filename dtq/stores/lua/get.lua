@@ -4,4 +4,4 @@
 -- ARGV[1]  the ids
 -- reply    the tasks (records of lib.lua), in this order, unknown ones left out
 
-return cmsgpack.pack(records(input))
+return records(input)

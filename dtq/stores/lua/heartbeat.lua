@@ -14,12 +14,14 @@ else
   call("ZADD", root .. "alive", until_, node)
 end
 local lost = {}
+local ids = {}
+for i, task in ipairs(held) do ids[i] = task[1] end
+preload(ids)
 for _, task in ipairs(held) do
   local id, version, worker, progress, note = unpack(task)
-  local key = root .. "t:" .. id
-  local now = call("HMGET", key, "s", "v", "w")
-  if now[1] == "processing" and tonumber(now[2]) == version and now[3] == worker then
-    call("HSET", key, "lu", lease_until, "pr", progress, "no", note)
+  local t = load(id)
+  if t and t.s == "processing" and tonumber(t.v) == version and t.w == worker then
+    change(id, {lu = lease_until, pr = progress, no = note})
     set("lease", id, lease_until)
   else
     lost[#lost + 1] = id

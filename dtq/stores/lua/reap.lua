@@ -5,16 +5,16 @@
 -- reply    the tasks as they are now (records of lib.lua)
 
 local worker, n, now, lease_until = unpack(input)
-local ids, taken = {}, {}
+local ids = {}
 if n > 0 then ids = call("ZRANGEBYSCORE", root .. "lease", "-inf", now, "LIMIT", 0, n) end
+preload(ids)
 for _, id in ipairs(ids) do
   local t = load(id)
   move(id, t, {v = next_version(t), w = worker, lu = lease_until})
-  taken[id] = t
 end
 flush()
 for _, node in ipairs(call("ZRANGEBYSCORE", root .. "alive", "-inf", now)) do
   call("HDEL", root .. "nodes", node)
   call("ZREM", root .. "alive", node)
 end
-return cmsgpack.pack(records(ids, taken))
+return records(ids)

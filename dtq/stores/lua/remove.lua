@@ -5,6 +5,7 @@ local function remove(id, t)
   for _, parent in ipairs(call("SMEMBERS", root .. "p:" .. id)) do call("SREM", root .. "c:" .. parent, id) end
   if t.k ~= "" and call("HGET", root .. "k", t.k) == id then call("HDEL", root .. "k", t.k) end
   leave(id, t)
-  set("ids", id, false)
+  set("open", id, false)
+  tasks[id] = false
   call("UNLINK", root .. "t:" .. id, root .. "b:" .. id, root .. "o:" .. id, root .. "p:" .. id)
 end

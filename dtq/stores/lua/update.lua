@@ -12,6 +12,9 @@ local CHILDREN = 500 -- settled in one script
 local outcomes, sender = unpack(input)
 local accepted, current, states, planted = {}, {}, {}, {}
 
+local named = {}
+for i, outcome in ipairs(outcomes) do named[i] = outcome[1] end
+preload(named)
 for _, outcome in ipairs(outcomes) do
   local id, version, token = outcome[1], outcome[2], outcome[3]
   local t = not states[id] and load(id)
@@ -34,19 +37,21 @@ for _, outcome in ipairs(current) do
   local id, new, left = outcome[1], outcome[4], outcome[5]
   local t = states[id]
   new.v, new.u = next_version(t), outcome[3]
-  move(id, t, new)
   if left ~= "" then
-    call("SET", root .. "o:" .. id, left)
-  else
+    strings[root .. "o:" .. id] = left
+    new.o = "1"
+  elseif t.o == "1" then
     call("DEL", root .. "o:" .. id)
+    new.o = ""
   end
+  move(id, t, new)
 end
 flush()
 plant(planted, ids, fresh)
 local budget = CHILDREN
 for _, outcome in ipairs(current) do
   local id = outcome[1]
-  if TERMINAL[states[id].s] and call("EXISTS", root .. "c:" .. id) == 1 then
+  if TERMINAL[states[id].s] and states[id].c == "1" then
     budget = budget - settle(id, states[id].s, math.max(budget, 0))
   end
 end
