@@ -1,22 +1,26 @@
-"""A node for the tests that kill it: `python kill_node.py DATABASE` says READY when its workers are."""
+"""A node for the tests that kill it: `python kill_node.py STORE [LEASE]` says READY when its workers are."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
 
-from dtq import TaskQueue
+from dtq import Task, TaskQueue
 
 HANDLERS = Path(__file__).with_name("queue_handlers.py")
 
 
-def main(database: str) -> None:
+def main(store: str, lease: str = "30") -> None:
     sys.path.insert(0, str(HANDLERS.parent))
     names = ("note", "sleep_if_asked", "hold_the_interpreter", "spin")
-    queue = TaskQueue(database, {name: f"queue_handlers:{name}" for name in names}, pool_size=2)
+    handlers = {name: f"queue_handlers:{name}" for name in names}
+    queue = TaskQueue(store, handlers, pool_size=2, lease=float(lease))
     ready = threading.Semaphore(0)
     queue.on("worker:ready", lambda event: ready.release())
+    if log := os.environ.get("DTQ_TEST_ENDINGS"):
+        queue.on("task:completed", lambda event: note(log, event.task))
     with queue:
         for _ in range(2):
             ready.acquire()
@@ -24,5 +28,11 @@ def main(database: str) -> None:
         sys.stdin.read()
 
 
+def note(log: str, task: Task) -> None:
+    """An outcome was accepted."""
+    with open(log, "a") as file:
+        file.write(f"{task.id} {task.version}\n")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
