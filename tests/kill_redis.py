@@ -109,8 +109,9 @@ def judge(tasks: list, log: Path, endings: Path, wanted: int, faults: int) -> di
         most = 1 + len(task.history) + task.interruptions
         assert (0 if parked else 1) <= ran[task.id] <= most, f"{ran[task.id]} runs, allowed {most}: {task}"
     repeats = sum(n - 1 for n in ran.values() if n > 1)
-    return {"tasks": len(tasks), "endings told": len(accepted), "runs": ran.total(), "repeats": repeats, "faults": faults,
-            "parked": sum(task.status == Status.FAILED for task in tasks)}  # fmt: skip
+    parked = sum(task.status == Status.FAILED for task in tasks)
+    return {"tasks": len(tasks), "endings told": len(accepted), "runs": ran.total(), "repeats": repeats,
+            "faults": faults, "parked": parked}  # fmt: skip
 
 
 def torment(tasks: int, kills: int, freezes: int, restarts: int, seconds: float, seed: int) -> dict[str, int]:

@@ -57,6 +57,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
+        """Starts it (again) and waits until it answers."""
         with Path(self.directory, "log").open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.directory)
         with redis.Redis(port=self.port) as client:
@@ -81,7 +82,30 @@ def _shared(kind: str) -> Server:
     return Server(kind)
 
 
+@functools.cache
+def _cluster() -> list[Server]:
+    """Three masters that share the slots among them."""
+    servers = [Server("valkey", "--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(3)]
+    ports = [int(server.command[-1]) for server in servers]
+    clients = [redis.Redis(port=server.port) for server in servers]
+    bounds = [0, 5461, 10923, 16384]
+    for number, client in enumerate(clients):
+        client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+        client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+    for server, port in zip(servers[1:], ports[1:], strict=True):
+        clients[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port, port)
+    give_up_at = time.monotonic() + 30
+    for client in clients:
+        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            assert time.monotonic() < give_up_at, "the cluster does not come together"
+            time.sleep(0.02)
+        client.close()
+    return servers
+
+
 def url_of(kind: str) -> str:
-    """A new, empty namespace on the shared server of this kind."""
+    """A new, empty namespace on the shared server, or cluster, of this kind."""
+    if kind == "cluster":
+        return f"{_cluster()[0].url}?cluster=1&namespace={uuid.uuid4().hex}"
     place = URL if kind == "valkey" and URL else _shared(kind).url
     return f"{place}{'&' if '?' in place else '?'}namespace={uuid.uuid4().hex}"

@@ -16,7 +16,7 @@ from dtq.stores.redis import RedisStore
 from dtq.stores.sqlite import SQLiteStore
 
 
-@pytest.fixture(params=["memory", "sqlite", "file", "valkey", "redis"])
+@pytest.fixture(params=["memory", "sqlite", "file", "valkey", "redis", "cluster"])
 def make(request: pytest.FixtureRequest, tmp_path) -> Make:
     """Gives a fresh subject of the store with each call."""
     numbers = itertools.count()

@@ -1,0 +1,314 @@
+"""What a Redis store does beyond the protocol: clocks that disagree, answers that get lost, servers that go away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import redis
+import servers
+from kill_redis import ALWAYS, Node
+
+from dtq import QueueManager, TaskQueue, open_store
+from dtq.errors import StoreError
+from dtq.stores import Node as NodeRecord
+from dtq.stores.link import redacted
+from dtq.stores.redis import RedisStore
+from dtq.task import ErrorInfo, Task, fail, succeed
+
+NOW = 1000.0
+WAIT = 60.0
+
+
+@pytest.fixture(params=servers.KINDS)
+def url(request):
+    return servers.url_of(request.param)
+
+
+@pytest.fixture
+def store(url):
+    store = open_store(url)
+    yield store
+    store.close()
+
+
+def wait_until(condition, seconds=WAIT):
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, "it did not come to be"
+        time.sleep(0.005)
+
+
+class Lossy:
+    """A client whose answers get lost, a number of times, when the server has done what was asked."""
+
+    def __init__(self, client, times: int) -> None:
+        self._client = client
+        self.times = times
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def evalsha(self, *args):
+        answer = self._client.evalsha(*args)
+        if self.times:
+            self.times -= 1
+            raise redis.ConnectionError("the answer got lost")
+        return answer
+
+
+def lose(store: RedisStore, times: int) -> None:
+    store.get(["warm"])
+    store.link.client = Lossy(store.link.client, times)
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_what_was_done_and_not_answered_is_known_when_it_is_asked_again(store, times):
+    """Within one call, and when the caller has seen a StoreError and makes the same call later."""
+    store.add([Task(type="job", id="a"), Task(type="job", id="b")])
+    for method in ("claim", "update"):
+        store.link.call(
+            method, {"claim": ["w0", 0, "0", "0", [], [], "0000", "x", "x", 1], "update": [[], "x"]}[method]
+        )
+
+    def insist(call):
+        store.link.client = Lossy(store.link.client, times)
+        while True:
+            try:
+                return call()
+            except StoreError:
+                store.link.client.times = 0
+
+    tasks = insist(lambda: store.claim("w1", 5, 30, NOW, {"job"}))
+    assert [(task.id, task.version, task.attempts) for task in tasks] == [("a", 2, 1), ("b", 2, 1)]
+    outcomes = [(succeed(task, 1, NOW), [Task(type="next", id=f"next-{task.id}")]) for task in tasks]
+    assert insist(lambda: store.update(outcomes)) == {"a", "b"}
+    assert store.update(outcomes) == set()
+    assert store.stats().counts["completed"] == 2
+    assert store.stats().counts["pending"] == 2
+
+
+def test_a_lost_answer_does_not_let_another_outcome_pass(store):
+    store.add([Task(type="job", id="a")])
+    (task,) = store.claim("w1", 1, 30, NOW, {"job"})
+    store.update([])
+    store.link.call("update", [[], "x"])
+    lose(store, 100)
+    with pytest.raises(StoreError):
+        store.update([(succeed(task, 1, NOW), ())])
+    store.link.client.times = 0
+    assert store.update([(fail(task, ErrorInfo("E"), NOW, lambda: 0.0), ())]) == set()
+    assert store.get(["a"])[0].result == 1
+
+
+def test_ten_thousand_children_are_unblocked_and_no_script_takes_long(store):
+    store.add([Task(type="parent", id="p"), Task(type="parent", id="q")])
+    for n in range(0, 10_000, 1000):
+        store.add([Task(type="child", id=f"c{n + i:05}", after=("p",)) for i in range(1000)])
+    store.add([Task(type="child", id=f"d{n}", after=("q",)) for n in range(700)])
+    p, q = store.claim("w", 2, 30, NOW, {"parent"})
+    store.link.client.config_resetstat()
+    store.update([(succeed(p, None, NOW), ())])
+    store.update([(fail(q, ErrorInfo("E"), NOW, lambda: 0.0, final=True), ())])
+    assert store.stats().counts["pending"] == 10_000
+    claimed = store.claim("w", 1000, 30, NOW, {"child"})
+    assert sum(bool(task.doom) for task in claimed) == 700
+    scripts = store.link.client.info("commandstats")["cmdstat_evalsha"]
+    assert scripts["calls"] > 20  # in pieces
+
+
+def test_who_comes_next_goes_on_where_a_killed_process_left_children_blocked(store, monkeypatch):
+    store.add([Task(type="parent", id="p"), *(Task(type="child", id=f"c{n:04}", after=("p",)) for n in range(1200))])
+    (parent,) = store.claim("w", 2, 30, NOW, {"parent"})
+    monkeypatch.setattr(store, "_settle", lambda: None)  # it was killed right behind the update
+    store.update([(succeed(parent, None, NOW), ())])
+    assert store.stats().counts["blocked"] == 700
+    store.delete(["p"])
+    for _ in range(4):
+        store.claim("w", 1, 30, NOW, {"parent"})
+    assert store.stats().counts["blocked"] == 0
+    assert not any(task.doom for task in store.find(type="child", limit=2000))
+
+
+def test_all_keys_carry_the_prefix_and_temporary_ones_end_by_themselves(store):
+    store.heartbeat(NodeRecord("w"), [], 30, NOW)
+    store.set_lane(type="job", rate=5)
+    store.add([Task(type="job", id="a", key="k"), Task(type="job", id="b", after=("a",))])
+    store.claim("w", 1, 30, NOW, {"job"})
+    client = store.link.client
+    keys = {key.decode().removeprefix(store.link.prefix) for key in client.keys(f"{store.link.prefix}*")}
+    assert {"t:a", "b:a", "lease", "n", "nodes"} <= keys
+    (last,) = [key for key in keys if key.startswith("last:")]
+    assert 0 < client.ttl(store.link.prefix + last) <= 60
+    store.close()
+
+
+def test_a_node_without_a_sign_of_life_is_forgotten_when_its_lease_is_over(store):
+    store.heartbeat(NodeRecord("w1"), [], 30, NOW)
+    store.heartbeat(NodeRecord("w2"), [], 30, NOW + 20)
+    store.reap("w2", 1, 30, NOW + 29)
+    assert len(store.stats().nodes) == 2
+    store.reap("w2", 1, 30, NOW + 31)
+    assert [node.id for node in store.stats().nodes] == ["w2"]
+
+
+def test_claims_cost_the_same_whatever_waits(store):
+    """Counted in commands that the server runs, which no busy machine can disturb."""
+
+    def commands() -> int:
+        store.link.client.config_resetstat()
+        tasks = store.claim("w", 10, 30, NOW, {"job"})
+        assert len(tasks) == 10
+        stats = store.link.client.info("commandstats")
+        return sum(entry["calls"] for entry in stats.values())
+
+    store.set_lane(key="throttled", rate=0.001)
+    store.add([Task(type="job", id=f"a{n}") for n in range(40)] + [Task(type="job", id="x", limit_key="throttled")])
+    store.claim("w", 1, 30, NOW, {"job"})
+    commands()
+    before = commands()
+    store.add([Task(type="job", id=f"f{n}", priority=9, run_at=NOW + 99) for n in range(3000)])
+    store.add([Task(type="job", id=f"t{n}", priority=9, limit_key="throttled") for n in range(3000)])
+    assert commands() <= before + 3
+
+
+# --- clocks
+
+
+SKEWED = """
+import os, time
+real = time.time
+time.time = lambda: real() + float(os.environ["SKEW"])
+"""
+
+
+def test_clocks_that_are_hours_apart_do_no_harm(tmp_path):
+    """A task longer than the lease is neither taken from a node whose clock is behind, nor kept from the others."""
+    (tmp_path / "sitecustomize.py").write_text(SKEWED)
+    url = servers.url_of("valkey")
+    with QueueManager(url) as manager:
+        nodes = [Node(url, PYTHONPATH=str(tmp_path), SKEW=skew) for skew in ("-7200", "7200")]
+        for node in nodes:
+            node.wait_until_ready()
+        log = str(tmp_path / "log")
+        began = time.time()
+        handles = [manager.add("note", {"log": log, "seconds": 4}) for _ in range(4)]
+        quick = manager.add("note", {"log": log}, delay=1)
+        for handle in [*handles, quick]:
+            handle.result(WAIT)
+        for node in nodes:
+            node.stop()
+        tasks = [handle.task for handle in [*handles, quick]]
+    assert [(task.attempts, task.interruptions, task.version) for task in tasks] == [(1, 0, 3)] * 5
+    assert len({task.worker.split("/")[0] for task in tasks[:4]}) == 2
+    assert all(began - 1 < task.started_at < task.finished_at < time.time() + 1 for task in tasks)
+
+
+# --- servers that go away
+
+
+def test_while_the_server_is_away_producers_hear_of_it_and_what_runs_is_delivered_afterwards():
+    server = servers.Server("valkey", *ALWAYS)
+    go = threading.Event()
+    store = open_store(f"{server.url}?timeout=1")
+    with TaskQueue(store, {"wait": lambda payload, context: go.wait(WAIT) and 7}, 2, executor="thread") as queue:
+        handle = queue.add("wait")
+        wait_until(lambda: handle.status == "processing")
+        server.kill()
+        go.set()
+        began = time.monotonic()
+        with QueueManager(store) as producer, pytest.raises(StoreError, match="cannot be reached"):
+            producer.add("wait")
+        assert 0.5 < time.monotonic() - began < 10
+        server.start()
+        assert handle.result(WAIT) == 7
+        assert (handle.task.attempts, handle.task.interruptions) == (1, 0)
+        assert queue.add("wait").result(WAIT) == 7
+    store.close()
+    server.remove()
+
+
+def test_a_waiting_process_is_woken_after_the_server_was_restarted():
+    server = servers.Server("valkey", *ALWAYS)
+    one, two = open_store(server.url), open_store(server.url)
+    two.wait(0)
+    server.kill()
+    server.start()
+    assert two.wait(WAIT)  # the connection is new: something may have been missed
+    while two.wait(0.2):
+        pass
+    one.add([Task(type="job", id="a")])
+    assert two.wait(WAIT)
+    one.close()
+    two.close()
+    server.remove()
+
+
+# --- where, and who
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password():
+    place = f"redis://ada:secret@127.0.0.1:{servers.free_port()}/0?timeout=0.2"
+    with pytest.raises(StoreError, match=r"redis://\*\*\*@127.0.0.1:\d+/0 cannot be reached") as caught:
+        open_store(place)
+    assert "secret" not in str(caught.value)
+    assert redacted("rediss://:pw@h/0?ssl_password=pw&x=1") == "rediss://***@h/0?ssl_password=***&x=1"
+
+
+def test_a_password_is_needed_and_taken_from_the_url():
+    server = servers.Server("valkey")
+    with redis.Redis(port=server.port) as client:
+        client.config_set("requirepass", "secret")
+    for bad in (server.url, server.url.replace("//", "//:wrong@")):
+        with pytest.raises(StoreError, match=r"refuses us|NOAUTH|WRONGPASS"):
+            open_store(bad)
+    store = open_store(server.url.replace("//", "//:secret@").replace("redis:", "valkey:"))
+    assert store.add([Task(type="job", id="a")]) == ["a"]
+    store.close()
+    server.remove()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("redis://h/0?colour=red", "has the option 'colour'; there are: cluster, namespace, timeout"),
+        ("redis://h/0?timeout=soon", "timeout is 'soon'; allowed: a number of seconds"),
+        ("redis://", "names no server"),
+        ("redis://h/0?namespace=a{b", "allowed: printable text without braces"),
+    ],
+)
+def test_a_url_that_cannot_be_says_why(url, message):
+    with pytest.raises(StoreError, match=message):
+        open_store(url)
+
+
+def test_without_redis_py_the_error_says_what_to_install():
+    code = "import sys; sys.modules['redis'] = None\nfrom dtq import open_store\nopen_store('redis://localhost/0')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'needs redis-py: pip install "dtq[redis]"' in done.stderr.splitlines()[-1]
+
+
+def test_a_client_may_be_given_and_stays_open():
+    server_url = servers.url_of("valkey").partition("?")[0]
+    client = redis.Redis.from_url(server_url)
+    store = RedisStore(client=client, namespace="given")
+    store.add([Task(type="job", id="a")])
+    store.close()
+    assert client.ping()
+    client.close()
+    with (
+        redis.Redis.from_url(server_url, decode_responses=True) as texts,
+        pytest.raises(StoreError, match="decode_responses"),
+    ):
+        RedisStore(client=texts)
+
+
+def test_two_namespaces_on_one_server_do_not_meet(store):
+    other = open_store(servers.url_of("valkey"))
+    store.add([Task(type="job", id="a")])
+    assert other.get(["a"]) == []
+    assert other.stats().total == 0
+    other.close()
