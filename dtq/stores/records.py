@@ -20,7 +20,6 @@ from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     payload: Any = None
     created_at: float = 0.0
-    key: str | None = None
     max_attempts: int = 3
     timeout: float = 30.0
     retry_delay: float = 1.0
@@ -56,6 +55,7 @@ class State(msgspec.Struct, frozen=True, rename={"in_": "in"}, gc=False):
     lu: str | None = None
     pr: str = "0"
     no: str = ""
+    k: str | None = None
     a: str = ""
 
 
@@ -86,7 +86,7 @@ def due_time(place: str) -> float:
 def new_record(task: Task) -> list[Any]:
     """A new task as plant.lua takes it."""
     body = Body(
-        task.payload, task.created_at, task.key, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff,
+        task.payload, task.created_at, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff,
         task.retry_jitter, task.retry_cap, task.on_parent_failure, task.webhook,
     )  # fmt: skip
     return [
@@ -124,7 +124,7 @@ def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:
         priority=1000 - int(s.p[:4]), run_at=float(s.r), expires=_number(s.e), doom=s.d, started_at=_number(s.sa),
         finished_at=_number(s.fa), attempts=int(s.at), interruptions=int(s.in_), worker=s.w, lease_until=_number(s.lu),
         progress=float(s.pr), note=s.no, after=tuple(s.a.split(",")) if s.a else (), payload=b.payload,
-        created_at=b.created_at, key=b.key, max_attempts=b.max_attempts, timeout=b.timeout, retry_delay=b.retry_delay,
+        created_at=b.created_at, key=s.k, max_attempts=b.max_attempts, timeout=b.timeout, retry_delay=b.retry_delay,
         retry_backoff=b.retry_backoff, retry_jitter=b.retry_jitter, retry_cap=b.retry_cap,
         on_parent_failure=b.on_parent_failure, webhook=b.webhook, result=r.result, error=r.error, history=r.history,
         log=r.log,

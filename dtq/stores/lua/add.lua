@@ -5,7 +5,7 @@
 -- reply    {ids, in order}, or {false, an unknown parent}: then nothing was stored
 
 local news, sender = unpack(input)
-local ids, fresh = survey(news)
+local ids, fresh = survey(news, {})
 local unknown = unknown_parent(news, fresh)
 if unknown then return cmsgpack.pack({false, unknown}) end
 plant(news, ids, fresh)

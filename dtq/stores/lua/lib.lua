@@ -198,6 +198,11 @@ local function move(id, t, new) -- with these values, from index to index
   if had_ended ~= TERMINAL[t.s] then set("open", id, had_ended and 0 or false) end
 end
 
+local function wait_for_nobody(id)
+  for _, parent in ipairs(call("SMEMBERS", root .. "p:" .. id)) do call("SREM", root .. "c:" .. parent, id) end
+  call("DEL", root .. "p:" .. id)
+end
+
 local function next_version(t)
   return string.format("%d", tonumber(t.v) + 1)
 end

@@ -2,7 +2,8 @@
 --
 -- A new task: {id, key, lane, prefix, run_at, expires, parents, strict, is ready, body}
 
-local function survey(news) -- the id that now stands for each, and those that are to be stored
+-- The id that now stands for each, and those that are to be stored; keys that are `freed` count as not taken.
+local function survey(news, freed)
   local ids, fresh, mine, keys = {}, {}, {}, {}
   for i, new in ipairs(news) do ids[i] = new[1] end
   preload(ids)
@@ -10,7 +11,7 @@ local function survey(news) -- the id that now stands for each, and those that a
     local id, key = new[1], new[2]
     local holder = mine[id] and id or nil
     if not holder and load(id) then holder = id end
-    if not holder and key ~= "" then holder = keys[key] or call("HGET", root .. "k", key) or nil end
+    if not holder and key ~= "" then holder = keys[key] or not freed[key] and call("HGET", root .. "k", key) or nil end
     if not holder then
       fresh[#fresh + 1] = new
       mine[id] = true
@@ -34,12 +35,12 @@ local function unknown_parent(news, fresh) -- the first by name, or nil
   return worst
 end
 
-local function begin(new, parents) -- status, doom, and the parents that it waits for
+local function begin(strict, parents) -- status, doom, and the parents that it waits for
   local waits = {}
   for _, parent in ipairs(parents) do
     local t = load(parent)
     if t and TERMINAL[t.s] then
-      if new[8] and t.s ~= "completed" then return "blocked", "its parent " .. parent .. " is " .. t.s, {} end
+      if strict and t.s ~= "completed" then return "blocked", "its parent " .. parent .. " is " .. t.s, {} end
     else
       waits[#waits + 1] = parent
     end
@@ -47,9 +48,28 @@ local function begin(new, parents) -- status, doom, and the parents that it wait
   return #waits > 0 and "blocked" or "pending", "", waits
 end
 
+local function wait_for(id, parents)
+  for _, parent in ipairs(parents) do
+    call("SADD", root .. "p:" .. id, parent)
+    call("SADD", root .. "c:" .. parent, id)
+    change(parent, {c = "1"})
+  end
+end
+
+local function place_anew(id, t) -- one that has come back from its end; parents that are gone count no more
+  local parents = {}
+  for parent in string.gmatch(t.a, "[^,]+") do
+    if load(parent) then parents[#parents + 1] = parent end
+  end
+  local status, doom, waits = begin(t.f == "1", parents)
+  move(id, t, {s = status, d = doom})
+  wait_for_nobody(id)
+  wait_for(id, waits)
+end
+
 local function store(new, number, parents) -- gives the parents that it waits for
   local id, key, lane, prefix, run_at, expires = unpack(new, 1, 6)
-  local status, doom, waits = begin(new, parents)
+  local status, doom, waits = begin(new[8], parents)
   local t = setmetatable({}, ABSENT)
   tasks[id] = t
   change(id, {s = status, v = "1", l = lane, p = prefix, q = string.format("%014.0f", number), r = run_at, e = expires,
@@ -73,12 +93,6 @@ local function plant(news, ids, fresh)
     end
     children[new[1]] = store(new, last + i, parents)
   end
-  for id, waits in pairs(children) do
-    for _, parent in ipairs(waits) do
-      call("SADD", root .. "p:" .. id, parent)
-      call("SADD", root .. "c:" .. parent, id)
-      change(parent, {c = "1"})
-    end
-  end
+  for id, waits in pairs(children) do wait_for(id, waits) end
   flush()
 end

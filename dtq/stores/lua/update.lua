@@ -29,13 +29,26 @@ for _, outcome in ipairs(outcomes) do
   end
 end
 
-local ids, fresh = survey(planted)
+local freed, disinherited = {}, {} -- keys that go over to a successor, and the tasks that had them
+for _, outcome in ipairs(current) do
+  local key = states[outcome[1]].k
+  for _, new in ipairs(outcome[6]) do
+    if key ~= "" and new[2] == key and not load(new[1]) then
+      freed[key] = true
+      disinherited[outcome[1]] = key
+    end
+  end
+end
+
+local ids, fresh = survey(planted, freed)
 local unknown = unknown_parent(planted, fresh)
 if unknown then return cmsgpack.pack({false, unknown}) end
 
+local revived = {}
 for _, outcome in ipairs(current) do
   local id, new, left = outcome[1], outcome[4], outcome[5]
   local t = states[id]
+  if TERMINAL[t.s] and not TERMINAL[new.s] and t.a ~= "" then revived[#revived + 1] = id end
   new.v, new.u = next_version(t), outcome[3]
   if left ~= "" then
     strings[root .. "o:" .. id] = left
@@ -45,6 +58,11 @@ for _, outcome in ipairs(current) do
     new.o = ""
   end
   move(id, t, new)
+end
+for _, id in ipairs(revived) do place_anew(id, states[id]) end
+for id, key in pairs(disinherited) do
+  change(id, {k = ""})
+  call("HDEL", root .. "k", key)
 end
 flush()
 plant(planted, ids, fresh)
