@@ -31,7 +31,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"loop"},
     {"queue", "prometheus", "readings"},
     {"monitor"},
-    {"api", "chaos", "bench"},
+    {"api", "chaos", "bench", "doctor"},
     {"bench_monitor"},
     {"dtq"},
     {"lab"},

@@ -5,6 +5,7 @@
     add               into the queue                              add.py
     get, list, stats  look                                        look.py, views.py
     top               look, live                                  top.py, screen.py
+    doctor            what can be lost                            doctor.py
     cancel, retry, purge, pause, resume                           change.py
     dead              list, show, redrive, purge                  dead.py
     flow              add, show, cancel, retry                    flow.py
@@ -29,7 +30,7 @@ import typer
 from typer.core import TyperGroup
 
 from dtq import __version__
-from dtq.cli import add, change, chaos, dead, flow, limit, look, run, schedule, serve, top
+from dtq.cli import add, change, chaos, dead, doctor, flow, limit, look, run, schedule, serve, top
 from dtq.cli.common import complain, say
 from dtq.errors import DTQError, IllegalTransition, UnknownSchedule, UnknownTask
 
@@ -123,7 +124,9 @@ def lab(
 
 FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
     "Work": {"run": run.run, "serve": serve.serve, "add": add.add},
-    "Look": {"get": look.get, "list": look.list_tasks, "stats": look.stats, "top": top.top},
+    "Look": {
+        "get": look.get, "list": look.list_tasks, "stats": look.stats, "top": top.top, "doctor": doctor.doctor,
+    },
     "Change": {
         "cancel": change.cancel, "retry": change.retry, "purge": change.purge,
         "pause": change.pause, "resume": change.resume,

@@ -20,7 +20,7 @@ from dtq.manager import QueueManager
 
 STORE = "queue.db"  # where nothing else is said
 ENVIRONMENT = "DTQ_STORE"
-_STORE_HELP = "Where the queue is: a path (SQLite), sqlite:///path, or file:directory."
+_STORE_HELP = "Where the queue is: a path (SQLite), sqlite:///path, file:directory, or redis://host/0."
 
 StoreOption = Annotated[str, typer.Option("--store", envvar=ENVIRONMENT, metavar="URL", help=_STORE_HELP)]
 StoreOfNode = Annotated[

@@ -49,6 +49,7 @@ class FileStore:
     ) -> None:  # fmt: skip
         if durability not in ("full", "relaxed"):
             raise StoreError(f"durability is {durability!r}; allowed: 'full', 'relaxed'")
+        self.durability = durability
         if not 0.01 <= persistence_interval <= 86400:
             raise StoreError(f"persistence_interval is {persistence_interval!r}; allowed: 0.01 to 86,400 seconds")
         self._published: dict[str, Node] = {}

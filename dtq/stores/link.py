@@ -142,6 +142,19 @@ class Link:
             except (exceptions.RedisError, OSError, ValueError) as error:
                 raise StoreError(f"{self.place}: {_first_line(error)}") from None
 
+    def facts(self) -> dict[str, Any]:
+        """What the server that has the namespace tells of itself: INFO, `config` ({} where CONFIG is forbidden), and
+        `ahead`."""
+        self.call("clock")
+        is_cluster = isinstance(self.client, RedisCluster)
+        node = {"target_nodes": self.client.get_node_from_key(self.prefix)} if is_cluster else {}
+        info = self.patiently(lambda: self.client.info(**node), self.timeout)
+        try:
+            config = {name: self.client.config_get(name, **node)[name] for name in ("appendfsync", "save")}
+        except (exceptions.ResponseError, KeyError):
+            config = {}
+        return {**info, "config": config, "ahead": self.ahead}
+
     def close(self) -> None:
         if self._owns_client:
             self.client.close()

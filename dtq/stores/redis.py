@@ -88,6 +88,10 @@ class RedisStore:
         """The server's time, UTC seconds: what all nodes go by."""
         return time.time() + self.link.ahead
 
+    def facts(self) -> dict[str, Any]:
+        """What the server tells of itself (dtq.doctor says what it means)."""
+        return self.link.facts()
+
     # --- add
 
     def add(self, tasks: Sequence[Task]) -> list[str]:

@@ -47,6 +47,7 @@ class SQLiteStore:
     def __init__(self, path: str | Path, durability: Literal["full", "relaxed"] = "full") -> None:
         if durability not in ("full", "relaxed"):
             raise StoreError(f"durability is {durability!r}; allowed: 'full', 'relaxed'")
+        self.durability = durability
         self._lanes = Lanes()
         self._published: dict[str, Node] = {}
         self._closed = False
