@@ -1,4 +1,5 @@
-"""Benchmarks: `python -m dtq.bench` prints what this machine does, side by side in one run.
+"""Benchmarks: `python -m dtq.bench` prints what this machine does, side by side in one run. With the URL of a Redis or
+Valkey server behind it, that of a store there too.
 
 Machines are noisy and differ, so a single figure says little: each figure is the median of some rounds, with the worst
 and best beside it, and what is compared runs in turn within the same run.
@@ -10,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def rounds(measure: Callable[[], float], n: int = 5) -> str:
     return f"{statistics.median(figures):10,.2f}   ({figures[0]:,.2f} to {figures[-1]:,.2f})"
 
 
-def main() -> None:
+def main(servers: Sequence[str] = ()) -> None:
+    for url in servers:
+        URLS["redis"] = f"{url}{'&' if '?' in url else '?'}namespace=bench{{}}"
     print(f"Python {sys.version.split()[0]}, in {Path.cwd()}; median (worst to best) of 5 rounds\n")
     for kind in URLS:
         print(f"{kind:8} no-op tasks/s, 2 workers, 10,000 tasks {rounds(lambda: throughput(kind))}")  # noqa: B023
@@ -142,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
