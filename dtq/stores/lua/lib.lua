@@ -21,8 +21,8 @@
 local root, call = KEYS[1], redis.call
 local input = cmsgpack.unpack(ARGV[1])
 
--- How far a task is: a table of texts, without those that are "". One string a task, read and written for a whole batch
--- at once, costs a third of a hash with a field for each.
+-- How far a task is: a table of texts, without those that are "". It is one string a task, so that a whole batch is read
+-- and written by one command each.
 --   s status, v version, l lane, p place (priority and due time), q number, r due time, e expires, d doom, sa started,
 --   fa finished, at attempts, in interruptions, w worker, lu end of the lease, pr progress, no note, k key, a parents,
 --   f "1": a parent's failure is its own, c "1": has had children, o "1": has an o:, u token of the last change
