@@ -1,12 +1,19 @@
 """Nothing outlives a test: no thread, process, descriptor or temporary file that was not there before it.
 
-What a fixture of a module or of the session holds was there before, as far as the test is concerned.
+    DTQ_LEAKS=1 pytest tests/test_pool.py        watches over each test
+
+Not every test can be watched: what a module's fixture starts later, and threads that a test leaves in a call that
+cannot be ended, look as if the test had left them.
+
+What a fixture of a module or of the session holds was there before, as far as the test is concerned. The servers of
+servers.py are started when they are first needed, and end with the session.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +29,14 @@ NOT_OURS = (  # threads that libraries start once and keep
     "IPythonHistorySavingThread",
     "ThreadPoolExecutor-",
 )
-KEPT = (".org.chromium", "playwright", "pymp-")  # what browsers and others leave among the temporary files
+KEPT = (".org.chromium", "playwright", "pymp-", "dtq-server-")  # what browsers and others leave as temporary files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_end_with_the_session():
+    yield
+    if servers := sys.modules.get("servers"):
+        servers.end_all()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +59,9 @@ def notebook_loop():
 
 @pytest.fixture(autouse=True)
 def _nothing_outlives_a_test(temporary_files):
+    if "DTQ_LEAKS" not in os.environ:
+        yield
+        return
     before = inventory(temporary_files)
     yield
     give_up_at = time.monotonic() + WITHIN
@@ -59,8 +76,13 @@ def inventory(place: Path) -> set[str]:
     """What there is now, by name."""
     threads = {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
     files = {f"temporary file {name}" for name in os.listdir(place) if not name.startswith(KEPT)}
-    found = threads | files | {f"process {pid}" for pid in children()} | descriptors()
+    found = threads | files | {f"process {pid}" for pid in children() - _servers()} | descriptors()
     return {name for name in found if not name.startswith(tuple(f"thread {prefix}" for prefix in NOT_OURS))}
+
+
+def _servers() -> set[str]:
+    servers = sys.modules.get("servers")
+    return {str(server.process.pid) for server in servers.running} if servers else set()
 
 
 def children() -> set[str]:

@@ -169,7 +169,10 @@ def main() -> None:
     for name, usual in (("tasks", 50_000), ("kills", 100), ("freezes", 20), ("restarts", 10), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--seconds", type=float, default=60.0, help="over which the faults are spread")
-    print(torment(**vars(parser.parse_args())))
+    try:
+        print(torment(**vars(parser.parse_args())))
+    finally:
+        servers.end_all()
 
 
 if __name__ == "__main__":

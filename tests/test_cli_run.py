@@ -311,9 +311,10 @@ def test_a_node_from_a_file_works_from_any_directory(home, tmp_path_factory):
 
 
 def test_options_go_before_the_file(home):
-    config = Config(lease=20, pool_size=1, handlers={"a": "x:y", "b": "x:y"})
-    given = config.with_options({"b": Entry("z:z")}, lease=5.0, pool_size=None, auto_cleanup=False)
-    assert given == Config(lease=5.0, pool_size=1, auto_cleanup=False, handlers={"a": "x:y", "b": Entry("z:z")})
+    config = Config(lease=20, pool_size=1, handlers={"a": "x:y", "b": "x:y"}, secrets={"shop": "OLD"})
+    given = config.with_options({"b": Entry("z:z")}, {"shop": "NEW"}, lease=5.0, pool_size=None, auto_cleanup=False)
+    handlers = {"a": "x:y", "b": Entry("z:z")}
+    assert given == Config(lease=5.0, pool_size=1, auto_cleanup=False, handlers=handlers, secrets={"shop": "NEW"})
 
 
 @pytest.mark.parametrize(

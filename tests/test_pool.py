@@ -12,6 +12,11 @@ from dtq.reports import Finished, Logged, Progressed, Returned, Started, WorkerC
 from dtq.wire import Source
 
 
+@pytest.fixture(autouse=True)
+def _fast_is_fast_on_a_busy_machine_too(monkeypatch):
+    monkeypatch.setattr("dtq.pace.FRAME", 0.05)
+
+
 @pytest.fixture
 def lab():
     with Lab() as lab:

@@ -26,7 +26,7 @@ def task(n: int = 0, **options: object) -> Task:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis:/x", "sqlite:q.db", "sqlite:///", "sqlite://q.db", "mysql://x/y", "http://x", "memory:x"]
+    "url", ["postgres:/x", "sqlite:q.db", "sqlite:///", "sqlite://q.db", "mysql://x/y", "http://x", "memory:x"]
 )
 def test_a_url_that_names_no_store_is_refused_with_those_that_do(url):
     with pytest.raises(StoreError, match="sqlite:///"):

@@ -158,6 +158,8 @@ class Link:
     def close(self) -> None:
         if self._owns_client:
             self.client.close()
+            if isinstance(self.client, RedisCluster):
+                _close_all(self.client)
 
 
 def _connect(url: str, timeout: float, cluster: bool) -> Client:
@@ -169,6 +171,14 @@ def _connect(url: str, timeout: float, cluster: bool) -> Client:
     if cluster:
         return RedisCluster.from_url(url, **options)
     return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+
+
+def _close_all(client: RedisCluster) -> None:
+    """The client of a cluster forgets, when it closes, the connections by which it learnt of the nodes."""
+    nodes = client.nodes_manager
+    for node in (*nodes.startup_nodes.values(), *nodes.nodes_cache.values()):
+        if node.redis_connection is not None:
+            node.redis_connection.connection_pool.disconnect()
 
 
 def _place_of(client: Client) -> str:
