@@ -117,7 +117,8 @@ def _tasks(many: Sequence[NewTask], now: float, key: str | None) -> list[Task]:
     for number, new in enumerate(many):
         where = f"[{number}]." if len(many) > 1 else ""
         if key and new.key:
-            raise _refuse_field(f"{where}key", "give a key, or the header Idempotency-Key, not both")
+            reason = "give a key, or the header Idempotency-Key, not both"
+            raise Refusal(409, f"{where}key: {reason}", [Reason(f"{where}key", reason)])
         try:
             tasks.append(to_task(new, now, f"{key}/{number}" if key else None))
         except InvalidTask as error:

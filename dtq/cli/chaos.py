@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from dtq.cli.common import complain, say
 from dtq.errors import DTQError
+
+if TYPE_CHECKING:  # loaded when it is needed: it takes long
+    from rich.progress import Progress
 
 
 def chaos(
@@ -98,6 +98,9 @@ def _besiege(url: str, name: str, seed: int, wanted: dict[str, int | None], path
 
 
 def _show(outcome: Any, line: Any, figure: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("what", "how often", title=f"seed {outcome.seed}, {line.seconds:.0f} s")
     for kind, n in sorted(outcome.faults.items(), key=lambda item: -item[1]):
         table.add_row(kind, f"{n:,}")
@@ -110,5 +113,8 @@ def _show(outcome: Any, line: Any, figure: str) -> None:
 
 
 def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True))

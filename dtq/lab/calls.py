@@ -95,6 +95,10 @@ class Watched(Subject):
         self._log.begin("kill -9", "")
         self._subject.crash(store._store)
 
+    def crash_noticed(self, store: Any) -> None:
+        self._log.begin("kill -9", "")
+        self._subject.crash_noticed(store._store)
+
     def close(self) -> None:
         self._subject.close()
 
