@@ -31,6 +31,24 @@ NOT_OURS = (  # threads that libraries start once and keep
 )
 KEPT = (".org.chromium", "playwright", "pymp-", "dtq-server-")  # what browsers and others leave as temporary files
 
+LONG = (  # what takes most of a minute, or measures how busy a limit or a monitor was: DTQ_LONG=1 runs these too
+    "test_api.py::test_processes_that_are_killed",
+    "test_chaos.py::test_a_small_siege_breaks_no_promise[file",
+    "test_flow_kills.py::test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once[0-file",
+    "test_limits.py::test_no_more_run_than_may_run_over_four_nodes",
+    "test_limits.py::test_no_more_start_in_a_second",
+    "test_monitor_truth.py",
+    "test_redis_hosts.py",
+    "test_redis_kills.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "DTQ_LONG" not in os.environ:
+        for item in items:
+            if any(f"tests/{name}" in item.nodeid for name in LONG):
+                item.add_marker(pytest.mark.skip(reason="takes long: set DTQ_LONG=1"))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _servers_end_with_the_session():
