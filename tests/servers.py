@@ -81,6 +81,8 @@ class Server:
 def end_all() -> None:
     while running:
         running.pop().remove()
+    _shared.cache_clear()
+    _cluster.cache_clear()
 
 
 @functools.cache

@@ -8,11 +8,18 @@ import time
 
 import psutil
 import pytest
+import servers
 from pool_lab import Lab, descriptors, is_gone, task, wait_until
 
 from dtq.pool import WorkerPool
 from dtq.reports import Finished, Returned, Started, WorkerChanged
 from dtq.wire import Source
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_other_children():
+    """These tests count the processes below this one."""
+    servers.end_all()
 
 
 @pytest.fixture(autouse=True)
