@@ -20,7 +20,6 @@ pytest.importorskip("litestar")
 from dtq import APIServer
 from dtq.api.connection import Connection
 
-
 WAIT = 60.0
 TOKENS = {"r" * 20: "read", "s" * 20: "submit", "a" * 20: "admin"}
 LONG = float(os.environ.get("DTQ_API_SECONDS", "3"))
