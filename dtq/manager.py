@@ -110,6 +110,8 @@ class QueueManager:
         was faster."""
         while (handle := self._store([task])[0]).id != task.id:
             for holder in self.store.get([handle.id]):
+                if holder.key != task.key:  # it has given way to somebody else by now
+                    continue
                 if (ceding := unique.give_way(holder, task, rule, self.clock())) is None:
                     if rule.on_conflict == "reject":
                         raise DuplicateTask(holder)

@@ -169,8 +169,11 @@ def test_a_full_backlog_is_429_with_a_time_to_come_again(tmp_path):
 
 
 def test_a_store_that_is_away_is_503_and_nothing_is_acknowledged(tmp_path):
-    manager = QueueManager(tmp_path / "queue.db")
-    with APIServer(manager, port=0) as api, httpx.Client(base_url=api.url) as client:
+    with (
+        QueueManager(tmp_path / "queue.db") as manager,
+        APIServer(manager, port=0) as api,
+        httpx.Client(base_url=api.url) as client,
+    ):
         manager.store.database.committer.connection.close()
         manager.store.database._reader.close()
         problem(client.post("/tasks", json={"type": "some"}), 503)
@@ -324,8 +327,12 @@ def test_a_thousand_slow_and_half_open_connections_keep_nobody_out(api, client):
 
 def test_a_request_that_does_not_arrive_in_time_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(Connection, "receive_seconds", 0.2)
-    manager = QueueManager(tmp_path / "queue.db")
-    with manager, APIServer(manager, port=0) as api, connect(api) as silent, connect(api) as slow:
+    with (
+        QueueManager(tmp_path / "queue.db") as manager,
+        APIServer(manager, port=0) as api,
+        connect(api) as silent,
+        connect(api) as slow,
+    ):
         slow.sendall(b"GET /stats HTTP/1.1\r\nHost: localhost\r\n")
         assert b" 408 " in slow.recv(1000)
         assert read_to_end(silent) == b""

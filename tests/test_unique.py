@@ -150,6 +150,20 @@ def test_a_task_that_is_gone_between_two_looks_is_no_obstacle(manager, monkeypat
     assert [task.id for task in manager.find()] == [second.id]
 
 
+def test_who_lost_the_key_between_two_looks_is_not_taken_for_its_holder(manager, monkeypatch):
+    add(manager, 1)
+    real = manager.store.get
+
+    def get(ids):
+        monkeypatch.undo()
+        add(manager, 2, on_conflict="replace")
+        return real(ids)
+
+    monkeypatch.setattr(manager.store, "get", get)
+    third = add(manager, 3, on_conflict="replace")
+    assert [(task.payload, task.key) for task in manager.store.get([third.id])] == [(3, "k")]
+
+
 @pytest.mark.parametrize(("options", "statuses"), [({"window": 0}, {"completed"}), ({"on_conflict": "replace"}, None)])
 def test_of_many_who_come_at_once_each_key_has_one(tmp_path, options, statuses):
     """Eight threads with a manager each; whoever is not the one that has the key in the end was replaced."""
