@@ -7,15 +7,17 @@ queue.get_flow(id) ------->         (by the prefix of the ids: after a restart, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from dtq.errors import TaskCancelled, TaskFailed, UnknownTask
 from dtq.graph import name_in, prefix
 from dtq.handle import Handle, Watcher
 from dtq.stores import Outcome, Store
-from dtq.task import Status, Task, cancel, fell_with_its_parent, revive
+from dtq.task import TERMINAL, Status, Task, cancel, fell_with_its_parent, revive
 
 PAGE = 1000
 FlowStatus = Literal["running", "completed", "failed", "cancelled"]
@@ -28,6 +30,26 @@ class Keeper(Watcher, Protocol):
     clock: Callable[[], float]
 
     def apply(self, outcomes: Sequence[Outcome]) -> list[Task]: ...
+
+
+class FlowState(msgspec.Struct, frozen=True):
+    """A flow as it is at one moment. `status` is `running` until all have ended; then `failed` or `cancelled` if any of
+    them was, else `completed`. `progress`, in percent, is the mean of its tasks, of which each that has ended counts as
+    100. `counts` is status -> how many of its tasks, `tasks` name -> status."""
+
+    id: str
+    status: FlowStatus
+    progress: float
+    counts: dict[str, int]
+    tasks: dict[str, Status]
+
+    @classmethod
+    def of(cls, id: str, tasks: Sequence[Task]) -> FlowState:
+        counts = dict.fromkeys(map(str, Status), 0)
+        for task in tasks:
+            counts[task.status] += 1
+        progress = sum(100.0 if task.is_terminal else task.progress for task in tasks) / max(1, len(tasks))
+        return cls(id, _status(counts), progress, counts, {name_in(id, task.id): task.status for task in tasks})
 
 
 class Flow:
@@ -73,24 +95,21 @@ class Flow:
         """All that are still stored, as they are now."""
         return self._keeper.store.get(self.ids)
 
+    def state(self) -> FlowState:
+        """How far it is; the properties below are of one look each."""
+        return FlowState.of(self.id, self.tasks())
+
     @property
     def counts(self) -> dict[str, int]:
-        """status -> how many of its tasks."""
-        counts = dict.fromkeys(map(str, Status), 0)
-        for task in self.tasks():
-            counts[task.status] += 1
-        return counts
+        return self.state().counts
 
     @property
     def progress(self) -> float:
-        """Percent: the mean of its tasks, of which each that has ended counts as 100."""
-        tasks = self.tasks()
-        return sum(100.0 if task.is_terminal else task.progress for task in tasks) / max(1, len(tasks))
+        return self.state().progress
 
     @property
     def status(self) -> FlowStatus:
-        """`running` until all have ended; then `failed` or `cancelled` if any of them was, else `completed`."""
-        return _status(self.tasks())
+        return self.state().status
 
     def results(self) -> dict[str, Any]:
         """name -> result, of those that have completed by now."""
@@ -147,11 +166,10 @@ class Flow:
         return f"<Flow {self.id} of {len(self):,} tasks>"
 
 
-def _status(tasks: Sequence[Task]) -> FlowStatus:
-    statuses = {task.status for task in tasks}
-    if any(not task.is_terminal for task in tasks):
+def _status(counts: Mapping[str, int]) -> FlowStatus:
+    if sum(counts.values()) > sum(counts[status] for status in TERMINAL):
         return "running"
-    return "failed" if Status.FAILED in statuses else "cancelled" if Status.CANCELLED in statuses else "completed"
+    return "failed" if counts[Status.FAILED] else "cancelled" if counts[Status.CANCELLED] else "completed"
 
 
 def _raise(flow: str, tasks: Sequence[Task]) -> None:

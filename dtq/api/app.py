@@ -15,7 +15,7 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
-from dtq.api import routes, views
+from dtq.api import flows, routes, rules, views
 from dtq.api.desk import Desk
 from dtq.api.document import describe
 from dtq.api.guards import Authoriser, Gate, Tokens
@@ -48,7 +48,7 @@ def create_app(
         finally:
             await desk.close()
 
-    handlers = [*routes.ROUTES, *views.ROUTES]
+    handlers = [*routes.ROUTES, *flows.ROUTES, *rules.ROUTES, *views.ROUTES]
     app = Litestar(
         [*_options(handlers), *handlers],
         before_request=Authoriser(tokens, rates),
@@ -83,4 +83,4 @@ def _tell_methods(path: str, allowed: str) -> HTTPRouteHandler:
 
 def _cors(origins: Collection[str]) -> CORSConfig:
     headers = ["Authorization", "Content-Type", "Idempotency-Key"]
-    return CORSConfig(list(origins), allow_methods=["GET", "POST", "DELETE"], allow_headers=headers)
+    return CORSConfig(list(origins), allow_methods=["GET", "POST", "PUT", "DELETE"], allow_headers=headers)

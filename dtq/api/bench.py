@@ -22,10 +22,12 @@ from litestar import Litestar, Request, Response, post
 
 from dtq.api import APIServer
 from dtq.api.connection import settings
-from dtq.api.models import Accepted, decode_body
+from dtq.api.models import Accepted
 from dtq.api.server import listen
+from dtq.api.shapes import OneOrMany, decoder
 
 CONNECTIONS, SECONDS, ROUNDS, BATCH = 16, 3.0, 5, 1000
+decode = decoder(OneOrMany)
 HEAD = b"POST /tasks HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 ID = "0" * 32
 ONE = msgspec.json.encode({"type": "double", "payload": {"n": 21, "note": "as small as most"}})
@@ -35,7 +37,7 @@ MANY = msgspec.json.encode([{"type": "double", "payload": {"n": n}} for n in ran
 @post("/tasks", status_code=201)
 async def answer(request: Request) -> Response[bytes]:  # type: ignore[type-arg]
     """The same body read, checked and answered, and nothing stored."""
-    decode_body(await request.body())
+    decode(await request.body())
     content = msgspec.json.encode(Accepted(ID, True))
     return Response(content, status_code=201, media_type="application/json", headers={"Location": f"tasks/{ID}"})
 

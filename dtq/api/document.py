@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document: Litestar finds routes, parameters and answers; what it cannot know is said here.
 
-routes --Litestar--> document --+ the body of POST /tasks (decoded by ourselves, strictly)
+routes --Litestar--> document --+ the bodies (decoded by ourselves, strictly)
                                 + the problems that each operation may answer with
                                 + the scope that it needs
 """
@@ -15,7 +15,8 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 
-from dtq.api.models import NAME, Accepted, Body, Problem, StatsView, TaskPage
+from dtq.api.models import Accepted, Problem, StatsView, TaskPage
+from dtq.api.shapes import NAME
 from dtq.task import Task
 
 Json = dict[str, Any]
@@ -25,7 +26,7 @@ PROBLEMS = {
     "400": "The request is malformed.",
     "401": "A token is needed.",
     "403": "The token's scope, the Host or the Origin does not allow it.",
-    "404": "There is no such task.",
+    "404": "There is nothing of this name.",
     "408": "The request did not arrive in time.",
     "409": "The task, or others, are in a state that does not allow it.",
     "413": "The body is too large.",
@@ -38,7 +39,7 @@ PROBLEMS = {
 JSON = "application/json"
 SCHEMAS = "#/components/schemas/"
 SHOWN = (Task, TaskPage, StatsView, Accepted, Problem)
-OF_TASKS = {"404"}
+OF_NAMES = {"404"}
 OF_BODIES = {"400", "413", "415"}
 KEY = {
     "name": "Idempotency-Key", "in": "header", "required": False,
@@ -62,25 +63,27 @@ def describe(handlers: Sequence[HTTPRouteHandler]) -> Json:
     )  # fmt: skip
     document: Json = Litestar([*handlers], openapi_config=config, logging_config=None).openapi_schema.to_schema()
     document["servers"] = [{"url": "."}]  # wherever this document is, behind whatever prefix
-    (body, *_), components = msgspec.json.schema_components([Body, *SHOWN], ref_template=f"{SCHEMAS}{{name}}")
+    bodies = {handler.handler_name: handler.opt["body"].shape for handler in handlers if "body" in handler.opt}
+    schemas, components = msgspec.json.schema_components([*bodies.values(), *SHOWN], ref_template=f"{SCHEMAS}{{name}}")
     document["components"]["schemas"].update(components)
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     paths: dict[str, dict[str, Json]] = document["paths"]
     needs = {handler.handler_name: handler.opt["needs"] for handler in handlers}
     for path, item in paths.items():
         for operation in item.values():
-            _complete(operation, path, needs[operation["operationId"]])
-    add = paths["/tasks"]["post"]
-    add["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
-    add["parameters"] = [KEY]
+            body = dict(zip(bodies, schemas, strict=False)).get(operation["operationId"])
+            _complete(operation, path, needs[operation["operationId"]], body)
+    paths["/tasks"]["post"]["parameters"] = [KEY]
     return document
 
 
-def _complete(operation: Json, path: str, needs: str) -> None:
+def _complete(operation: Json, path: str, needs: str, body: Json | None) -> None:
     """Adds who may use the operation, and what it may answer with."""
     operation["description"] += f"\n\nNeeds {'no token' if needs == 'nothing' else f'a token of scope {needs}'}."
     operation["security"] = [] if needs == "nothing" else [{"token": []}, {}]
-    unlikely = (OF_TASKS if "{task_id}" not in path else set()) | (OF_BODIES if path != "/tasks" else set())
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
+    unlikely = (OF_NAMES if "{" not in path else set()) | (OF_BODIES if body is None else set())
     content = {"application/problem+json": {"schema": {"$ref": f"{SCHEMAS}Problem"}}}
     for status, meaning in PROBLEMS.items():
         if status not in unlikely:

@@ -27,6 +27,7 @@ from dtq.api.rates import Rates
 from dtq.errors import DTQError
 
 SCOPES = ("read", "submit", "admin")  # each may do what those before it may
+ADMIN = SCOPES.index("admin")
 SHORTEST_TOKEN = 16
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 SLASH = "\ufdd0"  # a slash within a segment of a path: Unicode has no such character, and none is let in
@@ -99,23 +100,24 @@ class Authoriser:
         needs = options.get("needs", "admin")
         if needs == "nothing":
             return
-        number = self._number(request, needs) if self._tokens else 0
-        request.scope["state"]["client"] = number
+        number, level = self._who(request, needs) if self._tokens else (0, ADMIN)
+        request.scope["state"].update(client=number, level=level)
         if seconds := self._rates.wait_for(number):
             wait = {"Retry-After": str(max(1, round(seconds)))}
             raise Refusal(429, "too many requests with this token", headers=wait)
         if "query" in options:
             _require_plain(request.query_params.multi_items(), options["query"])
 
-    def _number(self, request: Request[Any, Any, Any], needs: str) -> int:
-        """Which token it is that came along. Raises Refusal where it is none, or may not do what is asked."""
+    def _who(self, request: Request[Any, Any, Any], needs: str) -> tuple[int, int]:
+        """Which token it is that came along, and the level of its scope. Raises Refusal where it is none, or may not do
+        what is asked."""
         found = self._tokens.find(request.headers.get("authorization", ""))
         if found is None:
             raise Refusal(401, "this needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE)
-        number, level = found
+        _, level = found
         if level < SCOPES.index(needs):
             raise Refusal(403, f"this needs a token of scope {needs}, and yours is of scope {SCOPES[level]}")
-        return number
+        return found
 
 
 def _require_plain(given: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:

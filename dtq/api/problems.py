@@ -16,7 +16,16 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from dtq.api.models import Problem, Reason
-from dtq.errors import DTQError, IllegalTransition, InvalidTask, QueueFull, StoreError, UnknownTask, UnknownType
+from dtq.errors import (
+    DTQError,
+    IllegalTransition,
+    InvalidTask,
+    QueueFull,
+    StoreError,
+    UnknownSchedule,
+    UnknownTask,
+    UnknownType,
+)
 
 log = logging.getLogger("dtq")
 MEDIA_TYPE = "application/problem+json"
@@ -50,7 +59,7 @@ def as_refusal(error: Exception) -> Refusal:
     match error:
         case Refusal():
             return error
-        case UnknownTask():
+        case UnknownTask() | UnknownSchedule():
             return Refusal(404, str(error))
         case IllegalTransition():
             return Refusal(409, str(error))

@@ -13,35 +13,23 @@ from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import msgspec
-from litestar import Request, Response, delete, get, post
-from litestar.datastructures import State
+from litestar import Response, delete, get, post
 from litestar.params import PathParameter, QueryParameter
 
+from dtq.api.bodies import JSON, Asked, Body
 from dtq.api.desk import MAX_WAITS, Desk
 from dtq.api.guards import SLASH
-from dtq.api.models import (
-    MAX_DEPTH,
-    Accepted,
-    NewTask,
-    Reason,
-    TaskPage,
-    TaskSummary,
-    decode_body,
-    is_same,
-    is_too_deep,
-    to_task,
-)
-from dtq.api.problems import Refusal, of_body
+from dtq.api.models import Accepted, Reason, TaskPage, TaskSummary
+from dtq.api.problems import Refusal
+from dtq.api.shapes import NewTask, OneOrMany, is_same, to_task
 from dtq.errors import IllegalTransition, InvalidTask
 from dtq.manager import QueueManager
 from dtq.task import Status, Task
 
-JSON = "application/json"
 KEY = re.compile("[!-~]{1,200}")
 PAGE = 50  # tasks that are read at once: each may carry megabytes
 MAX_WAIT = 60.0  # seconds
 
-Asked = Request[Any, Any, State]
 NamePath = Annotated[str, PathParameter(max_length=200, description="A slash in it is written %2F.")]
 NameQuery = Annotated[str, QueryParameter(max_length=200)]
 
@@ -63,16 +51,17 @@ def answer(value: Any, status: int = 200, **headers: str) -> Response[Any]:
 # --- add ------------------------------------------------------------------------------------------------------------
 
 
-@post("/tasks", opt={"needs": "submit"}, status_code=201)
+ONE_OR_MANY = Body(OneOrMany)
+
+
+@post("/tasks", opt={"needs": "submit", "body": ONE_OR_MANY}, status_code=201)
 async def add_tasks(request: Asked) -> Response[Accepted | list[Accepted]]:
     """Add one task, or an array of them of which all are added or none.
 
     Answers when they are on the disk. With an Idempotency-Key (or a `key` in the task) the request may be sent again:
     what is there already is given, with 200. The same Idempotency-Key with another body is refused.
     """
-    _require_json(request)
-    content = await request.body()
-    new = _decode(content)
+    new: NewTask | list[NewTask] = await ONE_OR_MANY.of(request)
     many = new if isinstance(new, list) else [new]
     tasks = _tasks(many, desk_of(request).manager.clock(), _idempotency(request))
     ids = await desk_of(request).add(tasks)
@@ -84,31 +73,6 @@ async def add_tasks(request: Asked) -> Response[Accepted | list[Accepted]]:
     if isinstance(new, list):
         return answer(accepted, status)
     return answer(accepted[0], status, Location=f"tasks/{quote(ids[0], safe='')}")
-
-
-def _require_json(request: Asked) -> None:
-    given = request.headers.get("content-type", "")
-    kind, _, parameters = given.partition(";")
-    if kind.strip().lower() != JSON or parameters.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
-        raise Refusal(415, f"the body is {given[:100] or 'of no type'!r}: send JSON, as Content-Type: {JSON}")
-
-
-def _decode(content: bytes) -> NewTask | list[NewTask]:
-    nested = content.count(b"[") + content.count(b"{") > MAX_DEPTH  # at most: only then it is worth a look
-    try:
-        new = decode_body(content)
-    except msgspec.DecodeError as error:
-        raise of_body(error) from None
-    except RecursionError:
-        raise _too_deep() from None
-    if nested and any(is_too_deep(one.payload) for one in (new if isinstance(new, list) else [new])):
-        raise _too_deep()
-    return new
-
-
-def _too_deep() -> Refusal:
-    reason = f"there are more than {MAX_DEPTH} arrays and objects within each other"
-    return Refusal(422, reason, [Reason("payload", reason)])
 
 
 def _tasks(many: Sequence[NewTask], now: float, key: str | None) -> list[Task]:

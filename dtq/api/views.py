@@ -13,10 +13,11 @@ from pathlib import Path
 from litestar import MediaType, Response, get, post
 from litestar.response import Stream
 
+from dtq.api.bodies import Asked
 from dtq.api.desk import MAX_STREAMS, Desk
 from dtq.api.models import Health, QueueView, StatsView
 from dtq.api.problems import LATER, Refusal
-from dtq.api.routes import Asked, NamePath, answer, desk_of, name_in
+from dtq.api.routes import NamePath, answer, desk_of, name_in
 from dtq.errors import StoreError
 from dtq.prometheus import exposition
 from dtq.stores import Stats

@@ -13,7 +13,7 @@ from dtq.cli import common
 from dtq.cli.common import JsonOption, StoreOption, existing, print_json, say
 from dtq.cli.look import print_table
 from dtq.errors import InvalidTask
-from dtq.flow import Flow
+from dtq.flow import FlowState
 from dtq.manager import QueueManager
 
 app = typer.Typer(no_args_is_help=True, help="Flows: tasks that wait for each other.")
@@ -52,11 +52,13 @@ def show(
     with existing(store) as manager:
         flow = manager.get_flow(id)
         if json:
-            print_json(_as_json(flow))
+            print_json(flow.state())
             return
-        counts = ", ".join(f"{n:,} {status}" for status, n in flow.counts.items() if n)
-        print_table(flow.tasks()[:limit], len(flow) + 1)
-        typer.echo(f"{flow.id}: {flow.status}, {flow.progress:.0f} %, {counts}")
+        tasks = flow.tasks()
+        print_table(tasks[:limit], len(flow) + 1)
+        state = FlowState.of(flow.id, tasks)
+        counts = ", ".join(f"{n:,} {status}" for status, n in state.counts.items() if n)
+        typer.echo(f"{flow.id}: {state.status}, {state.progress:.0f} %, {counts}")
 
 
 @app.command()
@@ -81,8 +83,3 @@ def _read(file: str) -> dict[str, Any]:
         raise InvalidTask(
             f'{file} is no graph; allowed: {{"name": {{"type": ..., "after": [...]}}}}: {error}'
         ) from None
-
-
-def _as_json(flow: Flow) -> dict[str, Any]:
-    tasks = {flow.name(task.id): {"id": task.id, "status": task.status} for task in flow.tasks()}
-    return {"id": flow.id, "status": flow.status, "progress": flow.progress, "counts": flow.counts, "tasks": tasks}
