@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 
@@ -37,6 +38,11 @@ def large(payload, context):
 
 def sleep(payload, context):
     time.sleep(payload)
+
+
+def wait_for_file(payload, context):
+    while not os.path.exists(payload):
+        time.sleep(0.005)
 
 
 def progress_and_wait(payload, context):

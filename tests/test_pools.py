@@ -12,14 +12,21 @@ from dtq.lab.pools import by_priority
 
 WAIT = 30.0
 POOLS = {"urgent": Pool(1, min_priority=5), "rest": Pool(1)}
-HANDLERS = {"sleep": "flow_handlers:sleep", "value": "flow_handlers:value"}
+HANDLERS = {name: f"flow_handlers:{name}" for name in ("sleep", "value", "wait_for_file")}
 
 
 @pytest.fixture(params=["process", "thread"])
 def queue(request, tmp_path):
+    """A queue whose kept worker has run four tasks, while the other one was busy."""
     with TaskQueue(tmp_path / "q.db", HANDLERS, pools=POOLS, executor=request.param) as queue:
-        queue.add_many({"type": "value", "priority": 9} for _ in range(4))
-        queue.join(WAIT)
+        gate = queue.add("wait_for_file", str(tmp_path / "gate"))
+        while queue.stats().running < 1:
+            time.sleep(0.005)
+        for handle in queue.add_many({"type": "value", "priority": 9} for _ in range(4)):
+            handle.result(WAIT)
+        (tmp_path / "gate").touch()
+        gate.result(WAIT)
+        queue.delete(gate.id)
         yield queue
 
 
