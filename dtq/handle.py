@@ -79,16 +79,19 @@ class Lookout:
         self._bell = Bell()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._has_begun = threading.Event()
         self._closed = False
 
     def start(self) -> None:
         """Looks out from now on, until nobody waits any more."""
         with self._lock:
             if self._thread is None and not self._closed:
+                self._has_begun.clear()
                 self._thread = threading.Thread(target=self._look_out, name="dtq-lookout", daemon=True)
                 self._thread.start()
 
     def _look_out(self) -> None:
+        self._has_begun.set()
         ears = [self._store.fileno(), self._bell.fileno()]
         while self._is_needed():
             self._endings.check(self._store.get)
@@ -107,7 +110,7 @@ class Lookout:
         with self._lock:
             self._closed, thread = True, self._thread
         self._bell.ring()
-        if thread is not None:
+        if thread is not None and self._has_begun.wait(10 * LOOK):  # not yet, where ctrl-C came while it was started
             thread.join()
         self._bell.close()
 

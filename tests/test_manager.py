@@ -225,6 +225,22 @@ def test_waiting_ends_with_the_task_or_says_what_it_is_doing(manager):
     assert handle.result(10) == "done"
 
 
+def test_ctrl_c_at_the_worst_moment_of_waiting_is_nothing_but_ctrl_c(tmp_path, monkeypatch):
+    """While the thread that looks out is being started."""
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        if thread.name != "dtq-lookout":
+            return start(thread)
+        threading.Timer(0.05, start, [thread]).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), QueueManager(tmp_path / "q.db") as manager:
+        manager.add("a").result()
+    assert "dtq-lookout" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_a_handle_can_be_awaited(manager):
     async def both():
         first, second = manager.add("a"), manager.add("a")
