@@ -35,8 +35,6 @@ LONG = (  # what takes most of a minute, or measures how busy a limit or a monit
     "test_api.py::test_processes_that_are_killed",
     "test_chaos.py::test_a_small_siege_breaks_no_promise[file",
     "test_flow_kills.py::test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once[0-file",
-    "test_limits.py::test_no_more_run_than_may_run_over_four_nodes",
-    "test_limits.py::test_no_more_start_in_a_second",
     "test_monitor_truth.py",
     "test_redis_hosts.py",
     "test_redis_kills.py",

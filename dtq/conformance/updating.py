@@ -155,10 +155,12 @@ def check_a_key_that_was_taken_over_stays_so_after_a_crash(subject: Subject) -> 
 @promise("update")
 def check_an_update_that_raises_has_done_nothing(store: Store) -> None:
     """Where a successor cannot be accepted, no part of the call has happened, and it can be made again."""
-    store.add(jobs("a b"))
+    store.add([job("a"), job("b", key="k")])
     a, b = start(store, "a b")
     bad = [(done(a), [job("c")]), (done(b), [job("d", after=("nobody",))])]
     refused(InvalidTask, "update with an unknown parent", lambda: store.update(bad))
+    heir = [(done(b), [job("d", key="k", after=("nobody",))])]
+    refused(InvalidTask, "update with an unknown parent of the heir of a key", lambda: store.update(heir))
     expect(everything(store), [a, b], "tasks in the store")
     expect(end(store, done(a), done(b)), {"a", "b"}, "accepted without the bad successor")
 

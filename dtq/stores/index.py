@@ -62,23 +62,24 @@ class Index:
                 self._put(self._placed(replace(task, after=stand_ins(task, stands_for), version=1)))
         return ids
 
-    def _require_parents(self, tasks: Sequence[Task]) -> None:
+    def _require_parents(self, tasks: Sequence[Task], ceded: Collection[str | None] = ()) -> None:
         if not any(task.after for task in tasks):
             return
-        parents = {parent for task in self._without_taken(tasks) for parent in task.after}
+        parents = {parent for task in self._without_taken(tasks, ceded) for parent in task.after}
         if unknown := parents - {task.id for task in tasks} - self._tasks.keys():
             raise InvalidTask(
                 f"after is {min(unknown)!r}; allowed: the id of a task that is stored, or added by the same call"
             )
 
-    def _without_taken(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those whose id and key are free, also among themselves: the ones that will be stored."""
+    def _without_taken(self, tasks: Sequence[Task], ceded: Collection[str | None]) -> list[Task]:
+        """Those whose id and key are free, also among themselves: the ones that will be stored. Who has one of the
+        `ceded` keys lets it go."""
         free, ids, keys = [], set[str](), set[str | None]()
         for task in tasks:
             if (
                 task.id not in self._tasks
                 and task.id not in ids
-                and task.key not in self._keys
+                and (task.key not in self._keys or task.key in ceded)
                 and task.key not in keys
             ):
                 free.append(task)
@@ -194,12 +195,14 @@ class Index:
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         accepted = self._current(outcomes)
         planted = [task for _, successors in accepted.values() for task in successors]
-        self._require_parents(planted)
+        ceded = {task.key for task, successors in accepted.values() if self._cedes(task.id, successors)}
+        self._require_parents(planted, ceded)
         revived = [task.id for task, _ in accepted.values() if self._advance(task)]
         for task_id in revived:
             self._place_anew(self._tasks[task_id])
         for task, successors in accepted.values():
-            self._hand_over_key(self._tasks[task.id], successors)
+            if self._cedes(task.id, successors):
+                self._give_up_key(self._tasks[task.id])
         self._add(planted)
         for task_id in accepted:
             self._settle_children(self._tasks[task_id])
@@ -225,10 +228,14 @@ class Index:
         there = tuple(parent for parent in task.after if parent in self._tasks)
         self._put(replace(self._placed(replace(task, after=there)), after=task.after))
 
-    def _hand_over_key(self, task: Task, successors: Iterable[Task]) -> None:
-        if task.key is not None and any(s.key == task.key and s.id not in self._tasks for s in successors):
-            del self._keys[task.key]
-            self._set(replace(task, key=None))
+    def _cedes(self, task_id: str, successors: Iterable[Task]) -> bool:
+        """Whether a new one of these successors takes over the key of the task that plants them."""
+        key = self._tasks[task_id].key
+        return key is not None and any(s.key == key and s.id not in self._tasks for s in successors)
+
+    def _give_up_key(self, task: Task) -> None:
+        del self._keys[task.key]  # type: ignore[arg-type]
+        self._set(replace(task, key=None))
 
     # --- leases
 

@@ -101,10 +101,9 @@ class Replica(Index):
         self._rewritten.add(task.id)
         super()._place_anew(task)
 
-    def _hand_over_key(self, task: Task, successors: Iterable[Task]) -> None:
-        super()._hand_over_key(task, successors)
-        if self._tasks[task.id].key != task.key:
-            self._rewritten.add(task.id)
+    def _give_up_key(self, task: Task) -> None:
+        self._rewritten.add(task.id)
+        super()._give_up_key(task)
 
     def _set_limit(self, limit: Limit) -> None:
         self._changed.limits.append(limit)
