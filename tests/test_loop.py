@@ -29,7 +29,7 @@ class ScriptedPool:
         if self.room > len(self.has):
             yield self.room - len(self.has), frozenset({"a"})
 
-    def dispatch(self, tasks):
+    def dispatch(self, tasks, left=None):
         self.has += tasks
 
     def poll(self):
@@ -183,6 +183,27 @@ def test_outcomes_are_kept_while_the_store_is_away_and_told_once_when_it_is_back
     loop.turn(NOW + 9)
     loop._events.close()
     assert (status(store, "x"), heard) == (["completed"], ["x"])
+
+
+def test_where_the_results_of_parents_cannot_be_fetched_all_that_was_claimed_comes_back(store, pool, monkeypatch):
+    """Without an attempt: nothing of it has run. It is claimed again when the store answers."""
+    loop = make(store, pool)
+    add(store, "parent")
+    loop.turn(NOW)
+    pool.ends(pool.has[0], result=1)
+    add(store, "child", after=("parent",))
+    add(store, "other")
+
+    def away(ids):
+        raise StoreError("the disk is gone")
+
+    monkeypatch.setattr(store, "get", away)
+    loop.turn(NOW + 1)
+    assert (pool.has, loop.held) == ([], {})
+    monkeypatch.undo()
+    loop.turn(NOW + 2)
+    assert {(task.id, task.attempts) for task in pool.has} == {("child", 1), ("other", 1)}
+    assert set(loop.held) == {"child", "other"}
 
 
 def test_old_tasks_are_cleaned_up_by_age(store, pool):
