@@ -1,14 +1,15 @@
-"""What `dtq demo` shows: the tour, told in a terminal.
+r"""What `dtq demo` shows: the tour, told in a terminal.
 
     pictures, corrupt files, flaky tasks --> TaskQueue --> bar, worker lines, messages --> table of what became of them
-                                                 ^
-                                one busy worker is killed on the way
+            \                                ^   ^
+             `--api--POST /tasks--> APIServer    one busy worker is killed on the way
 
 Its tasks are in a queue of their own, which only its workers serve, so that `--store` may name a store that is in use.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -17,8 +18,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
 
 from rich.console import Console
 from rich.live import Live
@@ -42,6 +45,7 @@ HANDLER = Path(__file__).parent.parent / "handlers" / "process_image.py"
 OPERATIONS = [{"op": "filter", "name": "sharpen"}, {"op": "fit", "width": 160, "height": 160}, {"op": "grayscale"}]
 TICK, LINE = 0.05, 1.0  # seconds between looks, and between lines where no bar can move
 STALL = 60.0  # seconds without an ending, after which the demo gives up
+BATCH = 500  # tasks in a request
 SHOWN = 16  # workers, at most, that have a line each
 
 
@@ -53,8 +57,9 @@ def flaky(payload: Any, context: Any) -> int:
     return int(payload)
 
 
-def run(tasks: int, workers: int, store: str) -> bool:
-    """Tells the story; whether every task ended as it should. Raises DTQError, saying what to do, where it cannot."""
+def run(tasks: int, workers: int, store: str, api_port: int | None = None) -> bool:
+    """Tells the story, with the tasks added over HTTP where there is a port; whether every task ended as it should.
+    Raises DTQError, saying what to do, where it cannot."""
     if not HANDLER.is_file():
         raise HandlerError(f'there is no {HANDLER}: run the demo from a checkout, after pip install -e ".[lab]"')
     console, lane = Console(), f"demo-{secrets.token_hex(4)}"
@@ -65,8 +70,8 @@ def run(tasks: int, workers: int, store: str) -> bool:
             work = _make_work(home, tasks)
             queue = _make_queue(opened, workers, lane)
             show = Show(console, queue, lane, len(work))
-            with queue:
-                queue.add_many({**task, "queue": lane} for task in work)
+            with queue, _counter(queue, api_port, console) as add:
+                add([{**task, "queue": lane} for task in work])
                 show.watch()
             return _report(console, opened, lane, _expected(tasks), show.complaints() + _missing(home / "out", tasks))
 
@@ -92,6 +97,31 @@ def _tasks(store: Store, lane: str, status: str | None = None) -> Iterator[Task]
 def _make_queue(store: Store, workers: int, lane: str) -> TaskQueue:
     handlers: dict[str, Handler] = {PICTURE: HANDLER, CORRUPT: HANDLER, FLAKY: flaky}
     return TaskQueue(store, handlers, pools={"w": Pool(workers, queues=(lane,))}, auto_cleanup=False)
+
+
+# --- how it comes in
+
+Tasks = list[dict[str, Any]]
+
+
+@contextmanager
+def _counter(queue: TaskQueue, port: int | None, console: Console) -> Iterator[Callable[[Tasks], object]]:
+    """Where tasks are handed in: at the queue itself, or over HTTP, as a program in any language would."""
+    if port is None:
+        yield queue.add_many
+        return
+    from dtq.api import APIServer
+
+    with APIServer(queue, port=port) as api:
+        console.print(f"{api.url} shows the queue while it works", soft_wrap=True)
+        yield partial(_post, f"{api.url}tasks")
+
+
+def _post(url: str, tasks: Tasks) -> None:
+    for start in range(0, len(tasks), BATCH):
+        body = json.dumps(tasks[start : start + BATCH]).encode()
+        with urlopen(Request(url, body, {"Content-Type": "application/json"})) as answer:
+            json.load(answer)
 
 
 # --- the work

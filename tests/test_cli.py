@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -58,6 +60,25 @@ def test_the_demo_loses_nothing_and_says_so(told):
     assert table["demo-flaky"][:2] == (demo.FLAKIES, 0)
     assert table["demo-flaky"][2] >= 2 * demo.FLAKIES - 1  # the kill may have taken the place of a failure
     assert "Nothing was lost: 33 tasks" in told.splitlines()[-1]
+
+
+@pytest.fixture
+def free_port_taken():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_the_demo_over_http_is_the_same_story():
+    code, out, err = run("demo", "--tasks", "5", "--workers", "2", "--api", "--port", "0")
+    assert (code, err) == (0, "")
+    assert re.search(r"http://127\.0\.0\.1:\d+/ shows the queue", out)
+    assert "Nothing was lost: 18 tasks were added" in out
+
+
+def test_the_demo_names_a_port_that_is_taken(free_port_taken):
+    code, _, err = run("demo", "--tasks", "1", "--workers", "1", "--api", "--port", str(free_port_taken))
+    assert code == 2
+    assert f"cannot listen on 127.0.0.1:{free_port_taken}" in err
 
 
 def test_the_demo_tells_of_the_worker_that_it_kills(told):

@@ -95,6 +95,8 @@ def demo(
     tasks: Annotated[int, typer.Option(min=1, max=100_000, help="How many pictures to work on.")] = 200,
     workers: Annotated[int, typer.Option(min=1, max=100, help="How many worker processes.")] = 4,
     store: Annotated[str, typer.Option(help="A store's URL; by default a SQLite file that is gone afterwards.")] = "",
+    api: Annotated[bool, typer.Option("--api", help="Add the tasks over HTTP; a page shows the queue live.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --api; 0 is any that is free.")] = 3000,
 ) -> None:
     """The tour in a terminal: real pictures, retries, a worker killed on the way, and nothing lost.
 
@@ -103,7 +105,7 @@ def demo(
     from dtq import demo as story
 
     try:
-        raise typer.Exit(0 if story.run(tasks, workers, store) else 1)
+        raise typer.Exit(0 if story.run(tasks, workers, store, port if api else None) else 1)
     except KeyboardInterrupt:
         say("interrupted: the workers have ended")
         raise typer.Exit(130) from None
