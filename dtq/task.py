@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from itertools import count
 from typing import Any, Literal, NoReturn, get_args
 
@@ -35,6 +36,8 @@ PARENT_FAILED = "ParentFailed"  # the type of the error of a task that fell with
 EXPIRED = "Expired"  # the type of the error of a task that was dropped at its deadline
 MAX_HISTORY = 20  # attempts kept with a task
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}")
+_is_known_name = lru_cache(1024)(_NAME.fullmatch)  # types and queues come again and again, ids do not
+_BACKOFFS, _ON_PARENT_FAILURE = get_args(Backoff), get_args(OnParentFailure)
 _URL = re.compile(r"https?://[^\s/?#@\\]+([/?#]\S*)?", re.ASCII)
 _counter = count()
 
@@ -160,8 +163,8 @@ STATE = (
 
 def check(task: Task) -> None:
     """Raises InvalidTask where a field is of the wrong type or out of its bounds."""
-    _check_name("type", task.type)
-    _check_name("queue", task.queue)
+    _check_name("type", task.type, _is_known_name)
+    _check_name("queue", task.queue, _is_known_name)
     if task.id != "":
         _check_name("id", task.id)
     _check_number("priority", task.priority, -1000, 1000, whole=True)
@@ -173,12 +176,13 @@ def check(task: Task) -> None:
     _check_number("run_at", task.run_at, 0, 1e11)
     if task.expires is not None:
         _check_number("expires", task.expires, 0, 1e11)
-    _check_choice("retry_backoff", task.retry_backoff, get_args(Backoff))
-    _check_choice("on_parent_failure", task.on_parent_failure, get_args(OnParentFailure))
+    _check_choice("retry_backoff", task.retry_backoff, _BACKOFFS)
+    _check_choice("on_parent_failure", task.on_parent_failure, _ON_PARENT_FAILURE)
     if task.key is not None:
         _check_text("key", task.key, 1)
-    _check_text("limit_key", task.limit_key, 0)
-    if not isinstance(task.after, tuple) or not all(isinstance(i, str) for i in task.after):
+    if task.limit_key != "":
+        _check_text("limit_key", task.limit_key, 0)
+    if task.after != () and not (isinstance(task.after, tuple) and all(isinstance(i, str) for i in task.after)):
         _refuse("after", task.after, "a tuple of task ids")
     if task.webhook is not None:
         _check_webhook(task.webhook)
@@ -197,8 +201,8 @@ def _check_webhook(webhook: Webhook) -> None:
         _check_name("secret of the webhook", webhook.secret)
 
 
-def _check_name(field: str, value: object) -> None:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+def _check_name(field: str, value: object, matches: Callable[[str], object] = _NAME.fullmatch) -> None:
+    if not isinstance(value, str) or not matches(value):
         _refuse(field, value, "1 to 200 letters, digits or _ . : @ / -, the first a letter, digit or _")
 
 

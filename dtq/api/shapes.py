@@ -5,7 +5,7 @@ request body --decoder, strictly--> NewTask --to_task--> Task      errors name t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -206,15 +206,13 @@ def is_same(wanted: Task, stored: Task) -> bool:
 
 def is_too_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
     """Whether there are more than `limit` arrays and objects within each other."""
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(limit):
-        level = [child for parent in level for child in _children(parent)]
         if not level:
             return False
-    return any(isinstance(value, (dict, list)) for value in level)
+        level = [child for parent in level for child in _inner(parent) if isinstance(child, (dict, list))]
+    return bool(level)
 
 
-def _children(value: Any) -> Sequence[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else ()
+def _inner(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
