@@ -88,11 +88,24 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("content", ["dtq file store 2\n", "[]"])
-def test_a_directory_of_another_format_is_refused(tmp_path, content):
+def test_a_directory_of_another_format_is_refused(tmp_path):
     opened(tmp_path).close()
-    (tmp_path / "format").write_text(content)
+    (tmp_path / "format").write_text("dtq file store 2\n")
     with pytest.raises(StoreError, match=r"this dtq knows b'dtq file store 1\\n': upgrade dtq, or use another"):
+        opened(tmp_path)
+
+
+def test_a_label_that_is_damaged_keeps_no_queue_from_starting(tmp_path, caplog):
+    opened(tmp_path).close()
+    (tmp_path / "format").write_text("dtq filf store 1\n")
+    opened(tmp_path).close()
+    assert (tmp_path / "format").read_text() == "dtq file store 1\n"
+    assert "is damaged, and written anew: b'dtq filf store 1" in caplog.text
+
+
+def test_the_label_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "format").write_text("[]")
+    with pytest.raises(StoreError, match="upgrade dtq, or use another directory"):
         opened(tmp_path)
 
 
@@ -170,7 +183,7 @@ def test_a_start_does_not_mind_that_another_process_is_writing_files(tmp_path):
 
     disk.place = rename_after_a_start
     store.persist()
-    assert [ids(other) for other in starts] == [["t0", "t1", "t2"]] * 4
+    assert [ids(other) for other in starts] == [["t0", "t1", "t2"]] * 5
     for other in (*starts, store):
         other.close()
 
@@ -433,7 +446,7 @@ def test_a_task_file_that_is_cut_at_any_byte_is_put_aside_and_its_neighbours_sta
         store.abandon()
         assert len(list((tmp_path / "cut" / "quarantine").iterdir())) == 1
         shutil.rmtree(tmp_path / "cut")
-    assert "is no task of this queue, and was moved to" in caplog.text
+    assert "is damaged, or no file of this queue, and was moved to" in caplog.text
 
 
 def test_a_file_that_took_the_number_or_the_id_of_another_task_does_that_one_no_harm(tmp_path, caplog):
@@ -462,17 +475,77 @@ def test_what_else_lies_among_the_tasks_is_put_aside(tmp_path, caplog):
     store = opened(tmp_path)
     assert len(ids(store)) == 6
     assert sorted(os.listdir(tmp_path / "quarantine")) == ["alien.json", "directory", "picture.png"]
-    assert caplog.text.count("is no task of this queue") == 3
+    assert caplog.text.count("or no file of this queue") == 3
     store.close()
 
 
-def test_limits_that_cannot_be_read_are_put_aside(tmp_path, caplog):
+@pytest.mark.parametrize("damaged", ["queue.json", "queue-copy.json"])
+@pytest.mark.parametrize("change", [(b'"queue"', b'"qudue"'), (b'"q"', b'"p"'), (b"\"rate\":5", b"\"rate\":9"), (b'"', b"")])
+def test_a_damaged_file_changes_no_limit(damaged, change, tmp_path):
+    store = opened(tmp_path)
+    store.set_lane(queue="q", rate=5)
+    store.close()
+    path = tmp_path / damaged
+    assert change[0] in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(*change, 1))
+    store = opened(tmp_path)
+    assert [(limit.queue, limit.rate) for limit in store.stats().limits] == [("q", 5)]
+    store.add([task()])
+    store.close()
+    store = opened(tmp_path)
+    assert [(limit.queue, limit.rate) for limit in store.stats().limits] == [("q", 5)]
+    store.close()
+
+
+def test_limits_that_nobody_can_read_are_put_aside_and_said_to_be_lost(tmp_path, caplog):
     store = filled(tmp_path)
     store.close()
-    (tmp_path / "queue.json").write_text("{")
+    for name in ("queue.json", "queue-copy.json"):
+        (tmp_path / name).write_text("{")
     store = opened(tmp_path)
     assert len(ids(store)) == 6
-    assert os.listdir(tmp_path / "quarantine") == ["queue.json"]
+    assert sorted(os.listdir(tmp_path / "quarantine")) == ["queue-copy.json", "queue.json"]
+    assert "the limits of this queue are lost, and nothing is held to them: set them again" in caplog.text
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('"status": "completed"', '"stauts": "completed"'), "there is no field 'stauts'"),  # it would run again
+        (('"type": "ValueError"', '"type": "ValueError", "mesage": "x"'), "there is no field 'mesage'"),
+        (('"max_attempts": 3', '"max_attempts": 3000'), "max_attempts is 3000; allowed"),
+    ],
+)
+def test_a_task_file_that_says_what_no_task_says_is_put_aside(change, said, tmp_path, caplog):
+    store = opened(tmp_path)
+    store.add([task(1, max_attempts=3)])
+    (claimed,) = store.claim("w", 1, 30, NOW, {"a"})
+    failed = fail(claimed, ErrorInfo("ValueError"), NOW, lambda: 0.0, final=True)
+    store.update([(failed if "ValueError" in change[0] else succeed(claimed, None, NOW), ())])
+    store.close()
+    (path,) = task_files(tmp_path)
+    assert change[0] in path.read_text()
+    path.write_text(path.read_text().replace(*change))
+    store = opened(tmp_path)
+    assert ids(store) == []
+    assert said in caplog.text
+    store.close()
+
+
+@pytest.mark.parametrize(("on_parent_failure", "status"), [("fail", "blocked"), ("run", "pending")])
+def test_nobody_waits_for_a_parent_whose_file_is_damaged(on_parent_failure, status, tmp_path):
+    store = opened(tmp_path)
+    store.add([task(1), task(2, after=("t1",), on_parent_failure=on_parent_failure)])
+    store.close()
+    next(path for path in task_files(tmp_path) if path.stem == "t1").write_text("{")
+    for _ in range(2):
+        store = opened(tmp_path)
+        (child,) = everything(store)
+        assert (child.id, child.status, bool(child.doom)) == ("t2", status, status == "blocked")
+        store.close()
+    store = opened(tmp_path)
+    assert [child.id for child in store.claim("w", 10, 30, NOW, {"a"})] == ["t2"]
     store.close()
 
 

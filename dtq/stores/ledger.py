@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ log = logging.getLogger("dtq")
 
 T = TypeVar("T")
 FORMAT = b"dtq file store 1\n"
-OURS = {"format", "lock", "persist.lock", "nodes", "tasks", "quarantine", "queue.json"}
+OURS = {"format", "lock", "persist.lock", "nodes", "tasks", "quarantine", "queue.json", "queue-copy.json"}
 _to_json = msgspec.json.Encoder().encode
 _change = msgspec.json.Decoder(Change).decode
 
@@ -73,7 +74,8 @@ class Ledger:
     def _occupy(self) -> None:
         """Makes the directory where it is missing; refuses one of somebody else, or of a newer dtq."""
         self.directory.mkdir(exist_ok=True)
-        if self._label.exists() and (found := self._label.read_bytes()) not in (FORMAT, b""):
+        found = self._label.read_bytes() if self._label.exists() else FORMAT
+        if found not in (FORMAT, b"") and not self._is_damaged(found):
             raise StoreError(
                 f"{self.directory} is of format {found[:40]!r}, this dtq knows {FORMAT!r}: upgrade dtq, or use another "
                 "directory"
@@ -81,6 +83,14 @@ class Ledger:
         names = {name for name in os.listdir(self.directory) if not name.startswith(("journal-", "."))}
         if not self._label.exists() and names - OURS:
             raise StoreError(f"{self.directory} holds {min(names - OURS)!r} and is no queue: use an empty directory")
+
+    def _is_damaged(self, label: bytes) -> bool:
+        """Whether it is that of no dtq, in a directory that is one of ours nevertheless."""
+        is_ours = any(self.directory.glob("journal-*")) and not re.fullmatch(rb"dtq file store \d+\n", label)
+        if is_ours:
+            log.warning("%s is damaged, and written anew: %r", self._label, label[:40])
+            self._disk.place(str(self._label), FORMAT)
+        return is_ours
 
     @contextmanager
     def named_errors(self, verb: str) -> Iterator[None]:
@@ -141,6 +151,7 @@ class Ledger:
             except msgspec.DecodeError:
                 damaged.append(body)
         self._shelf.keep_damaged(damaged)
+        replica.settle_orphans()
         self._replica = replica
         return replica
 

@@ -19,7 +19,7 @@ from msgspec.structs import asdict, fields, replace
 from dtq.limits import Limit, Selector, Share
 from dtq.stores import Node
 from dtq.stores.index import Index
-from dtq.task import STATE, WAITING, Task
+from dtq.task import STATE, WAITING, Status, Task
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -204,6 +204,17 @@ class Replica(Index):
         self._freed |= children
         for child_id in children:
             self._parents[child_id].discard(parent_id)
+
+    def settle_orphans(self) -> None:
+        """Nobody is to wait for what will never come: for a parent that has ended, or whose file was damaged (which is
+        as if it had been deleted)."""
+        for parent_id in list(self._children):
+            parent = self._tasks.get(parent_id) or Task(type="lost", id=parent_id, status=Status.CANCELLED)
+            if parent.is_terminal:
+                self._settle_children(parent)
+        for task in [task for task in self._tasks.values() if task.status == Status.BLOCKED and not task.doom]:
+            if not self._parents.get(task.id):
+                self._put(replace(task, status=Status.PENDING, version=task.version + 1))
 
     def _apply_policy(self, change: Change) -> None:
         for limit in change.limits:

@@ -1,9 +1,12 @@
 """Shelf: one JSON file for each task, to be looked at, and from which a queue starts. Written now and then, in batches.
 
     queue/tasks/7f/018f3c...e1.json     {"number": 12, "task": {"type": "email", ...}}
+    queue/queue.json, queue-copy.json   limits, shares and nodes, with a checksum: twice, for what no journal tells of
     queue/quarantine/                   what could not be read: kept, and not in the way
 
-A file may be older than the journals that are still there, or as new as they, and never newer.
+A file may be older than the journals that are still there, or as new as they, and never newer. The file of a task may
+be edited while nobody has the queue open, so it has no checksum; but nothing in it is passed over: a field that no task
+has, or a value that no task may have, is damage.
 """
 
 from __future__ import annotations
@@ -15,18 +18,64 @@ from collections.abc import Iterable, Iterator
 from glob import escape, glob
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import msgspec
 
+from dtq.codec import from_json
+from dtq.errors import InvalidTask
 from dtq.stores.disk import Disk
 from dtq.stores.replica import Change, Entry
+from dtq.task import Attempt, ErrorInfo, Task, Webhook, check
 
 log = logging.getLogger("dtq")
 
 _PLAIN = re.compile(r"[0-9a-z_][0-9a-z_-]{0,99}")
+
+class Sealed(msgspec.Struct, forbid_unknown_fields=True):
+    """What stands in queue.json: a Change, as it is written, behind its checksum."""
+
+    crc32: int
+    change: msgspec.Raw
+
+
 _to_json = msgspec.json.Encoder().encode
 _entry = msgspec.json.Decoder(Entry).decode
 _change = msgspec.json.Decoder(Change).decode
+_sealed = msgspec.json.Decoder(Sealed).decode
+_DAMAGE = (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError, InvalidTask, ValueError)
+
+
+def read_entry(data: bytes) -> Entry:
+    """The task of a file; raises one of _DAMAGE where it says anything that is not understood."""
+    entry = _entry(data)
+    check(entry.task)
+    if unknown := _unknown(from_json(data)):
+        raise ValueError(f"there is no field {', '.join(map(repr, unknown))}")
+    return entry
+
+
+def _unknown(entry: dict[str, Any]) -> list[str]:
+    """Fields that stand in the file, and that reading it has passed over."""
+    task = entry["task"]
+    attempts = task.get("history", ())
+    errors = [task.get("error"), *(attempt["error"] for attempt in attempts)]
+    parts = [(Entry, [entry]), (Task, [task]), (Attempt, attempts), (ErrorInfo, errors), (Webhook, [task.get("webhook")])]
+    return [name for kind, found in parts for part in found for name in part or () if name not in kind.__struct_fields__]
+
+
+def seal(change: Change) -> bytes:
+    body = _to_json(change)
+    return _to_json(Sealed(crc32(body), msgspec.Raw(body)))
+
+
+def unseal(data: bytes) -> Change:
+    """Raises one of _DAMAGE where it is not what was sealed."""
+    sealed = _sealed(data)
+    if crc32(sealed.change) != sealed.crc32:
+        raise ValueError("its checksum is another one")
+    return _change(sealed.change)
 
 
 class Shelf:
@@ -35,7 +84,7 @@ class Shelf:
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.tasks = directory / "tasks"
         self.quarantine = directory / "quarantine"
-        self._others = directory / "queue.json"  # limits, shares, nodes
+        self._others = (directory / "queue.json", directory / "queue-copy.json")
         self._disk = disk
         self._made: set[str] = set()  # folders
         self.tasks.mkdir(exist_ok=True)
@@ -62,7 +111,8 @@ class Shelf:
             self._disk.place(self.path(entry.task.id), msgspec.json.format(_to_json(entry), indent=1))
         for task_id in gone:
             self._disk.remove(self.path(task_id))
-        self._disk.place(str(self._others), _to_json(others))
+        for path in self._others:
+            self._disk.place(str(path), seal(others))
         self._disk.flush_all()
 
     # --- read
@@ -73,10 +123,10 @@ class Shelf:
         for path in glob(f"{escape(str(self.tasks))}/*/*"):
             try:
                 with open(path, "rb") as file:
-                    entry = _entry(file.read())
+                    entry = read_entry(file.read())
             except FileNotFoundError:
                 continue
-            except (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+            except _DAMAGE as error:
                 self._put_aside(Path(path), error)
             else:
                 if self.path(entry.task.id) == path:
@@ -85,18 +135,25 @@ class Shelf:
                     self._put_aside(Path(path), ValueError(f"it holds the task {entry.task.id!r}"))
 
     def others(self) -> Change:
-        try:
-            return _change(self._others.read_bytes())
-        except FileNotFoundError:
-            return Change()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._put_aside(self._others, error)
-            return Change()
+        """Limits, shares and nodes, from the first of the two files that is whole. Where both are damaged they are
+        lost, and the log says so."""
+        damaged = False
+        for path in self._others:
+            try:
+                return unseal(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except _DAMAGE as error:
+                self._put_aside(path, error)
+                damaged = True
+        if damaged:
+            log.error("the limits of this queue are lost, and nothing is held to them: set them again")
+        return Change()
 
     def _put_aside(self, path: Path, error: Exception) -> None:
         self.quarantine.mkdir(exist_ok=True)
         path.rename(self.quarantine / path.name)
-        log.warning("%s is no task of this queue, and was moved to %s: %s", path, self.quarantine, error)
+        log.warning("%s is damaged, or no file of this queue, and was moved to %s: %s", path, self.quarantine, error)
 
     def keep_damaged(self, lines: Iterable[bytes]) -> None:
         """Lines of a journal that cannot be read."""
