@@ -75,6 +75,8 @@ class Loop:
         self._chance = chance
         self._ticker = Ticker(store, self.id, lease)
         self._meter = Meter(monotonic)
+        self._monotonic = monotonic
+        self._began = 0.0  # this turn, by the monotonic clock
         self._posts: deque[Callable[[], None]] = deque()
         self._outcomes: list[Outcome] = []
         self._next_beat = self._next_cleanup = 0.0
@@ -93,6 +95,7 @@ class Loop:
 
     def turn(self, now: float) -> float:
         """Does all that can be done now; gives the time by which the next turn is due."""
+        self._began = self._monotonic()
         self._do_posts()
         self._hear(now)
         try:
@@ -294,11 +297,18 @@ class Loop:
         due = self._store.next_due(now) if short else None
         return float("inf") if due is None else due
 
+    def _is_late(self) -> bool:
+        """Whether the time of this turn is long past: the process was frozen in it, or waited for one that was. A lease
+        that counts from then may be over already, so what was claimed goes back."""
+        return self._monotonic() - self._began > self._lease / 2
+
     def _take(self, pool: reports.Pool, tasks: list[Task], now: float) -> None:
         doomed = [task for task in tasks if task.doom]
         self._outcomes += [_ending(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
-        if runnable:
+        if self._is_late():
+            self._outcomes += [(release(task), ()) for task in runnable]
+        elif runnable:
             self.held.update({task.id: task for task in runnable})
             left = self._left_by_parents(runnable, now)
             self._do_posts()  # a handler that was registered before its task was added comes before it here too

@@ -76,16 +76,21 @@ def task(status="completed", **options) -> Task:
     return Task(**{"type": "work", "id": "t", "status": status, "version": 3, "attempts": 1, "result": "r", **options})
 
 
-RAN = [Line("claimed", "t", 2, "n1"), Line("began", "t", 1, "r"), Line("ended", "t", 1, "r")]
+RAN = [
+    Line("claimed", "t", 2, "n1"),
+    Line("given", "t", 2, "n1"),
+    Line("began", "t", 1, "r"),
+    Line("ended", "t", 1, "r"),
+]
 TOOK = Line("accepted", "t", 2, "n1")
 DIED = Attempt(1, 0.0, 1.0, "n1", ErrorInfo("WorkerDied", signal=9))
 
 BREAKS: list[tuple[str, list[Line], Task | None, dict]] = [
     ("nothing_acknowledged_is_lost", [Line("acknowledged", "t")], None, {}),
     ("everything_ends", RAN, task("processing"), {}),
-    ("completed_means_done", RAN[:2], task(), {}),
+    ("completed_means_done", RAN[:3], task(), {}),
     ("completed_means_done", RAN, task(result="another"), {}),
-    ("runs_are_paid_for", [*RAN, *RAN[1:]], task(), {}),
+    ("runs_are_paid_for", [*RAN, *RAN[2:]], task(), {}),
     ("no_stale_write_is_accepted", [*RAN, Line("taken over", "t", 3, "n2"), TOOK], task(), {"n1": 1}),
     ("no_stale_write_is_accepted", [*RAN, TOOK, TOOK], task(), {}),
     ("only_what_was_accepted_is_told", [*RAN, Line("told", "t", 3, "n1")], task(), {}),

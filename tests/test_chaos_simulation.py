@@ -137,6 +137,20 @@ def test_a_planted_bug_is_found(parts, promise):
     assert promise in found.broken
 
 
+class RunsWhatItClaimedTooLate(Loop):
+    """Was frozen, and does not look at the clock before it gives what it claims to its workers."""
+
+    def _is_late(self):
+        return False
+
+
+def test_a_freeze_between_the_clock_and_the_claim_costs_one_repeat_and_not_two():
+    """It takes a rare schedule, which a long run has found."""
+    seed = 6734
+    assert "only_the_faulty_lose_their_tasks" in simulate(seed, make_loop=RunsWhatItClaimedTooLate).broken
+    assert simulate(seed).broken == {}
+
+
 def test_every_promise_is_kept_in_every_schedule():
     found = hunt(range(SCHEDULES))
     assert found is None, f"dtq chaos memory: --seed {found.seed} --schedules 1\n{found}"

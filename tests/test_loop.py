@@ -137,6 +137,28 @@ def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(s
     assert store.get([taken.id])[0].worker == "other"
 
 
+def test_what_was_claimed_by_the_time_before_a_freeze_goes_back_and_is_claimed_anew(store, pool):
+    seconds, claim = [0.0], store.claim
+
+    def freeze_and_claim(*args):
+        seconds[0] += 20.0
+        return claim(*args)
+
+    loop = make(store, pool, monotonic=lambda: seconds[0])
+    loop.turn(NOW)
+    add(store, "1")
+    add(store, "2", expires=NOW + 0.5)
+    store.claim = freeze_and_claim
+    assert loop.turn(NOW + 1) == NOW + 1
+    store.claim = claim
+    assert pool.has == []
+    assert store.get(["1"])[0].lease_until == NOW + 31
+    loop.turn(NOW + 21)
+    (task,) = pool.has
+    assert (task.id, task.attempts, task.lease_until) == ("1", 1, NOW + 51)
+    assert store.get(["2"])[0].status == "cancelled"
+
+
 def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, pool):
     loop = make(store, ScriptedPool(room=0), lease=10)
     add(store, "x", max_attempts=1)

@@ -100,6 +100,8 @@ class SimPool:
             yield n, {TYPE}
 
     def dispatch(self, tasks: Sequence[Task], *_: Any) -> None:
+        for task in tasks:
+            self._world.note("given", task, task.version, self._node.id)
         self._waiting += tasks
         self._fill()
 
@@ -177,7 +179,7 @@ class Node:
         staff = [Staff(Pool(WORKERS), cast(Any, self.pool))]  # the loop asks it for no more than what is above
         self.loop = make_loop(
             NodeStore(world, id), staff, Teller(world, id), Endings(), lease=LEASE,
-            types=lambda: {TYPE}, chance=world.chance.random,
+            types=lambda: {TYPE}, chance=world.chance.random, monotonic=lambda: world.now,
         )  # fmt: skip
         self.loop.id = id
         self.wake(world.now)

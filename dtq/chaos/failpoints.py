@@ -139,12 +139,13 @@ class WatchedStore:
             self._store.database.committer.connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
-def around(method: Callable[..., None], name: str, failpoint: Failpoint) -> Callable[..., None]:
-    """The method, with a failpoint on each side."""
+def watched_dispatch(dispatch: Callable[..., None], witness: Witness, failpoint: Failpoint, node: str) -> Any:
+    """A pool's `dispatch`: what is given to workers is written down; a failpoint on each side."""
 
-    def between(*args: Any) -> None:
-        failpoint.passed(f"before {name}")
-        method(*args)
-        failpoint.passed(f"after {name}")
+    def dispatched(tasks: Sequence[Task], *args: Any) -> None:
+        failpoint.passed("before dispatch")
+        witness.write(*(Line("given", task.id, task.version, node) for task in tasks), flush=False)
+        dispatch(tasks, *args)
+        failpoint.passed("after dispatch")
 
-    return between
+    return dispatched

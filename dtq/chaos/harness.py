@@ -30,7 +30,7 @@ import psutil
 from dtq.chaos import promises, witness
 from dtq.chaos.node import LIMITED, MOST, TYPE, WORKERS, Orders
 from dtq.chaos.plan import Fault, draw
-from dtq.chaos.promises import EVERYBODY, STALL, Evidence
+from dtq.chaos.promises import EVERYBODY, Evidence
 from dtq.errors import DTQError
 from dtq.manager import QueueManager
 from dtq.task import Status, Task
@@ -189,7 +189,7 @@ class Siege:
 
     def _freeze(self, node: Member, seconds: float) -> None:
         if seconds > self._profile.lease:  # who is frozen in the midst of a write keeps the others waiting too
-            self._blamed[EVERYBODY] += STALL
+            self._blamed[EVERYBODY] += 1
         node.signal(signal.SIGSTOP)
         self._in(seconds)(lambda: node.signal(signal.SIGCONT))
 

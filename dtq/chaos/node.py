@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from dtq.chaos.failpoints import BadDisk, Failpoint, WatchedStore, around
+from dtq.chaos.failpoints import BadDisk, Failpoint, WatchedStore, watched_dispatch
 from dtq.chaos.promises import Line
 from dtq.chaos.witness import Witness
 from dtq.errors import StoreError
@@ -59,13 +59,14 @@ def main(text: str) -> None:
 def work(orders: Orders) -> None:
     failpoint = Failpoint(orders.failpoint, orders.passes)
     disk = BadDisk(failpoint)
-    store: Any = WatchedStore(_open(orders.url, disk), disk, Witness(orders.log), failpoint, orders.name)
+    witness = Witness(orders.log)
+    store: Any = WatchedStore(_open(orders.url, disk), disk, witness, failpoint, orders.name)
     clock = Clock()
     handlers = {TYPE: str(Path(__file__).with_name("work.py"))}
     queue = TaskQueue(store, handlers, WORKERS, lease=orders.lease, clock=clock)
     queue._loop.id = orders.name
     pool: Any = queue._staff[0].pool
-    pool.dispatch = around(pool.dispatch, "dispatch", failpoint)
+    pool.dispatch = watched_dispatch(pool.dispatch, witness, failpoint, orders.name)
     with queue:
         for line in sys.stdin:
             _obey(line.split(), store, clock)

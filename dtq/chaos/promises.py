@@ -18,8 +18,7 @@ import msgspec
 
 from dtq.task import MAX_INTERRUPTIONS, Status, Task
 
-What = Literal["acknowledged", "cancelled", "claimed", "taken over", "accepted", "told", "began", "ended"]
-STALL = 2  # faults in one: it costs what the node held, and what it then claims, as of the time when it was frozen
+What = Literal["acknowledged", "cancelled", "claimed", "taken over", "given", "accepted", "told", "began", "ended"]
 EVERYBODY = "*"  # in `faults`: one that may cost any node its tasks, such as a clock that leaps
 
 
@@ -28,6 +27,7 @@ class Line(NamedTuple):
 
     - acknowledged, cancelled: a client's `add`, or `cancel`, of this task has returned
     - claimed, taken over: the store has given `who`, a node, this task in version `number`
+    - given: `who`, a node, hands this task, as it was claimed in version `number`, to its workers
     - accepted: the store has taken an outcome that was made from version `number`
     - told: a node tells its listeners of an ending, or a retry, which has made version `number`
     - began, ended: a handler runs attempt `number`, as the run `who`; what it returns is that name
@@ -106,8 +106,8 @@ def only_what_was_accepted_is_told(evidence: Evidence) -> list[str]:
 
 
 def only_the_faulty_lose_their_tasks(evidence: Evidence) -> list[str]:
-    """A task is taken from a node only when that had a fault, and at most once for each."""
-    given = {(line.task, line.number): line.who for line in evidence.lines if line.what in ("claimed", "taken over")}
+    """A task is taken from a node whose workers have it only when the node had a fault, and at most once for each."""
+    given = {(line.task, line.number): line.who for line in evidence.of("given")}
     taken = Counter(
         (line.task, given[line.task, line.number - 1])
         for line in evidence.of("taken over")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from dtq.chaos.promises import EVERYBODY, STALL, Evidence, Line, What
+from dtq.chaos.promises import EVERYBODY, Evidence, Line, What
 from dtq.errors import StoreError
 from dtq.stores.memory import MemoryStore
 from dtq.task import Status, Task
@@ -94,7 +94,7 @@ class World:
             seconds = self.some_time(LEASE)
             self.tell(who, f"stalls for {seconds:.1f} s")
             for node in (who, *self.inside):
-                self.blame(node, STALL)
+                self.blame(node)
         elif self.chance.random() < 0.2:
             seconds = self.some_time(0.005)
         if seconds:
