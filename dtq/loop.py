@@ -297,6 +297,11 @@ class Loop:
         due = self._store.next_due(now) if short else None
         return float("inf") if due is None else due
 
+    def _give_back(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self.drop(task.id)  # an earlier attempt, of which nobody has said yet that it is lost
+            self._outcomes.append((release(task), ()))
+
     def _is_late(self) -> bool:
         """Whether the time of this turn is long past: the process was frozen in it, or waited for one that was. A lease
         that counts from then may be over already, so what was claimed goes back."""
@@ -307,7 +312,7 @@ class Loop:
         self._outcomes += [_ending(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
         if self._is_late():
-            self._outcomes += [(release(task), ()) for task in runnable]
+            self._give_back(runnable)
         elif runnable:
             self.held.update({task.id: task for task in runnable})
             left = self._left_by_parents(runnable, now)

@@ -2,7 +2,8 @@
 compares answers.
 
 The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at
-any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it.
+any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it; DTQ_EXAMPLES=500 is a
+quarter of it, to be run four times (each with a --hypothesis-seed of its own).
 """
 
 from __future__ import annotations
@@ -388,10 +389,11 @@ class MemoryAgrees(StoresAgree):
 
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+MANY = int(os.environ.get("DTQ_EXAMPLES", "2000"))
 USUAL = settings(
-    max_examples=2000 if DEEP else 60,
+    max_examples=MANY if DEEP else 60,
     phases=list(Phase) if DEEP else [p for p in Phase if p is not Phase.shrink],
-    stateful_step_count=80 if DEEP else 40,
+    stateful_step_count=50 if DEEP else 40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -403,7 +405,7 @@ TestFileAgrees.settings = USUAL
 TestValkeyAgrees = RedisAgrees.TestCase
 TestValkeyAgrees.settings = USUAL
 TestMemoryAgrees = MemoryAgrees.TestCase
-TestMemoryAgrees.settings = settings(USUAL, max_examples=20)
+TestMemoryAgrees.settings = settings(USUAL, max_examples=MANY if DEEP else 20)
 if shutil.which("redis-server"):
     TestDebianRedisAgrees = DebianRedisAgrees.TestCase
-    TestDebianRedisAgrees.settings = settings(USUAL, max_examples=2000 if DEEP else 20)
+    TestDebianRedisAgrees.settings = settings(USUAL, max_examples=MANY if DEEP else 20)
