@@ -302,16 +302,17 @@ class Loop:
             self.drop(task.id)  # an earlier attempt, of which nobody has said yet that it is lost
             self._outcomes.append((release(task), ()))
 
-    def _is_late(self) -> bool:
-        """Whether the time of this turn is long past: the process was frozen in it, or waited for one that was. A lease
-        that counts from then may be over already, so what was claimed goes back."""
-        return self._monotonic() - self._began > self._lease / 2
+    def _is_late(self, tasks: Iterable[Task], now: float) -> bool:
+        """Whether half of a lease is over before anything was done: the process was frozen in this turn, or waited for
+        one that was, or was answered late. Others may take such tasks over at any moment, so they go back."""
+        now += self._monotonic() - self._began
+        return any((task.lease_until or 0.0) - now < self._lease / 2 for task in tasks)
 
     def _take(self, pool: reports.Pool, tasks: list[Task], now: float) -> None:
         doomed = [task for task in tasks if task.doom]
         self._outcomes += [_ending(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
-        if self._is_late():
+        if self._is_late(runnable, now):
             self._give_back(runnable)
         elif runnable:
             self.held.update({task.id: task for task in runnable})

@@ -140,7 +140,7 @@ def test_a_planted_bug_is_found(parts, promise):
 class RunsWhatItClaimedTooLate(Loop):
     """Was frozen, and does not look at the clock before it gives what it claims to its workers."""
 
-    def _is_late(self):
+    def _is_late(self, tasks, now):
         return False
 
 
