@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dtq import QueueManager
 from dtq.chaos import record
 from dtq.chaos.harness import PROFILES, run
-from dtq.chaos.plan import KILLS, WEIGHTS, draw
+from dtq.chaos.plan import KILLS, ON_APIS, ON_SERVERS, WEIGHTS, draw, kinds
 from dtq.chaos.promises import PROMISES, Evidence, Line, broken
 from dtq.cli import app
 from dtq.errors import DTQError
@@ -51,11 +51,17 @@ def test_simulated_schedules_are_run_and_one_is_told_step_by_step():
 
 
 def test_a_seed_gives_the_same_faults_and_all_kinds_come():
-    plan = draw(5, 400, 5.0, has_files=True)
-    assert plan == draw(5, 400, 5.0, has_files=True)
-    assert plan != draw(6, 400, 5.0, has_files=True)
+    everything = kinds("sqlite:", has_server=True, has_api=True)
+    plan = draw(5, 800, 5.0, everything, has_files=True)
+    assert plan == draw(5, 800, 5.0, everything, has_files=True)
+    assert plan != draw(6, 800, 5.0, everything, has_files=True)
     assert {fault.kind for fault in plan} == set(WEIGHTS)
-    assert sum(fault.kind in KILLS for fault in plan) == 400
+    assert sum(fault.kind in KILLS for fault in plan) == 800
+
+
+def test_what_is_not_there_is_not_harmed():
+    assert set(kinds("redis://h/0", has_server=True, has_api=True)) == set(WEIGHTS) - {"slow disk", "full disk"}
+    assert set(kinds("q.db", has_server=False, has_api=False)).isdisjoint((*ON_SERVERS, *ON_APIS))
 
 
 def test_the_readme_says_what_the_recorded_runs_have_shown():

@@ -480,14 +480,16 @@ def test_what_else_lies_among_the_tasks_is_put_aside(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damaged", ["queue.json", "queue-copy.json"])
-@pytest.mark.parametrize("change", [(b'"queue"', b'"qudue"'), (b'"q"', b'"p"'), (b"\"rate\":5", b"\"rate\":9"), (b'"', b"")])
+@pytest.mark.parametrize(
+    "change", [(b'"queue"', b'"qudue"'), (b'"q"', b'"p"'), (b'"rate":5', b'"rate":9'), (b'"', b"")]
+)
 def test_a_damaged_file_changes_no_limit(damaged, change, tmp_path):
     store = opened(tmp_path)
     store.set_lane(queue="q", rate=5)
     store.close()
     path = tmp_path / damaged
-    assert change[0] in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(*change, 1))
+    assert change[0] in path.read_text()
+    path.write_text(path.read_text().replace(*change, 1))
     store = opened(tmp_path)
     assert [(limit.queue, limit.rate) for limit in store.stats().limits] == [("q", 5)]
     store.add([task()])

@@ -127,7 +127,7 @@ def test_frames_come_out_whole_and_in_order_however_they_are_cut(sent, cuts):
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
-    """Eight tasks in files, some of which have changed since, and four in the journal alone; all of them; the limits."""
+    """Eight tasks in files, some of which have changed since, four in the journal alone; all of them; the limits."""
     directory = tmp_path_factory.mktemp("healthy") / "queue"
     store = FileStore(directory, persistence_interval=86400)
     store.set_lane(queue="q", rate=100)

@@ -2,8 +2,8 @@
 compares answers.
 
 The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at
-any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it; DTQ_EXAMPLES=500 is a
-quarter of it, to be run four times (each with a --hypothesis-seed of its own).
+any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it; DTQ_EXAMPLES=500 is
+a quarter of it, to be run four times (each with a --hypothesis-seed of its own).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Harness: a queue of real processes under faults, and what was seen of it.
 
-    plan.py: faults ---> Siege ---SIGKILL, SIGSTOP, orders---> nodes, their zygotes and workers; a client
-                           |                                        |
+    plan.py: faults ---> Siege ---SIGKILL, SIGSTOP, orders---> members.py: nodes, their zygotes and workers; a client,
+                           |                                        |       the API, the store's server
                            |                                        +--> witness.py: what has happened, flushed
                            v                                                   |
     the store, when all is quiet: tasks -------------------> Evidence <--------+ --> promises.py
@@ -12,24 +12,22 @@ everything that is frozen goes on, what is dead is replaced once more, and all t
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from dtq.chaos import promises, witness
+from dtq.chaos.members import API, Member, Server, free_port, send
 from dtq.chaos.node import LIMITED, MOST, TYPE, WORKERS, Orders
-from dtq.chaos.plan import Fault, draw
+from dtq.chaos.plan import ON_APIS, ON_SERVERS, Fault, draw, kinds
 from dtq.chaos.promises import EVERYBODY, Evidence
 from dtq.errors import DTQError
 from dtq.manager import QueueManager
@@ -69,76 +67,47 @@ class Outcome(msgspec.Struct):
     ended: list[int]
 
 
-def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults: None) -> Outcome:
-    """One run on the store of this URL, which has to be empty. Raises DTQError where it is not."""
-    with QueueManager(url) as manager, tempfile.TemporaryDirectory(prefix="dtq-chaos-") as directory:
+def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults: None, server: str = "") -> Outcome:
+    """One run on the store of this URL, which has to be empty. Raises DTQError where it is not.
+
+    `server` is the command that starts the store's server in the foreground; then it is among those that are harmed.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dtq-chaos-")))
+        backend = Server(server, directory) if server else None
+        if backend:
+            stack.callback(backend.end)
+        manager = stack.enter_context(QueueManager(url))
         if n := manager.stats().total:
             raise DTQError(f"{url} holds {n:,} tasks, and this ends with what is in it broken: name an empty store")
         manager.store.set_lane(key=LIMITED, max_running=MOST)
-        siege = Siege(url, seed, profile, manager, Path(directory))
+        siege = Siege(url, seed, profile, manager, directory, backend)
         began = time.monotonic()
         try:
-            siege.storm(draw(seed, profile.kills, profile.lease, url.startswith("file:")), tell)
+            siege.storm(tell)
             siege.wait_for_quiet(tell)
         finally:
             siege.end()
-        evidence = siege.evidence()
-        return Outcome(
-            seed, profile, dict(siege.done), promises.broken(evidence), evidence, time.monotonic() - began, siege.ended
-        )
-
-
-class Member:
-    """A process of the run."""
-
-    def __init__(self, orders: Orders, errors: Path) -> None:
-        self.name = orders.name
-        self.errors = errors
-        with open(errors, "wb") as file:
-            command = [sys.executable, "-m", "dtq.chaos.node", msgspec.json.encode(orders).decode()]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=file)
-
-    def obey(self, order: str) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it is dead, or closed because it is
-            self.process.stdin.write(f"{order}\n".encode())
-            self.process.stdin.flush()
-
-    def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, number)
-
-    def zygote(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            return list(psutil.Process(self.process.pid).children())
-        return []
-
-    def workers(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            return [worker for zygote in self.zygote() for worker in zygote.children()]
-        return []
-
-    def end(self, kill: bool = False) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(0 if kill else 30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        evidence, seconds = siege.evidence(), time.monotonic() - began
+    return Outcome(seed, profile, dict(siege.done), promises.broken(evidence), evidence, seconds, siege.ended)
 
 
 class Siege:
     """The processes of a run, and what is done to them."""
 
-    def __init__(self, url: str, seed: int, profile: Profile, manager: QueueManager, directory: Path) -> None:
+    def __init__(
+        self, url: str, seed: int, profile: Profile, manager: QueueManager, directory: Path, server: Server | None
+    ) -> None:  # fmt: skip
         self.done: Counter[str] = Counter()
         self.ended: list[int] = []
         self._profile = profile
         self._manager = manager
         self._directory = directory
-        self._orders = Orders(url, str(directory / "witness"), "", profile.lease, seed=seed, seconds=profile.seconds)
+        self._server = server
+        port = free_port() if find_spec("litestar") else 0
+        self._api = API(url, port, directory) if port else None
+        log = str(directory / "witness")
+        self._orders = Orders(url, log, "", profile.lease, seed=seed, seconds=profile.seconds, api=port)
         self._names = itertools.count(1)
         self._blamed: Counter[str] = Counter()
         self._deaths = 0
@@ -152,11 +121,14 @@ class Siege:
 
     def _start(self, **options: object) -> Member:
         orders = msgspec.structs.replace(self._orders, name=f"n{next(self._names)}", **options)
-        return Member(orders, self._directory / orders.name)
+        return Member(orders, self._directory)
 
     # --- faults
 
-    def storm(self, faults: list[Fault], tell: Told) -> None:
+    def storm(self, tell: Told) -> None:
+        orders, profile = self._orders, self._profile
+        among = kinds(orders.url, has_server=self._server is not None, has_api=self._api is not None)
+        faults = draw(orders.seed, profile.kills, profile.lease, among, orders.url.startswith("file:"))
         for number, fault in enumerate(faults, 1):
             share = self._profile.tasks * number // (len(faults) + 1)
             give_up_at = time.monotonic() + PATIENCE
@@ -169,29 +141,44 @@ class Siege:
     def _do(self, fault: Fault) -> None:
         node = self._nodes[int(fault.whom * len(self._nodes))]
         if fault.kind == "kill worker":
-            self._deaths += _send(node.workers(), fault.whom, signal.SIGKILL)
+            self._deaths += send(node.workers(), fault.whom, signal.SIGKILL)
         elif fault.kind == "kill zygote":
             self._deaths += len(node.workers()) or WORKERS
-            _send(node.zygote(), 0, signal.SIGKILL)
+            send(node.zygote(), 0, signal.SIGKILL)
         elif fault.kind == "kill node":
-            node.signal(signal.SIGKILL)
+            node.hit(signal.SIGKILL)
         elif fault.kind == "kill client":
-            self._client.signal(signal.SIGKILL)
+            self._client.hit(signal.SIGKILL)
         elif fault.kind == "failpoint":
-            node.signal(signal.SIGKILL)
+            node.hit(signal.SIGKILL)
             self._replace(node, failpoint=fault.place, passes=fault.passes)
         elif fault.kind == "freeze worker":
-            _send(node.workers(), fault.whom, signal.SIGSTOP, thaw=self._in(fault.seconds))
+            send(node.workers(), fault.whom, signal.SIGSTOP, thaw=self._in(fault.seconds))
         elif fault.kind in ("freeze node", "freeze node for long"):
             self._freeze(node, fault.seconds)
+        elif fault.kind in ON_APIS or fault.kind in ON_SERVERS:
+            self._do_to_servers(fault)
         else:
             self._spoil(node, fault)
+
+    def _do_to_servers(self, fault: Fault) -> None:
+        """One waits until the store's server is there again: nobody, nor who looks at the store, can do without."""
+        api, server = self._api, self._server
+        if api and fault.kind == "kill api":
+            api.kill_and_start()
+        elif api and fault.kind == "freeze api":
+            api.hit(signal.SIGSTOP)
+            self._in(fault.seconds)(lambda: api.hit(signal.SIGCONT))
+        elif server and fault.kind == "kill server":
+            server.kill_and_start(fault.seconds)
+        elif server:
+            server.freeze(fault.seconds)
 
     def _freeze(self, node: Member, seconds: float) -> None:
         if seconds > self._profile.lease:  # who is frozen in the midst of a write keeps the others waiting too
             self._blamed[EVERYBODY] += 1
-        node.signal(signal.SIGSTOP)
-        self._in(seconds)(lambda: node.signal(signal.SIGCONT))
+        node.hit(signal.SIGSTOP)
+        self._in(seconds)(lambda: node.hit(signal.SIGCONT))
 
     def _spoil(self, node: Member, fault: Fault) -> None:
         if fault.kind == "clock step":  # forward, past every lease
@@ -231,21 +218,15 @@ class Siege:
 
     def _replace(self, node: Member, **options: object) -> None:
         node.end(kill=True)
-        self._check(node)
+        self._seen += node.complaint()
         self._blamed[node.name] += 1
         self._nodes[self._nodes.index(node)] = self._start(**options)
 
     def _replace_client(self) -> None:
         self._client.end(kill=True)
-        self._check(self._client)
+        self._seen += self._client.complaint()
         left = self._profile.tasks - self._manager.stats().total
         self._client = self._start(tasks=max(left, 1))
-
-    def _check(self, member: Member, wanted: int = -signal.SIGKILL) -> None:
-        """It died of what was done to it, and of nothing else."""
-        if (code := member.process.returncode) not in (wanted, -signal.SIGKILL):
-            said = member.errors.read_text()[-1000:]
-            self._seen.append(f"{member.name} ended with {code}: {said}")
 
     def _watch_the_limit(self) -> None:
         running = self._manager.find(status=Status.PROCESSING, limit=10_000)
@@ -273,33 +254,14 @@ class Siege:
                 self._seen.append(f"{task.id} is processing {late:.1f} s past its lease")
 
     def end(self) -> None:
-        for member in (*self._nodes, self._client):
-            member.signal(signal.SIGCONT)
+        for member in (*self._nodes, self._client, *filter(None, [self._api])):
+            member.hit(signal.SIGCONT)
             member.end(kill=member is self._client)
-            self._check(member, wanted=0)
+            self._seen += member.complaint(wanted=0)
 
     def evidence(self) -> Evidence:
         lines = witness.read(Path(self._orders.log))
         return Evidence(lines, _all_tasks(self._manager), self._blamed, self._deaths, self._seen)
-
-
-def _send(
-    among: list[psutil.Process], whom: float, number: signal.Signals,
-    thaw: Callable[[Callable[[], None]], None] | None = None,
-) -> int:  # fmt: skip
-    """How many it hit: one, or nobody where nobody is there at the moment."""
-    with contextlib.suppress(IndexError, psutil.Error):
-        victim = among[int(whom * 997) % max(len(among), 1)]
-        victim.send_signal(number)
-        if thaw:
-            thaw(lambda: _thaw(victim))
-        return 1
-    return 0
-
-
-def _thaw(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.Error):
-        process.send_signal(signal.SIGCONT)
 
 
 def _all_tasks(manager: QueueManager) -> dict[str, Task]:

@@ -1,7 +1,7 @@
 """The processes of a run with faults, `python -m dtq.chaos.node ORDERS` (JSON): a node, or a client that adds.
 
 A node lives until its standard input ends, and obeys the lines that come in there: `clock 60`, `full 1`, `slow 0.2`.
-A client adds its tasks, some after others, and ends; what `add` has acknowledged is written down.
+A client adds its tasks, some after others, and ends; what `add`, or the API, has acknowledged is written down.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ import msgspec
 from dtq.chaos.failpoints import BadDisk, Failpoint, WatchedStore, watched_dispatch
 from dtq.chaos.promises import Line
 from dtq.chaos.witness import Witness
-from dtq.errors import StoreError
+from dtq.errors import DTQError, StoreError
 from dtq.manager import QueueManager
 from dtq.queue import TaskQueue
-from dtq.stores import Store, open_store
+from dtq.stores import Store, clock_of, open_store
 from dtq.stores.file import FileStore
 
 TYPE = "work"
@@ -43,6 +45,7 @@ class Orders(msgspec.Struct):
     seed: int = 0
     seconds: float = 0.004  # that a task takes, on average
     retries: bool = True  # whether some fail at first
+    api: int = 0  # the port of one, through which a client adds half of its tasks
 
 
 def main(text: str) -> None:
@@ -61,7 +64,7 @@ def work(orders: Orders) -> None:
     disk = BadDisk(failpoint)
     witness = Witness(orders.log)
     store: Any = WatchedStore(_open(orders.url, disk), disk, witness, failpoint, orders.name)
-    clock = Clock()
+    clock = Clock(clock_of(store))
     handlers = {TYPE: str(Path(__file__).with_name("work.py"))}
     queue = TaskQueue(store, handlers, WORKERS, lease=orders.lease, clock=clock)
     queue._loop.id = orders.name
@@ -83,12 +86,14 @@ def _is_file(url: str) -> bool:
 
 
 class Clock:
-    """The time of day, wrong by `offset` seconds."""
+    """The time by which the store's nodes go, wrong by `offset` seconds."""
 
-    offset = 0.0
+    def __init__(self, right: Callable[[], float]) -> None:
+        self.offset = 0.0
+        self._right = right
 
     def __call__(self) -> float:
-        return time.time() + self.offset
+        return self._right() + self.offset
 
 
 def _obey(words: Sequence[str], store: WatchedStore, clock: Clock) -> None:
@@ -124,13 +129,23 @@ class Client:
                     self._number += n
 
     def _add(self, manager: QueueManager, tasks: list[dict[str, Any]]) -> None:
-        try:
-            handles = manager.add_many(tasks)
-        except StoreError:
+        add = self._add_by_api if self._orders.api and self._chance.random() < 0.5 else _add_by(manager)
+        while (ids := add(tasks)) is None:
             time.sleep(0.05)
-            self._add(manager, tasks)
-        else:
-            self._witness.write(*(Line("acknowledged", handle.id) for handle in handles))
+        self._witness.write(*(Line("acknowledged", id) for id in ids))
+
+    def _add_by_api(self, tasks: list[dict[str, Any]]) -> list[str] | None:
+        """None where it is dead, or its store fails: whatever it did then, it may do again."""
+        api = HTTPConnection("127.0.0.1", self._orders.api, timeout=10)
+        with closing(api), suppress(OSError, HTTPException):
+            api.request("POST", "/tasks", msgspec.json.encode(tasks), {"Content-Type": "application/json"})
+            answer = api.getresponse()
+            body = answer.read()
+            if answer.status < 300:
+                return [accepted["id"] for accepted in msgspec.json.decode(body)]
+            if answer.status < 500:
+                raise DTQError(f"the API says {answer.status}: {body.decode()}")
+        return None
 
     def _task(self, number: int) -> dict[str, Any]:
         chance, name = self._chance, self._orders.name
@@ -146,6 +161,16 @@ class Client:
             "retry_delay": 0.05,
             "retry_backoff": "constant",
         }
+
+
+def _add_by(manager: QueueManager) -> Callable[[list[dict[str, Any]]], list[str] | None]:
+    def add(tasks: list[dict[str, Any]]) -> list[str] | None:
+        try:
+            return [handle.id for handle in manager.add_many(tasks)]
+        except StoreError:
+            return None
+
+    return add
 
 
 if __name__ == "__main__":

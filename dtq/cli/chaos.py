@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -27,12 +28,19 @@ def chaos(
     tasks: Annotated[int | None, typer.Option(min=1, help="Instead of the profile's.")] = None,
     kills: Annotated[int | None, typer.Option(min=0, help="Instead of the profile's.")] = None,
     schedules: Annotated[int, typer.Option(min=1, help="How many, for memory:.")] = 1000,
+    server: Annotated[
+        str, typer.Option(metavar="COMMAND", help="Starts the store's server, to be killed and frozen too.")
+    ] = "",
     record: Annotated[Path | None, typer.Option(metavar="FILE", help="Append the figures, as a line of JSON.")] = None,
 ) -> None:
     """Break a queue on purpose: kill, freeze and starve what runs it, and see whether anything is lost.
 
     Real processes work on the store while they are killed, and what they
-    wrote down outside of it is compared with what the store says.
+    wrote down outside of it is compared with what the store says. A server
+    on which the store is comes into it where --server says how to start it:
+
+    dtq chaos redis://127.0.0.1:7000 --server "valkey-server --port 7000 --appendonly yes --appendfsync always"
+
     With memory: the same promises are checked in simulated schedules,
     thousands a minute; a single one is told step by step.
 
@@ -42,7 +50,7 @@ def chaos(
         raise typer.Exit(_simulate(seed, schedules))
     if find_spec("psutil") is None:
         raise DTQError('what harms processes needs psutil: pip install "dtq[chaos]"')
-    raise typer.Exit(_besiege(store, profile, seed, {"tasks": tasks, "kills": kills}, record))
+    raise typer.Exit(_besiege(store, profile, seed, {"tasks": tasks, "kills": kills}, server, record))
 
 
 # --- simulated -------------------------------------------------------------------------------------------------------
@@ -73,7 +81,9 @@ def _simulate(seed: int, schedules: int) -> int:
 # --- real ------------------------------------------------------------------------------------------------------------
 
 
-def _besiege(url: str, name: str, seed: int, wanted: dict[str, int | None], path: Path | None) -> int:
+def _besiege(
+    url: str, name: str, seed: int, wanted: dict[str, int | None], server: str, path: Path | None
+) -> int:  # fmt: skip
     import msgspec
 
     from dtq.chaos import harness, record
@@ -82,7 +92,7 @@ def _besiege(url: str, name: str, seed: int, wanted: dict[str, int | None], path
     profile = msgspec.structs.replace(harness.PROFILES[name], **given)
     with _progress() as progress:
         bar = progress.add_task("tasks ended", total=profile.tasks)
-        outcome = harness.run(url, seed, profile, lambda ended, _: progress.update(bar, completed=ended))
+        outcome = harness.run(url, seed, profile, lambda ended, _: progress.update(bar, completed=ended), server)
     kind = url.partition(":")[0] if ":" in url else "sqlite"
     line = record.of(kind, outcome)
     _show(outcome, line, record.figure(outcome.ended))
@@ -91,9 +101,8 @@ def _besiege(url: str, name: str, seed: int, wanted: dict[str, int | None], path
     for promise, sentences in outcome.broken.items():
         complain(f"{promise}: {'; '.join(sentences[:5])}{' ...' if len(sentences) > 5 else ''}")
     if outcome.broken:
-        complain(
-            f"again, on an empty store: dtq chaos {url} --seed {seed} --tasks {profile.tasks} --kills {profile.kills}"
-        )
+        again = f"dtq chaos {url} --seed {seed} --tasks {profile.tasks} --kills {profile.kills}"
+        complain(f"again, on an empty store: {again}{f' --server {quote(server)}' if server else ''}")
     return 1 if outcome.broken else 0
 
 

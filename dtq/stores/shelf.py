@@ -33,6 +33,7 @@ log = logging.getLogger("dtq")
 
 _PLAIN = re.compile(r"[0-9a-z_][0-9a-z_-]{0,99}")
 
+
 class Sealed(msgspec.Struct, forbid_unknown_fields=True):
     """What stands in queue.json: a Change, as it is written, behind its checksum."""
 
@@ -59,10 +60,10 @@ def read_entry(data: bytes) -> Entry:
 def _unknown(entry: dict[str, Any]) -> list[str]:
     """Fields that stand in the file, and that reading it has passed over."""
     task = entry["task"]
-    attempts = task.get("history", ())
-    errors = [task.get("error"), *(attempt["error"] for attempt in attempts)]
-    parts = [(Entry, [entry]), (Task, [task]), (Attempt, attempts), (ErrorInfo, errors), (Webhook, [task.get("webhook")])]
-    return [name for kind, found in parts for part in found for name in part or () if name not in kind.__struct_fields__]
+    parts = [(Entry, entry), (Task, task), (ErrorInfo, task.get("error")), (Webhook, task.get("webhook"))]
+    for attempt in task.get("history", ()):
+        parts += [(Attempt, attempt), (ErrorInfo, attempt["error"])]
+    return [name for kind, fields in parts for name in fields or () if name not in kind.__struct_fields__]
 
 
 def seal(change: Change) -> bytes:

@@ -1,0 +1,154 @@
+"""Members: the processes of a run, each of which can be signalled, and is started anew when it has died.
+
+Member      python -m dtq.chaos.node     a node with its zygote and workers, or the client that adds
+API         dtq serve                    through which the client adds half of the tasks
+Server      the command that was given   on which the store is, where it is a server's
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from dtq.chaos.node import Orders
+from dtq.errors import DTQError
+
+SERVE = """
+import os, signal, sys, threading
+threading.Thread(target=lambda: sys.stdin.read() or os.kill(os.getpid(), signal.SIGTERM), daemon=True).start()
+from dtq.cli import app
+app()
+"""
+
+
+class Process:
+    """A process that ends when its standard input does; what it says is kept, for when it has died of something."""
+
+    def __init__(self, name: str, command: Sequence[str], directory: Path) -> None:
+        self.name = name
+        self._command = command
+        self._said = directory / name
+        self.start()
+
+    def start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "DTQ_TOKEN"}
+        with open(self._said, "ab") as file:
+            self.process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment
+            )
+
+    def kill_and_start(self, seconds: float = 0.0) -> None:
+        """It is away for so long, and for what its start takes."""
+        self.hit(signal.SIGKILL)
+        self.end(kill=True)
+        time.sleep(seconds)
+        self.start()
+
+    def hit(self, number: signal.Signals) -> None:
+        if self.process.poll() is None:  # once it was waited for, its number may be another's
+            self.process.send_signal(number)
+
+    def end(self, kill: bool = False) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(0 if kill else 30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def complaint(self, wanted: int = -signal.SIGKILL) -> list[str]:
+        """It died of what was done to it, and of nothing else; if not, what of."""
+        if (code := self.process.returncode) in (wanted, -signal.SIGKILL):
+            return []
+        return [f"{self.name} ended with {code}: {self._said.read_text()[-1000:]}"]
+
+
+class Member(Process):
+    """A node, or a client."""
+
+    def __init__(self, orders: Orders, directory: Path) -> None:
+        super().__init__(
+            orders.name, [sys.executable, "-m", "dtq.chaos.node", msgspec.json.encode(orders).decode()], directory
+        )
+
+    def obey(self, order: str) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it is dead, or closed because it is
+            self.process.stdin.write(f"{order}\n".encode())
+            self.process.stdin.flush()
+
+    def zygote(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            return list(psutil.Process(self.process.pid).children())
+        return []
+
+    def workers(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            return [worker for zygote in self.zygote() for worker in zygote.children()]
+        return []
+
+
+class API(Process):
+    """`dtq serve` on a port of the loopback, which it has again when it is started anew."""
+
+    def __init__(self, url: str, port: int, directory: Path) -> None:
+        super().__init__("api", [sys.executable, "-c", SERVE, "serve", url, "--port", str(port)], directory)
+
+
+class Server(Process):
+    """The store's server, by the command that starts it in the foreground."""
+
+    def __init__(self, command: str, directory: Path) -> None:
+        try:
+            super().__init__("server", shlex.split(command), directory)
+        except OSError as error:
+            raise DTQError(f"the server cannot be started by {command!r}: {error}") from error
+
+    def freeze(self, seconds: float) -> None:
+        self.hit(signal.SIGSTOP)
+        time.sleep(seconds)
+        self.hit(signal.SIGCONT)
+
+    def end(self, kill: bool = False) -> None:
+        self.hit(signal.SIGCONT)
+        self.hit(signal.SIGTERM)
+        super().end(kill)
+
+
+def send(
+    among: list[psutil.Process], whom: float, number: signal.Signals,
+    thaw: Callable[[Callable[[], None]], None] | None = None,
+) -> int:  # fmt: skip
+    """How many it hit: one, or nobody where nobody is there at the moment."""
+    with contextlib.suppress(IndexError, psutil.Error):
+        victim = among[int(whom * 997) % max(len(among), 1)]
+        victim.send_signal(number)
+        if thaw:
+            thaw(lambda: _thaw(victim))
+        return 1
+    return 0
+
+
+def _thaw(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.send_signal(signal.SIGCONT)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
