@@ -31,11 +31,10 @@ NOT_OURS = (  # threads that libraries start once and keep
 )
 KEPT = (".org.chromium", "playwright", "pymp-", "dtq-server-")  # what browsers and others leave as temporary files
 
-LONG = (  # what takes most of a minute, or measures how busy a limit or a monitor was: DTQ_LONG=1 runs these too
+LONG = (  # what takes most of a minute, or measures how busy a limit was: DTQ_LONG=1 runs these too
     "test_api.py::test_processes_that_are_killed",
     "test_chaos.py::test_a_small_siege_breaks_no_promise[file",
     "test_flow_kills.py::test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once[0-file",
-    "test_monitor_truth.py",
     "test_redis_hosts.py",
     "test_redis_kills.py",
 )
