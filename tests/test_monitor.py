@@ -18,6 +18,7 @@ from dtq.monitor import Threshold
 from dtq.monitor.alerts import Watch
 from dtq.monitor.files import Lines
 from dtq.stores.memory import MemoryStore
+from dtq.task import Task
 
 WAIT = 60.0
 
@@ -141,7 +142,10 @@ def test_a_monitor_that_has_seen_nothing_has_an_empty_table(manager):
 # --- clocks
 
 
-def test_a_clock_that_is_set_back_an_hour_gives_no_negative_figure_and_is_told_of(watch, node, clock, tmp_path, caplog):
+def test_a_clock_that_is_set_back_an_hour_gives_no_negative_figure_and_is_told_of(
+    watch, manager, node, clock, tmp_path, caplog
+):
+    manager.store.add([Task(type="a", id="waits", created_at=clock.wall, run_at=clock.wall)])
     monitor = watch(tmp_path)
     clock.forward(10)
     node.run(1.0, n=4)
@@ -150,7 +154,7 @@ def test_a_clock_that_is_set_back_an_hour_gives_no_negative_figure_and_is_told_o
     clock.forward(10)
     node.run(1.0, n=2, waited=-3600)
     point = monitor.sample()
-    assert (point.seconds, point.completed, point.throughput) == (10, 2, 0.2)
+    assert (point.seconds, point.completed, point.throughput, point.queue_size) == (10, 2, 0.2, 1)
     numbers = [value for point in monitor.get_metrics()["history"] for value in point.values() if value is not None]
     assert min(numbers) >= 0
     assert monitor.get_metrics()["monitor"]["clock_steps"] == 1

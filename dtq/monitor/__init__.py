@@ -30,12 +30,13 @@ from dtq.monitor import figures
 from dtq.monitor.alerts import DEFAULTS, NAMES, Alert, Threshold, watches
 from dtq.monitor.files import Lines
 from dtq.monitor.health import Health
+from dtq.monitor.hook import AlertWebhook, Hook
 from dtq.monitor.logs import LEVELS, Writer, structured, write_event
 from dtq.queue import TaskQueue
 from dtq.readings import METRICS, Point, Readings
 from dtq.stores import Node, Stats
 
-__all__ = ["METRICS", "Alert", "Monitor", "Point", "Readings", "Threshold"]
+__all__ = ["METRICS", "Alert", "AlertWebhook", "Monitor", "Point", "Readings", "Threshold"]
 
 MIB = 1 << 20
 A_POINT = 800  # bytes of a line of history, or less
@@ -47,6 +48,7 @@ class Monitor:
     - `log_dir`: where dtq.log and history.jsonl are kept (None: nowhere).
     - `metrics_interval`: seconds between two looks.
     - `alert_thresholds`: metric -> a number, or a Threshold; any number of METRICS may be watched.
+    - `webhook`: a URL that alerts are posted to, or an AlertWebhook, which has a secret to sign with.
     - `history`: how many points are kept, in memory and on the disk; the default is a day of intervals of 10 s.
     - `log_level`: "info" writes what goes wrong, workers, alerts and the metrics; "debug" also each task's start and
       end, which costs a busy queue a part of its throughput.
@@ -62,6 +64,7 @@ class Monitor:
         alert_thresholds: Mapping[str, float | Threshold] = DEFAULTS,
         history: int = 8640,
         *,
+        webhook: str | AlertWebhook | None = None,
         log_level: str = "info",
         log_bytes: int = 10 * MIB,
         log_age: float = 86400.0,
@@ -77,6 +80,8 @@ class Monitor:
         self._readings = Readings()
         self._watches = watches(alert_thresholds)
         self._events = Emitter(NAMES)
+        self._webhook = AlertWebhook(webhook) if isinstance(webhook, str) else webhook
+        self._hook: Hook | None = None
         self._points: deque[Point] = deque(maxlen=history)
         self._latest: tuple[Stats, Point] | None = None
         self._health = Health()
@@ -98,6 +103,7 @@ class Monitor:
             raise DTQError("this monitor was started before: make a new one")
         if self._directory is not None:
             self._open(self._directory)
+        self._hook = Hook(self._webhook) if self._webhook else None
         self._queue_events("on")
         self.sample()
         self._thread = threading.Thread(target=self._run, name="dtq-monitor", daemon=True)
@@ -129,10 +135,9 @@ class Monitor:
             self.sample()
             self._queue_events("off")
             self._events.close()
-            if self._writer:
-                self._writer.close()
-            if self._kept:
-                self._kept.close()
+            for part in (self._hook, self._writer, self._kept):
+                if part:
+                    part.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -191,6 +196,8 @@ class Monitor:
             threshold=alert.threshold, message=alert.message,
         )  # fmt: skip
         self._events.post(alert)
+        if self._hook:
+            self._hook.tell(alert)
 
     # --- log
 
@@ -232,7 +239,8 @@ class Monitor:
         - "summary": since the start, in all and by type; "avg_throughput" in tasks "per_second" and "per_minute";
         - "history": the points that are kept;
         - "alerts": the metrics that are beyond their thresholds, since when;
-        - "monitor": what went wrong with watching itself: lost lines, and whether store, log and history can be used.
+        - "monitor": what went wrong with watching itself: what was lost, and which trouble there is with store, log,
+          history and webhook.
         """
         with self._lock:
             return {
@@ -263,9 +271,11 @@ class Monitor:
         }
 
     def _health_now(self) -> dict[str, Any]:
-        writer = self._writer
+        writer, hook = self._writer, self._hook
         return {
             **self._health.report(),
+            "webhook_trouble": hook.trouble if hook else None,
+            "lost_alerts": hook.lost if hook else 0,
             "log_trouble": writer.trouble if writer else None,
             "lost_lines": writer.lost if writer else 0,
             "lost_events": self._queue.events.dropped,
