@@ -25,7 +25,7 @@ def test_top_shows_throughput_times_types_and_nodes(busy):
     code, out, err = run("top", "--store", str(busy), "--every", "2.5", "--looks", "2")
     assert (code, err) == (0, "")
     second = out[out.rindex("tasks/s over") :]
-    assert "2 workers on 1 nodes" in second
+    assert "2 workers on 1 node," in second
     (line,) = [line for line in second.splitlines() if line.startswith("│ obey")]
     assert "5" in line
     assert "ms" in line  # the execution times

@@ -28,7 +28,7 @@ def _head(point: Point) -> Text:
         f"{when(point.at)}   {point.throughput:,.1f} tasks/s over {span(point.seconds)}",
         f"{point.queue_size:,} wait{waited}; {point.processing:,} run; "
         f"failed {point.failure_rate:.1%}, retried {point.retry_rate:.1%}, timed out {point.timeout_rate:.1%}",
-        f"{point.workers} workers on {point.nodes} nodes, {point.worker_utilization:.0%} of their time at work; "
+        f"{_some(point.workers, 'worker')} on {_some(point.nodes, 'node')}, {point.worker_utilization:.0%} of their time at work; "
         f"{point.cpu:.2f} cores, {point.memory / 1e6:,.0f} MB",
     ]
     return Text("\n".join(lines))
@@ -65,6 +65,10 @@ def _nodes(nodes: list[dict[str, Any]]) -> Table:
 def _bar(part: float) -> str:
     full = round(part * TALL)
     return f"{'█' * full}{'░' * (TALL - full)} {part:4.0%}"
+
+
+def _some(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _span(seconds: float | None) -> str:

@@ -28,14 +28,14 @@ def plot(points: Sequence[Point]) -> Any:
     from matplotlib import pyplot
 
     table = frame(points)
-    figure, panels = pyplot.subplots(4, 1, sharex=True, figsize=(8, 9), layout="constrained")
+    figure, panels = pyplot.subplots(4, 1, sharex=True, figsize=(10, 9), layout="constrained")
     pyplot.close(figure)  # a notebook shows what the cell returns, and nothing keeps it alive
     for axes, (label, columns) in zip(panels, _PANELS.items(), strict=True):
         for name in columns:
             axes.plot(table.index, table[name], label=name.replace("_", " "))
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", fontsize="small")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)  # beside, not above them
     panels[-1].set_xlabel("time (UTC)")
     figure.autofmt_xdate()
     return figure
@@ -45,5 +45,5 @@ _PANELS = {
     "tasks": ("queue_size", "processing"),
     "tasks/s": ("throughput",),
     "seconds": ("p50_execution_time", "p99_execution_time", "p50_waiting_time", "p99_waiting_time"),
-    "part": ("worker_utilization", "failure_rate", "retry_rate"),
+    "part of 1": ("worker_utilization", "failure_rate", "retry_rate"),
 }
