@@ -6,15 +6,17 @@ import gc
 import json
 import logging
 import os
+import threading
 import time
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 from monitor_lab import NOW, Clock, ToldNode
 from test_full_disk import disk, fill  # noqa: F401
 
 from dtq import DTQError, Monitor, QueueManager, StoreError, TaskQueue
-from dtq.monitor import Threshold
+from dtq.monitor import Threshold, logs
 from dtq.monitor.alerts import Watch
 from dtq.monitor.files import Lines
 from dtq.stores.memory import MemoryStore
@@ -130,7 +132,7 @@ def test_the_table_has_a_row_for_each_interval_and_the_picture_shows_it(watch, n
     assert table["completed"].tolist() == [1, 2]
     assert table.index.name == "time"
     assert [time.timestamp() for time in table.index] == [NOW + 10, NOW + 20]
-    assert [axes.get_ylabel() for axes in monitor.plot().axes] == ["tasks", "tasks/s", "seconds", "part"]
+    assert [axes.get_ylabel() for axes in monitor.plot().axes] == ["tasks", "tasks/s", "seconds", "part of 1"]
 
 
 def test_a_monitor_that_has_seen_nothing_has_an_empty_table(manager):
@@ -312,23 +314,27 @@ def test_memory_is_flat_over_very_many_intervals(watch, manager, clock):
 # --- logs
 
 
-def test_lines_are_put_aside_by_size_and_by_age(tmp_path):
-    now = NOW
+def append(path, at, n, max_bytes):
+    """As a process would that is started for this one line."""
+    file = Lines(path, max_bytes, 2, lambda: at, max_age=3600)
+    file.write(json.dumps({"at": at, "n": n}).encode() + b"\n")
+    file.close()
 
-    def write(n, clock):
-        file = Lines(tmp_path / "x.log", 100, 2, clock, max_age=3600)
-        file.write(json.dumps({"at": clock(), "n": n}).encode() + b"\n")
-        file.close()
 
-    for n in range(3):
-        write(n, lambda: now)
-    assert [found["n"] for found in lines(tmp_path / "x.log")] == [0, 1, 2]
-    write(3, lambda: now + 3700)  # another process, an hour later
-    assert [found["n"] for found in lines(tmp_path / "x.log.1")] == [0, 1, 2]
-    for n in range(4, 20):
-        write(n, lambda: now + 3700)
+def test_lines_are_put_aside_by_size(tmp_path):
+    for n in range(20):
+        append(tmp_path / "x.log", NOW, n, 100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.log", "x.log.1", "x.log.2"]
-    assert lines(tmp_path / "x.log")[-1]["n"] == 19
+    assert [found["n"] for name in ("x.log.2", "x.log.1", "x.log") for found in lines(tmp_path / name)] == [
+        *range(12, 20)
+    ]
+
+
+def test_lines_are_put_aside_by_age_which_is_that_of_the_first_whoever_wrote_it(tmp_path):
+    for n, at in enumerate((NOW, NOW + 1800, NOW + 3599, NOW + 3601, NOW + 7100)):
+        append(tmp_path / "x.log", at, n, 10_000)
+    assert [found["n"] for found in lines(tmp_path / "x.log.1")] == [0, 1, 2]
+    assert [found["n"] for found in lines(tmp_path / "x.log")] == [3, 4]
 
 
 def test_what_becomes_of_tasks_is_a_line_with_task_attempt_and_node(tmp_path):
@@ -377,6 +383,29 @@ def test_a_directory_that_cannot_be_written_costs_lines_and_no_task(tmp_path, ca
     )
     assert found["monitor"]["log_trouble"]
     assert caplog.text.count("cannot be written, its lines are lost") == 1
+
+
+def test_a_file_that_takes_nothing_keeps_no_task_waiting(tmp_path, monkeypatch):
+    """As on a file system that hangs: here a pipe that nobody reads."""
+    monkeypatch.setattr(logs, "CAPACITY", 100)
+    os.mkfifo(tmp_path / "dtq.log")
+    pipe = os.open(tmp_path / "dtq.log", os.O_RDWR | os.O_NONBLOCK)
+    os.write(pipe, json.dumps({"at": time.time()}).encode() + b"\n")  # what the monitor reads when it opens its log
+    with TaskQueue("memory:", {"nothing": lambda payload, context: None}, 1, executor="thread") as queue:
+        with Monitor(queue, tmp_path, 3600, log_level="debug") as monitor:
+            queue.add_many({"type": "nothing"} for _ in range(1000))
+            queue.join(WAIT)
+            queue.events.catch_up()
+            assert monitor.get_metrics()["monitor"]["lost_lines"] > 1000
+            began = time.monotonic()
+        assert time.monotonic() - began < 30
+    writer = next(thread for thread in threading.enumerate() if thread.name == "dtq-log")
+    while writer.is_alive():
+        with suppress(BlockingIOError):
+            os.read(pipe, 1 << 20)
+        time.sleep(0.001)
+    os.close(pipe)
+    assert monitor.get_metrics()["summary"]["completed"] == 1000
 
 
 def test_a_full_disk_costs_lines_that_are_counted_and_the_log_goes_on_when_there_is_room(disk, caplog):  # noqa: F811

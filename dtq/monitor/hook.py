@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,8 +82,9 @@ class Hook:
             self.lost += 1
 
     def _run(self) -> None:
-        while (alert := self._queue.get()) is not None:
-            if not self._deliver(alert):
+        while not (self._closing.is_set() and self._queue.empty()):
+            alert = self._queue.get()
+            if alert is not None and not self._deliver(alert):
                 self.lost += 1
                 log.error("nobody was told by webhook that %s: %s", alert.message, self.trouble)
 
@@ -104,11 +106,9 @@ class Hook:
     def close(self, timeout: float = 5.0) -> None:
         """Each that waits has one more attempt, but all no longer than this."""
         self._closing.set()
-        try:
+        with suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
-        except queue.Full:
-            return
-        self._thread.join(timeout)
+            self._thread.join(timeout)
 
 
 def _is_final(error: Exception) -> bool:

@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -56,6 +57,7 @@ class Writer:
         self.trouble: str | None = None  # why lines are being lost, if so
         self._lines = lines
         self._queue: queue.Queue[bytes | None] = queue.Queue(CAPACITY)
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dtq-log", daemon=True)
         self._thread.start()
 
@@ -68,13 +70,12 @@ class Writer:
     debug = info = warning = error = critical = msg
 
     def _run(self) -> None:
-        ends = False
-        while not ends:
+        while not (self._closing.is_set() and self._queue.empty()):
             batch = [self._queue.get()]
             while len(batch) < BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
-            ends = None in batch
-            self._write([line for line in batch if line is not None])
+            if lines := [line for line in batch if line is not None]:
+                self._write(lines)
         self._lines.close()
 
     def _write(self, batch: list[bytes]) -> None:
@@ -89,11 +90,10 @@ class Writer:
 
     def close(self, timeout: float = 2.0) -> None:
         """Writes what waits, but takes no longer than this."""
-        try:
+        self._closing.set()
+        with suppress(queue.Full):  # it is stuck: should it come loose, it will end all the same
             self._queue.put(None, timeout=timeout)
-        except queue.Full:
-            return
-        self._thread.join(timeout)
+            self._thread.join(timeout)
 
 
 def structured(writer: Writer, level: str, **bound: Any) -> Any:
