@@ -28,8 +28,8 @@ def _head(point: Point) -> Text:
         f"{when(point.at)}   {point.throughput:,.1f} tasks/s over {span(point.seconds)}",
         f"{point.queue_size:,} wait{waited}; {point.processing:,} run; "
         f"failed {point.failure_rate:.1%}, retried {point.retry_rate:.1%}, timed out {point.timeout_rate:.1%}",
-        f"{_some(point.workers, 'worker')} on {_some(point.nodes, 'node')}, {point.worker_utilization:.0%} of their time at work; "
-        f"{point.cpu:.2f} cores, {point.memory / 1e6:,.0f} MB",
+        f"{_some(point.workers, 'worker')} on {_some(point.nodes, 'node')}, {point.worker_utilization:.0%} of "
+        f"their time at work; {point.cpu:.2f} cores, {point.memory / 1e6:,.0f} MB",
     ]
     return Text("\n".join(lines))
 
