@@ -1,13 +1,15 @@
 """Between tasks and what the scripts of the Redis store take and give.
 
 What a task is (`Body`) is JSON and written once; what its attempts leave behind (`Remains`) is JSON, and absent where
-nothing differs from the defaults, as for most tasks. How far it is (`State`) is MessagePack, and all of it text, which
-scripts pass on as it is: numbers would not come through Lua unchanged.
+nothing differs from the defaults, as for most tasks. How far it is (`State`) is MessagePack; its last three values are
+texts in parts, which most scripts pass on as they are. Times are text: as numbers they would not come through Lua
+unchanged.
 """
 
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -37,26 +39,19 @@ class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     log: str = ""
 
 
-class State(msgspec.Struct, frozen=True, rename={"in_": "in"}, gc=False):
-    """How far a task is, named as in lib.lua; what is not set is not there."""
+class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far a task is, in the order of lib.lua."""
 
-    s: str
-    v: str
-    l: str  # noqa: E741
-    p: str
-    r: str
-    e: str | None = None
-    d: str | None = None
-    sa: str | None = None
-    fa: str | None = None
-    at: str = "0"
-    in_: str = "0"
-    w: str | None = None
-    lu: str | None = None
-    pr: str = "0"
-    no: str = ""
-    k: str | None = None
-    a: str = ""
+    status: str
+    version: int
+    attempts: int
+    token: str
+    lane: str
+    left: bool
+    children: bool
+    claim: str
+    course: str
+    fixed: str
 
 
 NOTHING = Remains()
@@ -64,9 +59,11 @@ _state = msgspec.msgpack.Decoder(State).decode
 _body = msgspec.json.Decoder(Body).decode
 _remains = msgspec.json.Decoder(Remains).decode
 _STATUS = {str(status): status for status in Status}
-_BETWEEN = "\x1f"  # the parts of a lane: it is in no name and no key
+_BETWEEN = "\x1f"  # the parts of a text: it is in no name and no key
+_TEN = b"\x9a"  # what MessagePack has before ten values that are one; in the store they are so many
 
 
+@lru_cache(1024)
 def lane_of(text: str) -> Lane:
     queue, type, key = text.split(_BETWEEN, 2)
     return queue, type, key
@@ -89,51 +86,69 @@ def new_record(task: Task) -> list[Any]:
         task.payload, task.created_at, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff,
         task.retry_jitter, task.retry_cap, task.on_parent_failure, task.webhook,
     )  # fmt: skip
-    return [
-        task.id, task.key or "", _BETWEEN.join(task.lane), place(task.priority, task.run_at), repr(task.run_at),
-        _text(task.expires), task.after, task.on_parent_failure == "fail", task.run_at <= task.created_at,
-        to_json(body).decode(),
-    ]  # fmt: skip
+    where = place(task.priority, task.run_at)
+    course = f"\x1f{where}\x1f{task.run_at!r}\x1f{_text(task.expires)}\x1f\x1f"
+    strict = "1" if task.on_parent_failure == "fail" else ""
+    ready = where if task.run_at <= task.created_at and task.expires is None else ""
+    record = [task.id, task.key or "", _BETWEEN.join(task.lane), ready, course, strict, to_json(body).decode()]
+    return [*record, task.after] if task.after else record
 
 
 def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[Any]:
     """An outcome as update.lua takes it."""
     remains = Remains(task.result, task.error, task.history, task.log)
-    state = {
-        "s": task.status, "p": place(task.priority, task.run_at), "r": repr(task.run_at), "e": _text(task.expires),
-        "d": task.doom or "", "sa": _text(task.started_at), "fa": _text(task.finished_at),
-        "at": str(task.attempts or ""), "in": str(task.interruptions or ""), "w": task.worker or "",
-        "lu": _text(task.lease_until), "pr": repr(task.progress) if task.progress else "", "no": task.note,
-    }  # fmt: skip
     left = "" if remains == NOTHING else to_json(remains).decode()
-    return [task.id, task.version, token, state, left, successors]
+    course = (
+        f"{_text(task.finished_at)}\x1f{place(task.priority, task.run_at)}\x1f{task.run_at!r}\x1f{_text(task.expires)}"
+        f"\x1f{task.interruptions or ''}\x1f{task.doom or ''}"
+    )
+    record = [task.id, task.version, token, task.status, task.attempts, left, claim_text(task), course]
+    return [*record, successors] if successors else record
+
+
+def claim_text(task: Task) -> str:
+    """Who has it, since and until when, and what was heard of it."""
+    progress = repr(task.progress) if task.progress else ""
+    since, until = _text(task.started_at), _text(task.lease_until)
+    return f"{task.worker or ''}\x1f{since}\x1f{until}\x1f{progress}\x1f{task.note}"
 
 
 def tasks_of(reply: list[bytes]) -> list[Task]:
     """The tasks of records, as the scripts give them: for each its id, state, body and remains."""
-    return [_task_of(*reply[i : i + 4]) for i in range(0, len(reply), 4)]
+    parts = iter(reply)
+    return [_task_of(*record) for record in zip(parts, parts, parts, parts, strict=True)]
 
 
 def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:
-    s = _state(state)
-    queue, type, limit_key = lane_of(s.l)
+    s = _state(_TEN + state)
+    queue, type, limit_key = lane_of(s.lane)
+    worker, started_at, lease_until, progress, note = _claim_of(s.claim)
+    finished, where, run_at, expires, interruptions, doom = s.course.split(_BETWEEN, 5)
+    _, _, parents, key = s.fixed.split(_BETWEEN, 3)
     b = _body(body)
     r = _remains(remains) if remains else NOTHING
     return Task(
-        id=id.decode(), queue=queue, type=type, limit_key=limit_key, status=_STATUS[s.s], version=int(s.v),
-        priority=1000 - int(s.p[:4]), run_at=float(s.r), expires=_number(s.e), doom=s.d, started_at=_number(s.sa),
-        finished_at=_number(s.fa), attempts=int(s.at), interruptions=int(s.in_), worker=s.w, lease_until=_number(s.lu),
-        progress=float(s.pr), note=s.no, after=tuple(s.a.split(",")) if s.a else (), payload=b.payload,
-        created_at=b.created_at, key=s.k, max_attempts=b.max_attempts, timeout=b.timeout, retry_delay=b.retry_delay,
-        retry_backoff=b.retry_backoff, retry_jitter=b.retry_jitter, retry_cap=b.retry_cap,
-        on_parent_failure=b.on_parent_failure, webhook=b.webhook, result=r.result, error=r.error, history=r.history,
-        log=r.log,
+        id=id.decode(), queue=queue, type=type, limit_key=limit_key, status=_STATUS[s.status], version=s.version,
+        priority=1000 - int(where[:4]), run_at=float(run_at), expires=_number(expires), doom=doom or None,
+        started_at=started_at, finished_at=_number(finished), attempts=s.attempts,
+        interruptions=int(interruptions or 0), worker=worker, lease_until=lease_until, progress=progress, note=note,
+        after=tuple(parents.split(",")) if parents else (), payload=b.payload, created_at=b.created_at, key=key or None,
+        max_attempts=b.max_attempts, timeout=b.timeout, retry_delay=b.retry_delay, retry_backoff=b.retry_backoff,
+        retry_jitter=b.retry_jitter, retry_cap=b.retry_cap, on_parent_failure=b.on_parent_failure, webhook=b.webhook,
+        result=r.result, error=r.error, history=r.history, log=r.log,
     )  # fmt: skip
+
+
+@lru_cache(256)
+def _claim_of(text: str) -> tuple[str | None, float | None, float | None, float, str]:
+    """What `claim_text` has put together; one text for all that were claimed at once."""
+    worker, since, until, progress, note = text.split(_BETWEEN, 4)
+    return worker or None, _number(since), _number(until), float(progress or 0), note
 
 
 def _text(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def _number(text: str | None) -> float | None:
-    return None if text is None else float(text)
+def _number(text: str) -> float | None:
+    return float(text) if text else None

@@ -36,7 +36,7 @@ from dtq.stores.bell import Bell
 from dtq.stores.doubts import Doubts
 from dtq.stores.ear import Ear
 from dtq.stores.link import Link
-from dtq.stores.records import due_time, lane_of, new_record, outcome_record, tasks_of
+from dtq.stores.records import claim_text, due_time, lane_of, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
 CHUNK = 256  # tasks in one script
@@ -154,7 +154,10 @@ class RedisStore:
         until = repr(now + lease)
         body = to_json(replace(node, seen_at=now)).decode()
         for part in _parts(held) or [()]:
-            tasks = [[task.id, task.version, task.worker or "", repr(task.progress), task.note] for task in part]
+            tasks = [
+                [task.id, task.version, task.worker or "", claim_text(replace(task, lease_until=now + lease))]
+                for task in part
+            ]
             asked = time.time()
             reply = _reply(self.link.call("heartbeat", [node.id, body, until if lease else "", until, tasks], HURRY))
             self.link.set_clock(reply[1], asked)

@@ -18,7 +18,7 @@ local function given_before()
   if call("HGET", last, "token") ~= token then return nil end
   for id in string.gmatch(call("HGET", last, "ids"), "[^,]+") do
     local t = load(id)
-    if t and t.s == "processing" and t.w == worker and t.u == token then ids[#ids + 1] = id end
+    if t and t[STATUS] == "processing" and t[TOKEN] == token and claim_of(t) == worker then ids[#ids + 1] = id end
   end
   return ids
 end
@@ -27,14 +27,19 @@ local function move_due()
   local due = call("ZRANGEBYSCORE", root .. "later", "-inf", now_text, "LIMIT", 0, STEP)
   preload(due)
   for _, id in ipairs(due) do
+    local t = load(id)
+    local _, place = course_of(t)
     set("later", id, false)
-    ready(id, load(id))
+    ready(id, t, place, fixed_of(t))
   end
 end
 
 local function doom_expired()
   for _, id in ipairs(call("ZRANGEBYSCORE", root .. "exp", "-inf", now_text, "LIMIT", 0, STEP)) do
-    move(id, load(id), {d = "expired"})
+    local t = load(id)
+    leave(id, t)
+    doom(t, "expired")
+    enter(id, t)
   end
 end
 
@@ -47,26 +52,31 @@ local function wanted(key) -- the lanes under this key that the worker serves
   return lanes
 end
 
-local function doomed()
+local function take_doomed()
   local ids = {}
   for _, lane in ipairs(wanted("doomed")) do
     if #ids >= n then break end
     local found = call("ZRANGE", root .. "d:" .. lane, 0, n - #ids - 1)
     if #found == 0 then call("ZREM", root .. "doomed", lane) end
+    send("ZREM", "d:" .. lane, found)
     for _, id in ipairs(found) do ids[#ids + 1] = id end
   end
   return ids
 end
 
-local function take(ids)
+-- What is picked is out of its r: already, and doomed ones are in neither `later` nor `exp`.
+local function take(ids, attempt)
+  local claim = worker .. "\31" .. now_text .. "\31" .. lease_until .. "\31\31"
   preload(ids)
   for _, id in ipairs(ids) do
-    local t = load(id)
-    local attempts = (tonumber(t.at) or 0) + (t.d == "" and 1 or 0)
-    move(id, t, {s = "processing", v = next_version(t), at = string.format("%d", attempts), w = worker, sa = now_text,
-                 lu = lease_until, pr = "", no = "", u = token})
+    local t = tasks[id]
+    count(t[LANE], t[STATUS], -1)
+    count(t[LANE], "processing", 1)
+    t[STATUS], t[VERSION], t[ATTEMPTS], t[TOKEN] = "processing", t[VERSION] + 1, t[ATTEMPTS] + attempt, token
+    t[CLAIM] = claim
+    dirty[id] = true
+    set("lease", id, lease_until)
   end
-  flush()
 end
 
 local again = given_before()
@@ -76,13 +86,17 @@ move_due()
 flush()
 doom_expired()
 flush()
-local ids = doomed()
+local ids = take_doomed()
+take(ids, 0)
 if #ids < n then
-  for _, id in ipairs(pick(wanted("lanes"), n - #ids, now, lowest)) do ids[#ids + 1] = id end
+  local picked = pick(wanted("lanes"), n - #ids, now, lowest)
+  send("ZREM", "exp", picked)
+  take(picked, 1)
+  for _, id in ipairs(picked) do ids[#ids + 1] = id end
 end
 if #ids > 0 then
   call("HSET", last, "token", token, "ids", table.concat(ids, ","))
   call("EXPIRE", last, keep)
 end
-take(ids)
+flush()
 return records(ids)

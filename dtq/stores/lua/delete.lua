@@ -7,7 +7,7 @@
 local n = 0
 for _, id in ipairs(input[1]) do
   local t = load(id)
-  if t and t.s ~= "processing" then
+  if t and t[STATUS] ~= "processing" then
     remove(id, t)
     n = n + 1
   end

@@ -12,10 +12,10 @@ preload(ids)
 local found, last, all_seen = {}, "", #ids < stretch
 for i, id in ipairs(ids) do
   local t = load(id)
-  local its_queue, its_type = string.match(t.l, "^(.-)\31(.-)\31")
-  local ended = tonumber(t.fa) or 0
+  local its_queue, its_type = string.match(t[LANE], "^(.-)\31(.-)\31")
+  local ended = tonumber((course_of(t))) or 0
   last = id
-  if (status == "open" or status == t.s) and (queue == "" or queue == its_queue) and (type_ == "" or type_ == its_type)
+  if (status == "open" or status == t[STATUS]) and (queue == "" or queue == its_queue) and (type_ == "" or type_ == its_type)
     and (ended_after == "" or ended > tonumber(ended_after)) then
     found[#found + 1] = id
     if #found >= limit then

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {node, its description (JSON), end of its lease or "" when it leaves, end of the tasks' lease, tasks}; a
---          task: {id, version, worker, progress, note}
+--          task: {id, version, worker, CLAIM as it is to be}
 -- reply    {the ids that it has lost, the server's time}
 
 local node, description, until_, lease_until, held = unpack(input)
@@ -18,10 +18,11 @@ local ids = {}
 for i, task in ipairs(held) do ids[i] = task[1] end
 preload(ids)
 for _, task in ipairs(held) do
-  local id, version, worker, progress, note = unpack(task)
+  local id, version, worker, claim = unpack(task)
   local t = load(id)
-  if t and t.s == "processing" and tonumber(t.v) == version and t.w == worker then
-    change(id, {lu = lease_until, pr = progress, no = note})
+  if t and t[STATUS] == "processing" and t[VERSION] == version and claim_of(t) == worker then
+    t[CLAIM] = claim
+    dirty[id] = true
     set("lease", id, lease_until)
   else
     lost[#lost + 1] = id

@@ -21,14 +21,38 @@
 local root, call = KEYS[1], redis.call
 local input = cmsgpack.unpack(ARGV[1])
 
--- How far a task is: a table of texts, without those that are "". It is one string a task, so that a whole batch is read
--- and written by one command each.
---   s status, v version, l lane, p place (priority and due time), q number, r due time, e expires, d doom, sa started,
---   fa finished, at attempts, in interruptions, w worker, lu end of the lease, pr progress, no note, k key, a parents,
---   f "1": a parent's failure is its own, c "1": has had children, o "1": has an o:, u token of the last change
-local ABSENT = {__index = function() return "" end}
+-- How far a task is: these ten values, one string a task, so that a whole batch is read and written by one command each.
+local STATUS, VERSION, ATTEMPTS = 1, 2, 3
+local TOKEN = 4 -- of the last change
+local LANE = 5
+local LEFT, CHILDREN = 6, 7 -- whether it has an o:, and has had children
+-- Three texts with \31 between their fields. Most scripts pass them on as they are.
+local CLAIM = 8 --  worker, begin of the attempt, end of the lease, progress, note
+local COURSE = 9 -- end, place (priority and due time as text that sorts), due time, expiry, interruptions, doom
+local FIXED = 10 -- number, whether a parent's failure is its own ("1"), parents, key
+
 local TERMINAL = {completed = true, failed = true, cancelled = true}
 local SLICE = 1000 -- arguments of one command: unpack has a limit
+
+local function claim_of(t) -- worker, begin, end of the lease; progress and note
+  return string.match(t[CLAIM], "^([^\31]*)\31([^\31]*)\31([^\31]*)\31(.*)$")
+end
+
+local function course_of(t) -- end, place, due time, expiry, interruptions, doom
+  return string.match(t[COURSE], "^([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31(.*)$")
+end
+
+local function fixed_of(t) -- number, whether it is strict, parents, key
+  return string.match(t[FIXED], "^([^\31]*)\31([^\31]*)\31([^\31]*)\31(.*)$")
+end
+
+local function doom(t, reason)
+  t[COURSE] = string.match(t[COURSE], "^.*\31") .. reason
+end
+
+local function is_doomed(t)
+  return string.sub(t[COURSE], -1) ~= "\31"
+end
 
 local function number(x) -- a float as text, exactly
   return string.format("%.17g", x)
@@ -47,13 +71,17 @@ local function set(key, member, score) -- score false: takes it out
 end
 
 local function count(lane, status, by)
-  local field = lane .. "\31" .. status
-  counts[field] = (counts[field] or 0) + by
+  local of_lane = counts[lane]
+  if not of_lane then
+    of_lane = {}
+    counts[lane] = of_lane
+  end
+  of_lane[status] = (of_lane[status] or 0) + by
 end
 
 local function send(command, key, args)
   for i = 1, #args, SLICE do
-    call(command, key, unpack(args, i, math.min(i + SLICE - 1, #args)))
+    call(command, root .. key, unpack(args, i, math.min(i + SLICE - 1, #args)))
   end
 end
 
@@ -62,7 +90,7 @@ local function add_to(hash, field, by)
 end
 
 local tasks, packed = {}, {} -- by id: how far it is, or false; the same, packed
-local dirty, strings = {}, {} -- ids that are to be written; key -> text that is
+local dirty, writes = {}, {} -- ids that are to be written; keys and texts that are, by turns
 
 local function preload(ids)
   local missing, keys = {}, {}
@@ -78,7 +106,7 @@ local function preload(ids)
     for j, value in ipairs(values) do
       if value then
         local id = missing[i + j - 1]
-        tasks[id], packed[id] = setmetatable(cmsgpack.unpack(value), ABSENT), value
+        tasks[id], packed[id] = {cmsgpack.unpack(value)}, value
       end
     end
   end
@@ -89,28 +117,22 @@ local function load(id) -- nil where there is none
   return tasks[id] or nil
 end
 
-local function change(id, new) -- these values, in no index
-  local t = tasks[id]
-  for field, value in pairs(new) do t[field] = value ~= "" and value or nil end
-  dirty[id] = true
+local function write(key, text)
+  local n = #writes
+  writes[n + 1], writes[n + 2] = root .. key, text
 end
 
 local function write_strings()
   for id in pairs(dirty) do
     if tasks[id] then
-      packed[id] = cmsgpack.pack(tasks[id])
-      strings[root .. "t:" .. id] = packed[id]
+      packed[id] = cmsgpack.pack(unpack(tasks[id]))
+      write("t:" .. id, packed[id])
     end
   end
-  local pairs_of_both = {}
-  for key, text in pairs(strings) do
-    pairs_of_both[#pairs_of_both + 1] = key
-    pairs_of_both[#pairs_of_both + 1] = text
+  for i = 1, #writes, SLICE do
+    call("MSET", unpack(writes, i, math.min(i + SLICE - 1, #writes)))
   end
-  for i = 1, #pairs_of_both, SLICE do
-    call("MSET", unpack(pairs_of_both, i, math.min(i + SLICE - 1, #pairs_of_both)))
-  end
-  dirty, strings = {}, {}
+  dirty, writes = {}, {}
 end
 
 local function write_sets()
@@ -118,84 +140,82 @@ local function write_sets()
     local into, out = {}, {}
     for member, score in pairs(members) do
       if score then
-        into[#into + 1] = score
-        into[#into + 1] = member
+        local n = #into
+        into[n + 1], into[n + 2] = score, member
       else
         out[#out + 1] = member
       end
     end
-    send("ZREM", root .. key, out)
-    send("ZADD", root .. key, into)
+    send("ZREM", key, out)
+    send("ZADD", key, into)
   end
   changes = {}
+end
+
+local function write_counts()
+  for lane, of_lane in pairs(counts) do
+    for status, by in pairs(of_lane) do
+      if by ~= 0 then add_to("n", lane .. "\31" .. status, by) end
+    end
+    if (of_lane.processing or 0) ~= 0 then add_to("run", lane, of_lane.processing) end
+  end
+  counts = {}
 end
 
 local function flush() -- writes what has been collected
   write_strings()
   write_sets()
-  for field, by in pairs(counts) do
-    if by ~= 0 then
-      add_to("n", field, by)
-      local lane = string.match(field, "^(.*)\31processing$")
-      if lane then add_to("run", lane, by) end
-    end
-  end
-  counts = {}
+  write_counts()
 end
 
-local function ready(id, t)
-  set("r:" .. t.l, t.p .. t.q .. id, 0)
-  set("lanes", t.l, 0)
+local function ready(id, t, place, number)
+  set("r:" .. t[LANE], place .. number .. id, 0)
+  set("lanes", t[LANE], 0)
 end
 
-local function enter(id, t, is_due) -- into every index where a task like this may be looked for
-  count(t.l, t.s, 1)
-  if TERMINAL[t.s] then
-    set("s:" .. t.s, id, 0)
-    set("f:" .. t.s, id, t.fa ~= "" and t.fa or 0)
-    return
+local function enter(id, t, is_due) -- into every index where a task like this is looked for; it will be written
+  local status = t[STATUS]
+  dirty[id] = true
+  count(t[LANE], status, 1)
+  if TERMINAL[status] then
+    local ended = string.match(t[COURSE], "^[^\31]*")
+    set("s:" .. status, id, 0)
+    set("f:" .. status, id, ended ~= "" and ended or 0)
+    return set("open", id, false)
+  elseif status == "processing" then
+    local _, _, lease = claim_of(t)
+    return set("lease", id, lease ~= "" and lease or 0)
   end
-  if t.s == "processing" then
-    set("lease", id, t.lu ~= "" and t.lu or 0)
-  elseif t.d ~= "" then
-    set("d:" .. t.l, id, 0)
-    set("doomed", t.l, 0)
+  local _, place, due, expiry, _, reason = course_of(t)
+  if reason ~= "" then
+    set("d:" .. t[LANE], id, 0)
+    return set("doomed", t[LANE], 0)
+  end
+  if expiry ~= "" then set("exp", id, expiry) end
+  if status == "blocked" then return end
+  if is_due then
+    ready(id, t, place, fixed_of(t))
   else
-    if t.e ~= "" then set("exp", id, t.e) end
-    if t.s ~= "blocked" then
-      if is_due then
-        ready(id, t)
-      else
-        set("later", id, t.r)
-      end
-    end
+    set("later", id, due)
   end
 end
 
 local function leave(id, t) -- out of them
-  count(t.l, t.s, -1)
-  if TERMINAL[t.s] then
-    set("s:" .. t.s, id, false)
-    set("f:" .. t.s, id, false)
-  elseif t.s == "processing" then
-    set("lease", id, false)
-  elseif t.d ~= "" then
-    set("d:" .. t.l, id, false)
-  else
-    if t.e ~= "" then set("exp", id, false) end
-    if t.s ~= "blocked" then
-      set("later", id, false)
-      set("r:" .. t.l, t.p .. t.q .. id, false)
-    end
+  local status = t[STATUS]
+  count(t[LANE], status, -1)
+  if TERMINAL[status] then
+    set("s:" .. status, id, false)
+    set("f:" .. status, id, false)
+    return set("open", id, 0)
+  elseif status == "processing" then
+    return set("lease", id, false)
   end
-end
-
-local function move(id, t, new) -- with these values, from index to index
-  local had_ended = TERMINAL[t.s]
-  leave(id, t)
-  change(id, new)
-  enter(id, t)
-  if had_ended ~= TERMINAL[t.s] then set("open", id, had_ended and 0 or false) end
+  local _, place, _, expiry, _, reason = course_of(t)
+  if reason ~= "" then return set("d:" .. t[LANE], id, false) end
+  if expiry ~= "" then set("exp", id, false) end
+  if status == "blocked" then return end
+  set("later", id, false)
+  set("r:" .. t[LANE], place .. fixed_of(t) .. id, false)
 end
 
 local function wait_for_nobody(id)
@@ -203,14 +223,20 @@ local function wait_for_nobody(id)
   call("DEL", root .. "p:" .. id)
 end
 
-local function next_version(t)
-  return string.format("%d", tonumber(t.v) + 1)
-end
-
 local function among(list) -- a table of those in the list, to ask whether one is
   local found = {}
   for _, member in ipairs(list) do found[member] = true end
   return found
+end
+
+local function unblock(id, t, parent, status)
+  local _, strict = fixed_of(t)
+  local falls = strict == "1" and status ~= "completed"
+  if not falls and call("EXISTS", root .. "p:" .. id) == 1 then return end
+  leave(id, t)
+  t[VERSION] = t[VERSION] + 1
+  if falls then doom(t, "its parent " .. parent .. " is " .. status) else t[STATUS] = "pending" end
+  enter(id, t)
 end
 
 -- A parent has ended: up to `budget` of its children are unblocked or doomed; what is left is for settle.lua.
@@ -222,13 +248,7 @@ local function settle(parent, status, budget)
   for _, id in ipairs(children) do
     call("SREM", root .. "p:" .. id, parent)
     local t = load(id)
-    if t and t.s == "blocked" and t.d == "" then
-      if t.f == "1" and status ~= "completed" then
-        move(id, t, {d = "its parent " .. parent .. " is " .. status, v = next_version(t)})
-      elseif call("EXISTS", root .. "p:" .. id) == 0 then
-        move(id, t, {s = "pending", v = next_version(t)})
-      end
-    end
+    if t and t[STATUS] == "blocked" and not is_doomed(t) then unblock(id, t, parent, status) end
   end
   if call("EXISTS", key) == 1 then
     call("HSET", root .. "settle", parent, status)
@@ -263,7 +283,7 @@ local function records(ids) -- of each that is there: id, how far it is, what it
       found[#found + 1] = id
       found[#found + 1] = packed[id]
       ask(root .. "b:" .. id)
-      if t.o == "1" then ask(root .. "o:" .. id) else found[#found + 1] = "" end
+      if t[LEFT] then ask(root .. "o:" .. id) else found[#found + 1] = "" end
     end
   end
   for i = 1, #keys, SLICE do

@@ -157,7 +157,7 @@ local function open_rivals(lanes, gates, n, now, lowest) -- limit key -> a heap 
   return rivals, keys
 end
 
-local function pick(lanes, n, now, lowest) -- the ids of the up to n tasks that go next, best first
+local function pick(lanes, n, now, lowest) -- takes out the up to n tasks that go next: their ids, best first
   local gates = gates_of_limits()
   local rivals, keys = open_rivals(lanes, gates, n, now, lowest)
   local share = keys > 1 and {now = tonumber(call("GET", root .. "share:now") or 0), marks = {}}
@@ -166,7 +166,7 @@ local function pick(lanes, n, now, lowest) -- the ids of the up to n tasks that 
     if not share.marks[key] then share.marks[key] = tonumber(call("ZSCORE", root .. "share", key) or 0) end
     return math.max(share.marks[key], share.now)
   end
-  local order, picked = {}, {}
+  local order, picked, taken = {}, {}, {} -- of each lane its first
   for key, lanes_of_key in pairs(rivals) do
     push(order, {key = key, lanes = lanes_of_key, mark = mark(key), head = lanes_of_key[1].head}, by_turn)
   end
@@ -181,6 +181,7 @@ local function pick(lanes, n, now, lowest) -- the ids of the up to n tasks that 
         call("ZADD", root .. "share", number(share.now + 1), rival.key)
       end
       picked[#picked + 1] = string.sub(contender.member, ORDER + 1)
+      taken[contender.lane] = (taken[contender.lane] or 0) + 1
       if advance(contender, lowest) then push(rival.lanes, contender, by_head) end
     end
     if rival.lanes[1] then
@@ -188,6 +189,7 @@ local function pick(lanes, n, now, lowest) -- the ids of the up to n tasks that 
       push(order, rival, by_turn)
     end
   end
+  for lane, how_many in pairs(taken) do call("ZREMRANGEBYRANK", root .. "r:" .. lane, 0, how_many - 1) end
   keep_gates(gates, now)
   if share and #picked > 0 then
     call("SET", root .. "share:now", number(share.now))

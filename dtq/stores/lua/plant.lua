@@ -1,32 +1,36 @@
 -- plant.lua: new tasks, for add and for the successors of update.
 --
--- A new task: {id, key, lane, prefix, run_at, expires, parents, strict, is ready, body}
+-- A new task: {id, key, lane, place if it is ready now and does not expire, else "", COURSE, strict ("1" or ""), body,
+-- parents if it has any}
+
+local NONE = {}
+local ID, KEY, PARENTS = 1, 2, 8
 
 -- The id that now stands for each, and those that are to be stored; keys that are `freed` count as not taken.
 local function survey(news, freed)
   local ids, fresh, mine, keys = {}, {}, {}, {}
-  for i, new in ipairs(news) do ids[i] = new[1] end
+  for i, new in ipairs(news) do ids[i] = new[ID] end
   preload(ids)
   for i, new in ipairs(news) do
-    local id, key = new[1], new[2]
-    local holder = mine[id] and id or nil
-    if not holder and load(id) then holder = id end
+    local id, key = new[ID], new[KEY]
+    local holder = (mine[id] or tasks[id]) and id or nil
     if not holder and key ~= "" then holder = keys[key] or not freed[key] and call("HGET", root .. "k", key) or nil end
-    if not holder then
+    if holder then
+      ids[i] = holder
+    else
       fresh[#fresh + 1] = new
       mine[id] = true
       if key ~= "" then keys[key] = id end
     end
-    ids[i] = holder or id
   end
   return ids, fresh
 end
 
 local function unknown_parent(news, fresh) -- the first by name, or nil
   local named, worst = {}, nil
-  for _, new in ipairs(news) do named[new[1]] = true end
+  for _, new in ipairs(news) do named[new[ID]] = true end
   for _, new in ipairs(fresh) do
-    for _, parent in ipairs(new[7]) do
+    for _, parent in ipairs(new[PARENTS] or NONE) do
       if not named[parent] and not load(parent) then
         if not worst or parent < worst then worst = parent end
       end
@@ -36,11 +40,14 @@ local function unknown_parent(news, fresh) -- the first by name, or nil
 end
 
 local function begin(strict, parents) -- status, doom, and the parents that it waits for
+  if #parents == 0 then return "pending", "", parents end
   local waits = {}
   for _, parent in ipairs(parents) do
     local t = load(parent)
-    if t and TERMINAL[t.s] then
-      if strict and t.s ~= "completed" then return "blocked", "its parent " .. parent .. " is " .. t.s, {} end
+    if t and TERMINAL[t[STATUS]] then
+      if strict == "1" and t[STATUS] ~= "completed" then
+        return "blocked", "its parent " .. parent .. " is " .. t[STATUS], {}
+      end
     else
       waits[#waits + 1] = parent
     end
@@ -52,46 +59,64 @@ local function wait_for(id, parents)
   for _, parent in ipairs(parents) do
     call("SADD", root .. "p:" .. id, parent)
     call("SADD", root .. "c:" .. parent, id)
-    change(parent, {c = "1"})
+    load(parent)[CHILDREN] = true
+    dirty[parent] = true
   end
 end
 
 local function place_anew(id, t) -- one that has come back from its end; parents that are gone count no more
+  local _, strict, named = fixed_of(t)
+  if named == "" then return end
   local parents = {}
-  for parent in string.gmatch(t.a, "[^,]+") do
+  for parent in string.gmatch(named, "[^,]+") do
     if load(parent) then parents[#parents + 1] = parent end
   end
-  local status, doom, waits = begin(t.f == "1", parents)
-  move(id, t, {s = status, d = doom})
+  local status, reason, waits = begin(strict, parents)
+  leave(id, t)
+  t[STATUS] = status
+  doom(t, reason)
+  enter(id, t)
   wait_for_nobody(id)
   wait_for(id, waits)
 end
 
 local function store(new, number, parents) -- gives the parents that it waits for
-  local id, key, lane, prefix, run_at, expires = unpack(new, 1, 6)
-  local status, doom, waits = begin(new[8], parents)
-  local t = setmetatable({}, ABSENT)
+  local id, key, lane, place, course, strict, body = unpack(new)
+  local status, reason, waits = begin(strict, parents)
+  local fixed = number .. "\31" .. strict .. "\31" .. table.concat(parents, ",") .. "\31" .. key
+  local t = {status, 1, 0, "", lane, false, false, "\31\31\31\31", course .. reason, fixed}
   tasks[id] = t
-  change(id, {s = status, v = "1", l = lane, p = prefix, q = string.format("%014.0f", number), r = run_at, e = expires,
-              d = doom, k = key, a = table.concat(parents, ","), f = new[8] and "1" or ""})
-  strings[root .. "b:" .. id] = new[10]
-  if key ~= "" then call("HSET", root .. "k", key, id) end
+  write("b:" .. id, body)
   set("open", id, 0)
-  enter(id, t, new[9])
+  if key ~= "" then call("HSET", root .. "k", key, id) end
+  if place ~= "" and status == "pending" then -- as `enter` would, without a look at what was just put together
+    dirty[id] = true
+    count(lane, status, 1)
+    ready(id, t, place, number)
+  else
+    enter(id, t)
+  end
   return waits
 end
 
+local function parents_of(new, stands_for) -- those of the same call may have given way to others
+  if not new[PARENTS] then return NONE end
+  local parents = {}
+  for _, parent in ipairs(new[PARENTS]) do
+    parent = stands_for[parent] or parent
+    if parent ~= new[ID] then parents[#parents + 1] = parent end
+  end
+  return parents
+end
+
 local function plant(news, ids, fresh)
+  if #fresh == 0 then return end
   local stands_for, children = {}, {}
-  for i, new in ipairs(news) do stands_for[new[1]] = ids[i] end
-  local last = #fresh > 0 and call("INCRBY", root .. "seq", #fresh) - #fresh or 0
+  for i, new in ipairs(news) do stands_for[new[ID]] = ids[i] end
+  local last = call("INCRBY", root .. "seq", #fresh) - #fresh
   for i, new in ipairs(fresh) do
-    local parents = {}
-    for _, parent in ipairs(new[7]) do
-      parent = stands_for[parent] or parent
-      if parent ~= new[1] then parents[#parents + 1] = parent end
-    end
-    children[new[1]] = store(new, last + i, parents)
+    local waits = store(new, string.format("%014.0f", last + i), parents_of(new, stands_for))
+    if #waits > 0 then children[new[ID]] = waits end
   end
   for id, waits in pairs(children) do wait_for(id, waits) end
   flush()

@@ -10,7 +10,11 @@ if n > 0 then ids = call("ZRANGEBYSCORE", root .. "lease", "-inf", now, "LIMIT",
 preload(ids)
 for _, id in ipairs(ids) do
   local t = load(id)
-  move(id, t, {v = next_version(t), w = worker, lu = lease_until})
+  local _, began, _, said = claim_of(t)
+  t[VERSION] = t[VERSION] + 1
+  t[CLAIM] = worker .. "\31" .. began .. "\31" .. lease_until .. "\31" .. said
+  dirty[id] = true
+  set("lease", id, lease_until)
 end
 flush()
 for _, node in ipairs(call("ZRANGEBYSCORE", root .. "alive", "-inf", now)) do

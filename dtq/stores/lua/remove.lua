@@ -3,7 +3,8 @@
 local function remove(id, t)
   settle(id, "cancelled", 500) -- for its waiting children it is as if cancelled
   wait_for_nobody(id)
-  if t.k ~= "" and call("HGET", root .. "k", t.k) == id then call("HDEL", root .. "k", t.k) end
+  local _, _, _, key = fixed_of(t)
+  if key ~= "" and call("HGET", root .. "k", key) == id then call("HDEL", root .. "k", key) end
   leave(id, t)
   set("open", id, false)
   tasks[id] = false

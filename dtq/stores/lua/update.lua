@@ -1,78 +1,82 @@
 -- update.lua: replaces each task whose version is still the one that its outcome knows.
 --
 -- KEYS[1]  the prefix of the namespace
--- ARGV[1]  {outcomes, sender}; an outcome: {id, version, token, state by field, JSON of what the attempts left, or "",
---           successors (see plant.lua)}
+-- ARGV[1]  {outcomes, sender}; an outcome: {id, version, token, status, attempts, JSON of what the attempts left or "",
+--           CLAIM, COURSE, successors if there are any (see plant.lua)}
 -- reply    {accepted ids, how many parents have children that are still to be settled},
 --          or {false, an unknown parent}: then nothing was changed
 --
 -- Who has missed the reply sends the same tokens again, and what they did the first time counts as accepted.
 
-local CHILDREN = 500 -- settled in one script
+local CHILDREN_AT_ONCE = 500 -- settled in one script
+local SUCCESSORS = 9
 local outcomes, sender = unpack(input)
-local accepted, current, states, planted = {}, {}, {}, {}
+local accepted, current, planted = {}, {}, {}
+local freed, disinherited = {}, {} -- keys that go over to a successor, and the tasks that had them
 
-local named = {}
-for i, outcome in ipairs(outcomes) do named[i] = outcome[1] end
-preload(named)
-for _, outcome in ipairs(outcomes) do
-  local id, version, token = outcome[1], outcome[2], outcome[3]
-  local t = not states[id] and load(id)
-  if t and tonumber(t.v) == version then
-    states[id] = t
-    current[#current + 1] = outcome
-    accepted[#accepted + 1] = id
-    for _, new in ipairs(outcome[6]) do planted[#planted + 1] = new end
-  elseif t and tonumber(t.v) == version + 1 and t.u == token then
-    states[id] = t
-    accepted[#accepted + 1] = id
+local function hand_over_key(id, t, successors)
+  local _, _, _, key = fixed_of(t)
+  for _, new in ipairs(successors) do
+    planted[#planted + 1] = new
+    if key ~= "" and new[KEY] == key and not load(new[ID]) then freed[key], disinherited[id] = true, key end
   end
 end
 
-local freed, disinherited = {}, {} -- keys that go over to a successor, and the tasks that had them
-for _, outcome in ipairs(current) do
-  local key = states[outcome[1]].k
-  for _, new in ipairs(outcome[6]) do
-    if key ~= "" and new[2] == key and not load(new[1]) then
-      freed[key] = true
-      disinherited[outcome[1]] = key
+local function sort_out() -- which outcomes are of the version that is stored
+  local named, seen = {}, {}
+  for i, outcome in ipairs(outcomes) do named[i] = outcome[1] end
+  preload(named)
+  for _, outcome in ipairs(outcomes) do
+    local id, version, token = unpack(outcome, 1, 3)
+    local t = not seen[id] and load(id)
+    if t and t[VERSION] == version then
+      current[#current + 1] = outcome
+      if outcome[SUCCESSORS] then hand_over_key(id, t, outcome[SUCCESSORS]) end
+    end
+    if t and (t[VERSION] == version or t[VERSION] == version + 1 and t[TOKEN] == token) then
+      seen[id] = true
+      accepted[#accepted + 1] = id
     end
   end
 end
 
+local function replace(t, outcome) -- says whether it has come back from its end
+  local id, version, token, status, attempts, left, claim, course = unpack(outcome, 1, 8)
+  local is_back = TERMINAL[t[STATUS]] and not TERMINAL[status]
+  leave(id, t)
+  if left ~= "" then
+    write("o:" .. id, left)
+  elseif t[LEFT] then
+    call("DEL", root .. "o:" .. id)
+  end
+  t[STATUS], t[VERSION], t[ATTEMPTS], t[TOKEN] = status, version + 1, attempts, token
+  t[LEFT], t[CLAIM], t[COURSE] = left ~= "", claim, course
+  enter(id, t)
+  return is_back
+end
+
+sort_out()
 local ids, fresh = survey(planted, freed)
 local unknown = unknown_parent(planted, fresh)
 if unknown then return cmsgpack.pack({false, unknown}) end
 
-local revived = {}
+local revived, parents = {}, {}
 for _, outcome in ipairs(current) do
-  local id, new, left = outcome[1], outcome[4], outcome[5]
-  local t = states[id]
-  if TERMINAL[t.s] and not TERMINAL[new.s] and t.a ~= "" then revived[#revived + 1] = id end
-  new.v, new.u = next_version(t), outcome[3]
-  if left ~= "" then
-    strings[root .. "o:" .. id] = left
-    new.o = "1"
-  elseif t.o == "1" then
-    call("DEL", root .. "o:" .. id)
-    new.o = ""
-  end
-  move(id, t, new)
+  local id = outcome[1]
+  local t = tasks[id]
+  if replace(t, outcome) then revived[#revived + 1] = id end
+  if t[CHILDREN] and TERMINAL[t[STATUS]] then parents[#parents + 1] = id end
 end
-for _, id in ipairs(revived) do place_anew(id, states[id]) end
+for _, id in ipairs(revived) do place_anew(id, tasks[id]) end
 for id, key in pairs(disinherited) do
-  change(id, {k = ""})
+  local t = tasks[id]
+  t[FIXED] = string.sub(t[FIXED], 1, -#key - 1)
   call("HDEL", root .. "k", key)
 end
 flush()
 plant(planted, ids, fresh)
-local budget = CHILDREN
-for _, outcome in ipairs(current) do
-  local id = outcome[1]
-  if TERMINAL[states[id].s] and states[id].c == "1" then
-    budget = budget - settle(id, states[id].s, math.max(budget, 0))
-  end
-end
+local budget = CHILDREN_AT_ONCE
+for _, id in ipairs(parents) do budget = budget - settle(id, tasks[id][STATUS], math.max(budget, 0)) end
 flush()
 tell(sender)
 return cmsgpack.pack({accepted, call("HLEN", root .. "settle")})
