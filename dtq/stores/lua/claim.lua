@@ -89,7 +89,7 @@ flush()
 local ids = take_doomed()
 take(ids, 0)
 if #ids < n then
-  local picked = pick(wanted("lanes"), n - #ids, now, lowest)
+  local picked = pick(wanted("lanes"), n - #ids, now, lowest .. "g") -- no place goes on with a letter behind f
   send("ZREM", "exp", picked)
   take(picked, 1)
   for _, id in ipairs(picked) do ids[#ids + 1] = id end

@@ -3,9 +3,9 @@
 -- KEYS[1]  the prefix of the namespace, "dtq:{name}:". Every key begins with it, so that all lie in one cluster slot.
 -- ARGV[1]  what the script asks for, one MessagePack value. Numbers that must stay as they are come as text.
 --
--- b:<id> string   what a task is (JSON); written once       o:<id> string  what its attempts left behind (JSON)
--- t:<id> string   how far it is (MessagePack, see below)    k     hash     key -> id
--- open            ids that are not at their end, sorted     seq   string   the number of the task that came last
+-- t hash          id -> how far it is (see below)           b hash         id -> what a task is (JSON); written once
+-- o hash          id -> what its attempts left (JSON)       k hash         key -> id
+-- open            ids that are not at their end, sorted     seq string     the number of the task that came last
 -- s:<status>      ids that are, sorted, by how they ended
 -- later           id by due time, until that has come       exp            id by the time at which it expires
 -- r:<lane>        what may be claimed: priority, due time and number as text that sorts, then the id
@@ -21,7 +21,7 @@
 local root, call = KEYS[1], redis.call
 local input = cmsgpack.unpack(ARGV[1])
 
--- How far a task is: these ten values, one string a task, so that a whole batch is read and written by one command each.
+-- How far a task is: these ten values, in MessagePack.
 local STATUS, VERSION, ATTEMPTS = 1, 2, 3
 local TOKEN = 4 -- of the last change
 local LANE = 5
@@ -32,6 +32,7 @@ local COURSE = 9 -- end, place (priority and due time as text that sorts), due t
 local FIXED = 10 -- number, whether a parent's failure is its own ("1"), parents, key
 
 local TERMINAL = {completed = true, failed = true, cancelled = true}
+local ZERO = "0" -- the score of what is sorted by name
 local SLICE = 1000 -- arguments of one command: unpack has a limit
 
 local function claim_of(t) -- worker, begin, end of the lease; progress and note
@@ -90,26 +91,33 @@ local function add_to(hash, field, by)
 end
 
 local tasks, packed = {}, {} -- by id: how far it is, or false; the same, packed
-local dirty, writes = {}, {} -- ids that are to be written; keys and texts that are, by turns
+local dirty = {} -- ids that are to be written
+local bodies, lefts = {}, {} -- what is new in b and o: ids and texts by turns
+
+local function read(hash, fields, use) -- use(position, value or false) for each
+  for i = 1, #fields, SLICE do
+    local values = call("HMGET", root .. hash, unpack(fields, i, math.min(i + SLICE - 1, #fields)))
+    for j = 1, #values do use(i + j - 1, values[j]) end
+  end
+end
+
+local function put(list, name, value)
+  local n = #list
+  list[n + 1], list[n + 2] = name, value
+end
 
 local function preload(ids)
-  local missing, keys = {}, {}
+  local missing = {}
   for _, id in ipairs(ids) do
     if tasks[id] == nil then
       tasks[id] = false
       missing[#missing + 1] = id
-      keys[#keys + 1] = root .. "t:" .. id
     end
   end
-  for i = 1, #keys, SLICE do
-    local values = call("MGET", unpack(keys, i, math.min(i + SLICE - 1, #keys)))
-    for j, value in ipairs(values) do
-      if value then
-        local id = missing[i + j - 1]
-        tasks[id], packed[id] = {cmsgpack.unpack(value)}, value
-      end
-    end
-  end
+  read("t", missing, function(i, state)
+    local id = missing[i]
+    if state then tasks[id], packed[id] = {cmsgpack.unpack(state)}, state end
+  end)
 end
 
 local function load(id) -- nil where there is none
@@ -117,22 +125,18 @@ local function load(id) -- nil where there is none
   return tasks[id] or nil
 end
 
-local function write(key, text)
-  local n = #writes
-  writes[n + 1], writes[n + 2] = root .. key, text
-end
-
-local function write_strings()
+local function write_hashes()
+  local states = {}
   for id in pairs(dirty) do
     if tasks[id] then
       packed[id] = cmsgpack.pack(unpack(tasks[id]))
-      write("t:" .. id, packed[id])
+      put(states, id, packed[id])
     end
   end
-  for i = 1, #writes, SLICE do
-    call("MSET", unpack(writes, i, math.min(i + SLICE - 1, #writes)))
-  end
-  dirty, writes = {}, {}
+  send("HSET", "t", states)
+  send("HSET", "b", bodies)
+  send("HSET", "o", lefts)
+  dirty, bodies, lefts = {}, {}, {}
 end
 
 local function write_sets()
@@ -140,8 +144,7 @@ local function write_sets()
     local into, out = {}, {}
     for member, score in pairs(members) do
       if score then
-        local n = #into
-        into[n + 1], into[n + 2] = score, member
+        put(into, score, member)
       else
         out[#out + 1] = member
       end
@@ -163,14 +166,14 @@ local function write_counts()
 end
 
 local function flush() -- writes what has been collected
-  write_strings()
+  write_hashes()
   write_sets()
   write_counts()
 end
 
 local function ready(id, t, place, number)
-  set("r:" .. t[LANE], place .. number .. id, 0)
-  set("lanes", t[LANE], 0)
+  set("r:" .. t[LANE], place .. number .. id, ZERO)
+  set("lanes", t[LANE], ZERO)
 end
 
 local function enter(id, t, is_due) -- into every index where a task like this is looked for; it will be written
@@ -179,17 +182,17 @@ local function enter(id, t, is_due) -- into every index where a task like this i
   count(t[LANE], status, 1)
   if TERMINAL[status] then
     local ended = string.match(t[COURSE], "^[^\31]*")
-    set("s:" .. status, id, 0)
-    set("f:" .. status, id, ended ~= "" and ended or 0)
+    set("s:" .. status, id, ZERO)
+    set("f:" .. status, id, ended ~= "" and ended or ZERO)
     return set("open", id, false)
   elseif status == "processing" then
     local _, _, lease = claim_of(t)
-    return set("lease", id, lease ~= "" and lease or 0)
+    return set("lease", id, lease ~= "" and lease or ZERO)
   end
   local _, place, due, expiry, _, reason = course_of(t)
   if reason ~= "" then
-    set("d:" .. t[LANE], id, 0)
-    return set("doomed", t[LANE], 0)
+    set("d:" .. t[LANE], id, ZERO)
+    return set("doomed", t[LANE], ZERO)
   end
   if expiry ~= "" then set("exp", id, expiry) end
   if status == "blocked" then return end
@@ -206,7 +209,7 @@ local function leave(id, t) -- out of them
   if TERMINAL[status] then
     set("s:" .. status, id, false)
     set("f:" .. status, id, false)
-    return set("open", id, 0)
+    return set("open", id, ZERO)
   elseif status == "processing" then
     return set("lease", id, false)
   end
@@ -271,25 +274,20 @@ end
 
 local function records(ids) -- of each that is there: id, how far it is, what it is, what its attempts left behind
   preload(ids)
-  local found, keys, places = {}, {}, {}
-  local function ask(key)
-    keys[#keys + 1] = key
-    places[#keys] = #found + 1
-    found[#found + 1] = ""
-  end
+  local there, left, found = {}, {}, {}
   for _, id in ipairs(ids) do
     local t = tasks[id]
     if t then
-      found[#found + 1] = id
-      found[#found + 1] = packed[id]
-      ask(root .. "b:" .. id)
-      if t[LEFT] then ask(root .. "o:" .. id) else found[#found + 1] = "" end
+      there[#there + 1] = id
+      if t[LEFT] then left[#left + 1] = id end
     end
   end
-  for i = 1, #keys, SLICE do
-    local values = call("MGET", unpack(keys, i, math.min(i + SLICE - 1, #keys)))
-    for j, value in ipairs(values) do found[places[i + j - 1]] = value or "" end
-  end
+  local texts = {}
+  read("o", left, function(i, text) texts[left[i]] = text end)
+  read("b", there, function(i, body)
+    local n, id = #found, there[i]
+    found[n + 1], found[n + 2], found[n + 3], found[n + 4] = id, packed[id], body, texts[id] or ""
+  end)
   return found
 end
 

@@ -84,8 +84,8 @@ local function keep_gates(gates, now)
   end
 end
 
--- Heads are read a few at a time, and more as a lane goes on winning.
-local function advance(contender, lowest)
+-- Heads are read a few at a time, and more as a lane goes on winning. Those from `last` on are not wanted.
+local function advance(contender, last)
   contender.at = contender.at + 1
   if contender.at > #contender.heads then
     local key = root .. "r:" .. contender.lane
@@ -94,9 +94,8 @@ local function advance(contender, lowest)
     contender.read, contender.at = contender.read + #contender.heads, 1
     contender.step = math.min(contender.step * 4, 512)
   end
-  contender.member = contender.heads[contender.at]
-  if contender.member and string.sub(contender.member, 1, 4) > lowest then contender.member = nil end
-  contender.head = contender.member and string.sub(contender.member, 1, ORDER)
+  local member = contender.heads[contender.at]
+  contender.member = member and member < last and member or nil
   return contender.member
 end
 
@@ -127,17 +126,17 @@ local function pop(heap, before)
 end
 
 local function by_head(a, b)
-  return a.head < b.head
+  return a.member < b.member
 end
 
 local function by_turn(a, b) -- priority, then the mark of the key, then the head
-  local pa, pb = string.sub(a.head, 1, 4), string.sub(b.head, 1, 4)
+  local pa, pb = string.sub(a.member, 1, 4), string.sub(b.member, 1, 4)
   if pa ~= pb then return pa < pb end
   if a.mark ~= b.mark then return a.mark < b.mark end
-  return a.head < b.head
+  return a.member < b.member
 end
 
-local function open_rivals(lanes, gates, n, now, lowest) -- limit key -> a heap of its lanes; and how many keys
+local function open_rivals(lanes, gates, n, now, last) -- limit key -> a heap of its lanes; and how many keys
   local rivals, keys = {}, 0
   for _, lane in ipairs(lanes) do
     local queue, type_, key = split(lane)
@@ -147,7 +146,7 @@ local function open_rivals(lanes, gates, n, now, lowest) -- limit key -> a heap 
         contender.gates[#contender.gates + 1] = {gate, bucket_of(gate.limit, key)}
       end
     end
-    if is_open(contender, now) and advance(contender, lowest) then
+    if is_open(contender, now) and advance(contender, last) then
       if not rivals[key] then
         rivals[key], keys = {}, keys + 1
       end
@@ -157,9 +156,9 @@ local function open_rivals(lanes, gates, n, now, lowest) -- limit key -> a heap 
   return rivals, keys
 end
 
-local function pick(lanes, n, now, lowest) -- takes out the up to n tasks that go next: their ids, best first
+local function pick(lanes, n, now, last) -- takes out the up to n tasks that go next: their ids, best first
   local gates = gates_of_limits()
-  local rivals, keys = open_rivals(lanes, gates, n, now, lowest)
+  local rivals, keys = open_rivals(lanes, gates, n, now, last)
   local share = keys > 1 and {now = tonumber(call("GET", root .. "share:now") or 0), marks = {}}
   local function mark(key)
     if not share then return 0 end
@@ -168,24 +167,29 @@ local function pick(lanes, n, now, lowest) -- takes out the up to n tasks that g
   end
   local order, picked, taken = {}, {}, {} -- of each lane its first
   for key, lanes_of_key in pairs(rivals) do
-    push(order, {key = key, lanes = lanes_of_key, mark = mark(key), head = lanes_of_key[1].head}, by_turn)
+    push(order, {key = key, lanes = lanes_of_key, mark = mark(key), member = lanes_of_key[1].member}, by_turn)
+  end
+  local function serve(rival, contender)
+    pass(contender, now)
+    if share then
+      share.now = mark(rival.key)
+      share.marks[rival.key] = share.now + 1
+      call("ZADD", root .. "share", number(share.now + 1), rival.key)
+    end
+    picked[#picked + 1] = string.sub(contender.member, ORDER + 1)
+    taken[contender.lane] = (taken[contender.lane] or 0) + 1
+    return #picked < n and advance(contender, last)
   end
   while #order > 0 and #picked < n do
     local rival = pop(order, by_turn)
     local contender = pop(rival.lanes, by_head)
-    if is_open(contender, now) then
-      pass(contender, now)
-      if share then
-        share.now = mark(rival.key)
-        share.marks[rival.key] = share.now + 1
-        call("ZADD", root .. "share", number(share.now + 1), rival.key)
-      end
-      picked[#picked + 1] = string.sub(contender.member, ORDER + 1)
-      taken[contender.lane] = (taken[contender.lane] or 0) + 1
-      if advance(contender, lowest) then push(rival.lanes, contender, by_head) end
+    local has_more = is_open(contender, now) and serve(rival, contender)
+    while has_more and #order == 0 and #rival.lanes == 0 and #picked < n do -- there is no other
+      has_more = is_open(contender, now) and serve(rival, contender)
     end
+    if has_more then push(rival.lanes, contender, by_head) end
     if rival.lanes[1] then
-      rival.head, rival.mark = rival.lanes[1].head, mark(rival.key)
+      rival.member, rival.mark = rival.lanes[1].member, mark(rival.key)
       push(order, rival, by_turn)
     end
   end

@@ -86,8 +86,8 @@ local function store(new, number, parents) -- gives the parents that it waits fo
   local fixed = number .. "\31" .. strict .. "\31" .. table.concat(parents, ",") .. "\31" .. key
   local t = {status, 1, 0, "", lane, false, false, "\31\31\31\31", course .. reason, fixed}
   tasks[id] = t
-  write("b:" .. id, body)
-  set("open", id, 0)
+  put(bodies, id, body)
+  set("open", id, ZERO)
   if key ~= "" then call("HSET", root .. "k", key, id) end
   if place ~= "" and status == "pending" then -- as `enter` would, without a look at what was just put together
     dirty[id] = true
@@ -115,7 +115,7 @@ local function plant(news, ids, fresh)
   for i, new in ipairs(news) do stands_for[new[ID]] = ids[i] end
   local last = call("INCRBY", root .. "seq", #fresh) - #fresh
   for i, new in ipairs(fresh) do
-    local waits = store(new, string.format("%014.0f", last + i), parents_of(new, stands_for))
+    local waits = store(new, string.format("%014d", last + i), parents_of(new, stands_for))
     if #waits > 0 then children[new[ID]] = waits end
   end
   for id, waits in pairs(children) do wait_for(id, waits) end

@@ -8,5 +8,5 @@ local function remove(id, t)
   leave(id, t)
   set("open", id, false)
   tasks[id] = false
-  call("UNLINK", root .. "t:" .. id, root .. "b:" .. id, root .. "o:" .. id)
+  for _, hash in ipairs({"t", "b", "o"}) do call("HDEL", root .. hash, id) end
 end

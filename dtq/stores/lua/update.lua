@@ -45,9 +45,9 @@ local function replace(t, outcome) -- says whether it has come back from its end
   local is_back = TERMINAL[t[STATUS]] and not TERMINAL[status]
   leave(id, t)
   if left ~= "" then
-    write("o:" .. id, left)
+    put(lefts, id, left)
   elseif t[LEFT] then
-    call("DEL", root .. "o:" .. id)
+    call("HDEL", root .. "o", id)
   end
   t[STATUS], t[VERSION], t[ATTEMPTS], t[TOKEN] = status, version + 1, attempts, token
   t[LEFT], t[CLAIM], t[COURSE] = left ~= "", claim, course
