@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import redis
@@ -15,7 +16,7 @@ from kill_redis import ALWAYS, Node
 from dtq import QueueManager, TaskQueue, open_store
 from dtq.errors import StoreError
 from dtq.stores import Node as NodeRecord
-from dtq.stores.link import redacted
+from dtq.stores.address import redacted
 from dtq.stores.redis import RedisStore
 from dtq.task import ErrorInfo, Task, fail, succeed
 
@@ -255,7 +256,48 @@ def test_a_server_that_is_not_there_is_named_without_its_password():
     with pytest.raises(StoreError, match=r"redis://\*\*\*@127.0.0.1:\d+/0 cannot be reached") as caught:
         open_store(place)
     assert "secret" not in str(caught.value)
-    assert redacted("rediss://:pw@h/0?ssl_password=pw&x=1") == "rediss://***@h/0?ssl_password=***&x=1"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rediss://:pw@h/0?ssl_password=pw&x=1", "rediss://***@h/0?ssl_password=***&x=1"),
+        ("redis://ada:p@w/d@h:1/0", "redis://***@h:1/0"),  # as it should not be written, and is
+        ("redis://h/0?namespace=a@b", "redis://h/0?namespace=a@b"),
+        ("sqlite:////home/a@b/queue.db", "sqlite:////home/a@b/queue.db"),
+        ("file:/a@b?persistence_interval=1", "file:/a@b?persistence_interval=1"),
+        ("queue.db", "queue.db"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url, shown):
+    assert redacted(url) == shown
+
+
+def test_a_url_that_names_no_store_is_not_shown_with_its_password():
+    with pytest.raises(StoreError, match=r"'postgres://\*\*\*@h/db' names no store"):
+        open_store("postgres://ada:secret@h/db")
+
+
+def test_a_node_does_not_say_its_password_when_it_is_ready():
+    server = servers.Server("valkey")
+    with redis.Redis(port=server.port) as client:
+        client.config_set("requirepass", "secret")
+    store = server.url.replace("//", "//:secret@")
+    command = [
+        Path(sys.executable).with_name("dtq"),
+        "run",
+        "--store",
+        store,
+        "--handler",
+        "j=os:getpid",
+        "--pool-size",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
+        ready = node.stdout.readline()
+        node.terminate()
+    server.remove()
+    assert ready.endswith(f"store redis://***@127.0.0.1:{server.port}/0\n")
 
 
 def test_a_password_is_needed_and_taken_from_the_url():

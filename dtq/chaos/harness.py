@@ -31,6 +31,7 @@ from dtq.chaos.plan import ON_APIS, ON_SERVERS, Fault, draw, kinds
 from dtq.chaos.promises import EVERYBODY, Evidence
 from dtq.errors import DTQError
 from dtq.manager import QueueManager
+from dtq.stores.address import redacted
 from dtq.task import Status, Task
 
 SWEEP = 4.0  # seconds past its lease until a task must have been taken over, on a machine that is busy
@@ -79,7 +80,9 @@ def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults
             stack.callback(backend.end)
         manager = stack.enter_context(QueueManager(url))
         if n := manager.stats().total:
-            raise DTQError(f"{url} holds {n:,} tasks, and this ends with what is in it broken: name an empty store")
+            raise DTQError(
+                f"{redacted(url)} holds {n:,} tasks, and this ends with what is in it broken: name an empty store"
+            )
         manager.store.set_lane(key=LIMITED, max_running=MOST)
         siege = Siege(url, seed, profile, manager, directory, backend)
         began = time.monotonic()

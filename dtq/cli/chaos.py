@@ -12,6 +12,7 @@ import typer
 
 from dtq.cli.common import complain, say
 from dtq.errors import DTQError
+from dtq.stores.address import redacted
 
 if TYPE_CHECKING:  # loaded when it is needed: it takes long
     from rich.progress import Progress
@@ -101,7 +102,7 @@ def _besiege(
     for promise, sentences in outcome.broken.items():
         complain(f"{promise}: {'; '.join(sentences[:5])}{' ...' if len(sentences) > 5 else ''}")
     if outcome.broken:
-        again = f"dtq chaos {url} --seed {seed} --tasks {profile.tasks} --kills {profile.kills}"
+        again = f"dtq chaos {redacted(url)} --seed {seed} --tasks {profile.tasks} --kills {profile.kills}"
         complain(f"again, on an empty store: {again}{f' --server {quote(server)}' if server else ''}")
     return 1 if outcome.broken else 0
 

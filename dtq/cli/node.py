@@ -22,6 +22,7 @@ import typer
 from dtq.cli.common import readable
 from dtq.events import Event
 from dtq.queue import TaskQueue
+from dtq.stores.address import redacted
 
 log = logging.getLogger("dtq")
 
@@ -113,7 +114,7 @@ def _heed(node: Node, inbox: Inbox, grace: float) -> int:
 
 def _announce(node: Node) -> None:
     types = ", ".join(sorted(node.registry.types()))
-    typer.echo(f"ready: node {node.node}, {node.size} workers, types {types}, store {node.where}")
+    typer.echo(f"ready: node {node.node}, {node.size} workers, types {types}, store {redacted(node.where)}")
 
 
 def _drain(node: Node, seconds: float) -> None:

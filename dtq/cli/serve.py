@@ -14,6 +14,7 @@ from dtq.cli.common import STORE as DEFAULT
 from dtq.cli.common import StoreOption, check, say
 from dtq.cli.node import log_to_stderr
 from dtq.errors import DTQError
+from dtq.stores.address import redacted
 
 
 def serve(
@@ -77,7 +78,7 @@ def _serve(server: object, where: str) -> None:
     before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with server:
-            typer.echo(f"ready: {server.url}, processes {' '.join(map(str, server.pids()))}, store {where}")
+            typer.echo(f"ready: {server.url}, processes {' '.join(map(str, server.pids()))}, store {redacted(where)}")
             while not told.wait(3600):  # a wait with a time can be ended by a signal
                 pass
             say("stopping: what was asked is still answered")

@@ -21,6 +21,7 @@ import msgspec
 
 from dtq.errors import StoreError
 from dtq.limits import Limit
+from dtq.stores.address import address, redacted
 from dtq.task import Status, Task
 
 Counts = dict[str, int]  # status -> how many
@@ -276,7 +277,7 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
         return _open_redis(url)
     if "://" in url or (":" in url and "/" not in scheme and len(scheme) > 1):
         raise StoreError(
-            f"{url!r} names no store: use memory:, sqlite:///path/to/queue.db, file:path/to/directory, "
+            f"{redacted(url)!r} names no store: use memory:, sqlite:///path/to/queue.db, file:path/to/directory, "
             "redis://host:port/0, or a path"
         )
     return _open_sqlite(url)
@@ -287,7 +288,6 @@ _REDIS = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "r
 
 def _open_redis(url: str) -> Store:
     try:
-        from dtq.stores.link import address
         from dtq.stores.redis import RedisStore
     except ModuleNotFoundError as error:
         if error.name != "redis":

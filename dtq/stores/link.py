@@ -7,13 +7,10 @@ call --> EVALSHA --> server          a connection that has broken is made anew, 
 from __future__ import annotations
 
 import hashlib
-import re
 import time
-from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from redis import Redis, RedisCluster, exceptions
 from redis.backoff import NoBackoff
@@ -21,6 +18,7 @@ from redis.retry import Retry
 
 from dtq.codec import pack
 from dtq.errors import StoreError
+from dtq.stores.address import redacted
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between attempts to reach the server
 SOCKET_TIMEOUT = 2.0  # seconds, at most, that one attempt waits for a connection or a reply
@@ -38,45 +36,6 @@ AWAY = (  # what may pass by itself: the server is restarting, or another one is
     exceptions.RedisClusterException,
 )
 Client = Any  # redis.Redis or redis.RedisCluster, which share their methods but no class
-
-
-def redacted(url: str) -> str:
-    """The URL without user and password, nor any that is an option."""
-    parts = urlsplit(url)
-    query = re.sub(r"(?i)((?:^|&)[^=&]*(?:password|username)[^=&]*=)[^&]*", r"\1***", parts.query)
-    place = "***@" + parts.netloc.rpartition("@")[2] if "@" in parts.netloc else parts.netloc
-    return urlunsplit((parts.scheme, place, parts.path, query, ""))
-
-
-def address(url: str) -> tuple[str, dict[str, Any]]:
-    """The URL without the options that are ours, and those. Raises StoreError where one is not as it must be."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise StoreError(f"{redacted(url)!r} names no server: write redis://host:6379/0")
-    options: dict[str, Any] = {}
-    rest = []
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name == "namespace":
-            options[name] = value
-        elif name == "timeout":
-            options[name] = _positive(url, value)
-        elif name == "cluster":
-            options[name] = value not in ("0", "false", "no")
-        elif name.startswith("ssl_"):
-            rest.append((name, value))
-        else:
-            raise StoreError(
-                f"{redacted(url)!r} has the option {name!r}; there are: cluster, namespace, timeout, and with rediss: "
-                "those of TLS that redis-py knows (ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs, ...)"
-            )
-    return urlunsplit(parts._replace(query=urlencode(rest))), options
-
-
-def _positive(url: str, text: str) -> float:
-    with suppress(ValueError):
-        if float(text) > 0:
-            return float(text)
-    raise StoreError(f"{redacted(url)!r}: timeout is {text!r}; allowed: a number of seconds, more than 0")
 
 
 @cache

@@ -1,0 +1,47 @@
+"""The URL of a store: how it is shown, and which options it carries. Its secrets go to the server and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from dtq.errors import StoreError
+
+
+def redacted(url: str) -> str:
+    """The URL of any store without user and password, and without any that is an option."""
+    url = re.sub(r"^([\w+.-]+://)(?!/)[^?]*@", r"\1***@", url)  # three slashes: a path, in which an @ is an @
+    return re.sub(r"(?i)([?&][^=&]*(?:password|username)[^=&]*=)[^&]*", r"\1***", url)
+
+
+def address(url: str) -> tuple[str, dict[str, Any]]:
+    """The URL without the options that are ours, and those. Raises StoreError where one is not as it must be."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise StoreError(f"{redacted(url)!r} names no server: write redis://host:6379/0")
+    options: dict[str, Any] = {}
+    rest = []
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name == "namespace":
+            options[name] = value
+        elif name == "timeout":
+            options[name] = _positive(url, value)
+        elif name == "cluster":
+            options[name] = value not in ("0", "false", "no")
+        elif name.startswith("ssl_"):
+            rest.append((name, value))
+        else:
+            raise StoreError(
+                f"{redacted(url)!r} has the option {name!r}; there are: cluster, namespace, timeout, and with rediss: "
+                "those of TLS that redis-py knows (ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs, ...)"
+            )
+    return urlunsplit(parts._replace(query=urlencode(rest))), options
+
+
+def _positive(url: str, text: str) -> float:
+    with suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise StoreError(f"{redacted(url)!r}: timeout is {text!r}; allowed: a number of seconds, more than 0")
