@@ -81,6 +81,7 @@ class Loop:
         self._outcomes: list[Outcome] = []
         self._next_beat = self._next_cleanup = 0.0
         self._started_at = 0.0
+        self._answered_at = float("-inf")  # by `monotonic`
         self._hinted = False  # the store has changed since the last look for endings
         self._next_look = 0.0
         self._trouble = 0.0  # seconds to wait before the store is tried again; 0 while all is well
@@ -92,6 +93,11 @@ class Loop:
     def hint(self) -> None:
         """Somebody else has changed the store: a task that is waited for here may have ended elsewhere."""
         self._hinted = True
+
+    def health(self) -> float:
+        """Seconds since the store last answered a claim (or, while the workers have all they can take, a heartbeat);
+        infinite before the first. From any thread."""
+        return self._monotonic() - self._answered_at
 
     def turn(self, now: float) -> float:
         """Does all that can be done now; gives the time by which the next turn is due."""
@@ -107,6 +113,8 @@ class Loop:
                 self._commit(now)
             due = min(self._claim(now), self._look_for_endings(now))
             self._trouble = 0.0
+            if beats:
+                self._answered_at = self._monotonic()
         except StoreError as error:
             due = now + self._hold_on(error)
         if self._posts:  # one that came during this turn: its wake-up may be spent
@@ -289,6 +297,7 @@ class Loop:
                 tasks = self._store.claim(
                     self.id, n, self._lease, now, types, group.spec.queues, group.spec.min_priority
                 )
+                self._answered_at = self._monotonic()
                 self._take(group.pool, tasks, now)
                 short |= len(tasks) < n
         self._note_idleness(now, short)

@@ -111,6 +111,13 @@ class TaskQueue(QueueManager):
         """The id of this node: what a task that runs here has as its `worker`."""
         return self._loop.id
 
+    @property
+    def health(self) -> float:
+        """Seconds since this node last asked its store for work and was answered: about a second at most while all is
+        well, infinite before it is started. Nothing has to answer for it to be read, so it tells of a loop that hangs,
+        too."""
+        return self._loop.health()
+
     # --- life
 
     def start(self) -> Self:

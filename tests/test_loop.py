@@ -228,6 +228,31 @@ def test_where_the_results_of_parents_cannot_be_fetched_all_that_was_claimed_com
     assert set(loop.held) == {"child", "other"}
 
 
+@pytest.mark.parametrize("room", [2, 0])
+def test_health_is_the_time_since_the_store_last_answered(store, room, monkeypatch):
+    """Of workers that have room for more as of those that have not."""
+    clock = [NOW]
+    loop = make(store, ScriptedPool(room), monotonic=lambda: clock[0])
+
+    def turn(at):
+        clock[0] = at
+        loop.turn(at)
+        return loop.health()
+
+    def away(*_):
+        raise StoreError("the server is gone")
+
+    assert loop.health() == float("inf")
+    assert turn(NOW) == 0
+    clock[0] = NOW + 0.5
+    assert loop.health() == 0.5
+    for name in ("claim", "heartbeat"):
+        monkeypatch.setattr(store, name, away)
+    assert [turn(NOW + n) for n in (5, 5.1, 9)] == pytest.approx([5, 5.1, 9])
+    monkeypatch.undo()
+    assert turn(NOW + 12) == 0
+
+
 def test_old_tasks_are_cleaned_up_by_age(store, pool):
     loop = make(store, pool, cleanup_age=100)
     add(store, "x")
