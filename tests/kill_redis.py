@@ -30,6 +30,7 @@ from dtq.task import MAX_INTERRUPTIONS, TERMINAL, Status
 
 HERE = Path(__file__).parent
 LEASE = 2.0
+MOST_HELD = 1000  # tasks that four nodes have claimed at a time, and some
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -114,54 +115,79 @@ def judge(tasks: list, log: Path, endings: Path, wanted: int, faults: int) -> di
             "faults": faults, "parked": parked}  # fmt: skip
 
 
+class Course:
+    """Four nodes at work on one server, and what is done to them."""
+
+    def __init__(self, directory: str, chance: random.Random) -> None:
+        self.chance = chance
+        self.log, self.endings = Path(directory, "log"), Path(directory, "endings")
+        self.log.touch()
+        self.endings.touch()
+        self.server = servers.Server("valkey", *ALWAYS)
+        self.store = open_store(f"{self.server.url}?namespace=kills&timeout=30")
+        self.manager = QueueManager(self.store)
+        self.added = 0
+        self.nodes = [self.node() for _ in range(4)]
+        for node in self.nodes:
+            node.wait_until_ready()
+
+    def node(self) -> Node:
+        return Node(f"{self.server.url}?namespace=kills", DTQ_TEST_ENDINGS=str(self.endings))
+
+    def add(self, tasks: int) -> None:
+        payload = {"log": str(self.log), "seconds": 0.002}
+        numbers = range(self.added, self.added + tasks)
+        self.manager.add_many(
+            {"type": "note", "payload": payload | {"n": n}, "max_attempts": 1000, "retry_delay": 0} for n in numbers
+        )
+        self.added += tasks
+
+    def suffer(self, fault: str) -> None:
+        """While there is work: a fault that meets nobody shows nothing."""
+        if unfinished(self.manager) < MOST_HELD:
+            self.add(MOST_HELD)
+        number = self.chance.randrange(4)
+        if fault == "restart":
+            self.server.kill()
+            time.sleep(self.chance.uniform(0, 0.5))
+            self.server.start()
+        elif fault == "freeze":
+            self.nodes[number].freeze(LEASE * 1.5)
+        elif self.chance.random() < 0.75:
+            self.nodes[number].kill_worker(self.chance)
+        else:
+            self.nodes[number].kill()
+            self.nodes[number] = self.node()
+
+    def end(self) -> None:
+        give_up_at = time.monotonic() + 600
+        while unfinished(self.manager):
+            assert time.monotonic() < give_up_at, self.manager.stats()
+            time.sleep(0.1)
+        for node in self.nodes:
+            node.stop()
+
+    def close(self) -> None:
+        self.manager.close()
+        self.store.close()
+        self.server.remove()
+
+
 def torment(tasks: int, kills: int, freezes: int, restarts: int, seconds: float, seed: int) -> dict[str, int]:
-    """The whole course, with its faults spread over so many seconds."""
+    """The whole course, with its faults spread over so many seconds; `tasks` at least."""
     chance = random.Random(seed)
     faults = ["kill"] * kills + ["freeze"] * freezes + ["restart"] * restarts
     chance.shuffle(faults)
-    server = servers.Server("valkey", *ALWAYS)
     with tempfile.TemporaryDirectory() as directory:
-        log, endings = Path(directory, "log"), Path(directory, "endings")
-        log.touch()
-        endings.touch()
-
-        def node() -> Node:
-            return Node(f"{server.url}?namespace=kills", DTQ_TEST_ENDINGS=str(endings))
-
-        store = open_store(f"{server.url}?namespace=kills&timeout=30")
-        manager = QueueManager(store)
-        payload = {"log": str(log), "seconds": 0.002}
-        options = {"max_attempts": 1000, "retry_delay": 0}
-        manager.add_many({"type": "note", "payload": payload | {"n": n}, **options} for n in range(tasks))
-        nodes = [node() for _ in range(4)]
-        for one in nodes:
-            one.wait_until_ready()
+        course = Course(directory, chance)
+        course.add(tasks)
         for fault in faults:
             time.sleep(chance.uniform(0, 2 * seconds / len(faults)))
-            number = chance.randrange(4)
-            if fault == "restart":
-                server.kill()
-                time.sleep(chance.uniform(0, 0.5))
-                server.start()
-            elif fault == "freeze":
-                nodes[number].freeze(LEASE * 1.5)
-            elif chance.random() < 0.75:
-                nodes[number].kill_worker(chance)
-            else:
-                nodes[number].kill()
-                nodes[number] = node()
-        left_when_over = unfinished(manager)
-        give_up_at = time.monotonic() + 600
-        while unfinished(manager):
-            assert time.monotonic() < give_up_at, manager.stats()
-            time.sleep(0.1)
-        for one in nodes:
-            one.stop()
-        verdict = judge(everything(manager), log, endings, tasks, len(faults))
-        manager.close()
-        store.close()
-        server.remove()
-    return verdict | {"left when the faults were over": left_when_over}
+            course.suffer(fault)
+        course.end()
+        verdict = judge(everything(course.manager), course.log, course.endings, course.added, len(faults))
+        course.close()
+    return verdict
 
 
 def main() -> None:
