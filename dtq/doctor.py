@@ -86,7 +86,7 @@ def _replication(facts: Mapping[str, Any]) -> Iterator[Finding]:
     elif replicas := facts.get("connected_slaves", 0):
         text = (
             f"{replicas} replicas, fed after the acknowledgement: a failover loses what was not replicated yet. "
-            "min-replicas-to-write bounds how much; WAIT after an add tells that it has arrived"
+            "replicas=1 in the URL waits until one has it (WAIT); min-replicas-to-write bounds how much is lost"
         )
         yield Finding("note", "replication", text)
     else:

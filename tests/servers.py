@@ -45,11 +45,18 @@ def free_port() -> int:
 class Server:
     """A server with a directory and a port of its own, which may be killed and started again."""
 
-    def __init__(self, kind: str, *options: str, port: int | None = None) -> None:
-        self.port = port or free_port()
+    def __init__(self, kind: str, *options: str, sentinel: str = "") -> None:
+        """`sentinel`: it watches servers, and this is what it is told, beside its port."""
+        self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix=PREFIX)
-        usual = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory, "--save", ""]
-        self.command = [program(kind), *usual, *options]
+        usual = {"port": str(self.port), "bind": "127.0.0.1", "dir": self.directory}
+        if sentinel:
+            file = Path(self.directory, "sentinel.conf")
+            file.write_text("\n".join([*map(" ".join, usual.items()), sentinel]))
+            self.command = [program(kind), str(file), "--sentinel"]
+        else:
+            words = [word for name, value in usual.items() for word in (f"--{name}", value)]
+            self.command = [program(kind), *words, "--save", "", *options]
         running.append(self)
         self.start()
 
@@ -66,6 +73,8 @@ class Server:
                 with contextlib.suppress(redis.ConnectionError):
                     client.ping()
                     return
+                if self.process.poll() is not None:
+                    break
                 time.sleep(0.01)
         raise AssertionError(Path(self.directory, "log").read_text())
 

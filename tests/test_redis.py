@@ -316,7 +316,9 @@ def test_a_password_is_needed_and_taken_from_the_url():
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("redis://h/0?colour=red", "has the option 'colour'; there are: cluster, namespace, timeout"),
+        ("redis://h/0?colour=red", "has the option 'colour'; there are: cluster, namespace, replicas, timeout"),
+        ("redis://h/0?replicas=some", "replicas is 'some'; allowed: a whole number"),
+        ("redis://h/0?replicas=1&cluster=1", "allowed: 0 to 100, and 0 on a cluster"),
         ("redis://h/0?timeout=soon", "timeout is 'soon'; allowed: a number of seconds"),
         ("redis://", "names no server"),
         ("redis://h/0?namespace=a{b", "allowed: printable text without braces"),

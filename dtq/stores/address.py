@@ -30,14 +30,22 @@ def address(url: str) -> tuple[str, dict[str, Any]]:
             options[name] = _positive(url, value)
         elif name == "cluster":
             options[name] = value not in ("0", "false", "no")
+        elif name == "replicas":
+            options[name] = _whole(url, value)
         elif name.startswith("ssl_"):
             rest.append((name, value))
         else:
             raise StoreError(
-                f"{redacted(url)!r} has the option {name!r}; there are: cluster, namespace, timeout, and with rediss: "
-                "those of TLS that redis-py knows (ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs, ...)"
+                f"{redacted(url)!r} has the option {name!r}; there are: cluster, namespace, replicas, timeout, and "
+                "with rediss: those of TLS that redis-py knows (ssl_ca_certs, ssl_certfile, ssl_keyfile, ...)"
             )
     return urlunsplit(parts._replace(query=urlencode(rest))), options
+
+
+def _whole(url: str, text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    raise StoreError(f"{redacted(url)!r}: replicas is {text!r}; allowed: a whole number")
 
 
 def _positive(url: str, text: str) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import time
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from redis import Redis, RedisCluster, exceptions
 from redis.backoff import NoBackoff
@@ -21,6 +21,8 @@ from dtq.errors import StoreError
 from dtq.stores.address import redacted
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between attempts to reach the server
+REPLICATED_WITHIN = 1.0  # seconds that replicas are waited for
+LASTING = ("add", "update")  # what must not be lost; a claim that is lost is made again
 SOCKET_TIMEOUT = 2.0  # seconds, at most, that one attempt waits for a connection or a reply
 PARTS = {  # what a script is made of, beside lib.lua and itself
     "add": ["plant"], "update": ["plant"], "claim": ["pick"], "delete": ["remove"], "purge": ["remove"],
@@ -47,12 +49,16 @@ def script(name: str) -> str:
 
 
 class Link:
-    """`url` or `client` says where; `cluster` that it is one. `timeout`: seconds until a call gives up."""
+    """`url` or `client` says where; `cluster` that it is one. `timeout`: seconds until a call gives up. `replicas`: how
+    many must have what is added and what has ended before it is acknowledged."""
 
-    def __init__(self, url: str, client: Client | None, namespace: str, timeout: float, cluster: bool) -> None:
+    def __init__(
+        self, url: str, client: Client | None, namespace: str, timeout: float, cluster: bool, replicas: int = 0
+    ) -> None:
         self.place = redacted(url) if client is None else _place_of(client)
         self.prefix = f"dtq:{{{namespace}}}:"
         self.timeout = timeout
+        self.replicas = replicas
         self.ahead = 0.0  # seconds by which the server's clock is ahead of this machine's
         self._owns_client = client is None
         self._digests: dict[str, str] = {}
@@ -73,14 +79,31 @@ class Link:
         self.ahead = float(reply) - (asked + time.time()) / 2
 
     def _run(self, name: str, packed: bytes) -> Any:
+        call = self._evaluate_and_wait if self.replicas and name in LASTING else self._evaluate
         digest = self._digests.get(name)
         if digest is not None:
             try:
-                return self.client.evalsha(digest, 1, self.prefix, packed)
+                return call("evalsha", digest, packed)
             except exceptions.NoScriptError:
                 pass
-        reply = self.client.eval(script(name), 1, self.prefix, packed)
+        reply = call("eval", script(name), packed)
         self._digests[name] = _digest(name)
+        return reply
+
+    def _evaluate(self, command: Literal["eval", "evalsha"], what: str, packed: bytes) -> Any:
+        return getattr(self.client, command)(what, 1, self.prefix, packed)
+
+    def _evaluate_and_wait(self, command: Literal["eval", "evalsha"], what: str, packed: bytes) -> Any:
+        """On one connection, as WAIT is about what came before it on its own."""
+        with self.client.pipeline(transaction=False) as pipe:
+            getattr(pipe, command)(what, 1, self.prefix, packed)
+            pipe.wait(self.replicas, int(REPLICATED_WITHIN * 1000))
+            reply, reached = pipe.execute()
+        if reached < self.replicas:
+            raise StoreError(
+                f"{self.place} has it, and {reached} of {self.replicas} replicas within {REPLICATED_WITHIN:g} s: "
+                "it may be lost if another server takes over; asking again does no harm"
+            )
         return reply
 
     def patiently(self, work: Any, patience: float) -> Any:
@@ -146,6 +169,8 @@ def _place_of(client: Client) -> str:
     known = getattr(pool, "connection_kwargs", {})
     if known.get("decode_responses"):
         raise StoreError("the client has decode_responses=True; allowed: one that gives bytes")
+    if service := getattr(pool, "service_name", None):
+        return f"the master that Sentinel has for {service!r}"
     host, port = known.get("host"), known.get("port")
     return f"redis://{host}:{port}" if host else type(client).__name__
 

@@ -56,6 +56,8 @@ class RedisStore:
     `namespace` is which queue on this server; all its keys begin with "dtq:{namespace}:". `timeout`: seconds for which
     a call tries to reach the server before it raises StoreError (a call of the loop gives up sooner, and is made
     again). `cluster`: the URL is that of a node of a Redis Cluster, in which the namespace lives in one slot.
+    `replicas`: so many replicas must have what is added, and what has ended, before it is acknowledged (WAIT): then it
+    is not lost when one of them takes over. Where they have not within a second, StoreError.
     """
 
     def __init__(
@@ -65,13 +67,16 @@ class RedisStore:
         namespace: str = "default",
         timeout: float = 5.0,
         cluster: bool = False,
+        replicas: int = 0,
         client: Any = None,
     ) -> None:
         if not namespace or not namespace.isprintable() or set(namespace) & set("{}"):
             raise StoreError(f"namespace is {namespace!r}; allowed: printable text without braces")
         if not 0 < timeout <= 3600:
             raise StoreError(f"timeout is {timeout!r}; allowed: up to 3,600 seconds, more than 0")
-        self.link = Link(url, client, namespace, timeout, cluster)
+        if not 0 <= replicas <= 100 or (replicas and cluster):
+            raise StoreError(f"replicas is {replicas!r}; allowed: 0 to 100, and 0 on a cluster")
+        self.link = Link(url, client, namespace, timeout, cluster, replicas)
         self._id = os.urandom(8).hex()
         self._bell = Bell()
         self._ear: Ear | None = None
