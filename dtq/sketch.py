@@ -36,7 +36,9 @@ class Sketch:
         self.sum = sum
 
     def add(self, seconds: float) -> None:
-        index = ceil(log2(seconds) * SCALE) if seconds > 0 else LOWEST
+        """What is below zero, as a clock that was set gives it, counts as zero: nothing here ever shrinks."""
+        seconds = seconds if seconds > 0 else 0.0
+        index = ceil(log2(seconds) * SCALE) if seconds else LOWEST
         index = LOWEST if index < LOWEST else HIGHEST if index > HIGHEST else index
         self.counts[index] = self.counts.get(index, 0) + 1
         self.sum += seconds

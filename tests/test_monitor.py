@@ -165,6 +165,36 @@ def test_a_clock_that_is_set_back_an_hour_gives_no_negative_figure_and_is_told_o
     assert [line["by"] for line in lines(tmp_path / "dtq.log") if line["event"] == "clock:set"] == [-3600]
 
 
+@pytest.mark.parametrize("url", ["memory:", "{}/queue.db", "file:{}/queue"])
+def test_a_queue_whose_clock_is_set_back_an_hour_works_on_and_its_monitor_says_so(url, tmp_path):
+    """In the middle: some tasks have run, one runs, the others wait."""
+    ahead, go_on = [3600.0], threading.Event()
+
+    def clock():
+        return time.time() + ahead[0]
+
+    def work(payload, context):
+        assert payload < 5 or go_on.wait(WAIT)
+
+    store = url.format(tmp_path)
+    with (
+        TaskQueue(store, {"work": work}, 1, executor="thread", clock=clock) as queue,
+        Monitor(queue, tmp_path / "logs", 0.02, clock=clock) as monitor,
+    ):
+        handles = queue.add_many({"type": "work", "payload": n} for n in range(20))
+        handles[4].result(WAIT)
+        queue.add_many({"type": "work", "payload": n} for n in range(20, 300))  # more than are claimed ahead
+        ahead[0] = 0.0
+        go_on.set()
+        queue.add("work", 300).result(WAIT)
+        queue.join(WAIT)
+    found = monitor.get_metrics()
+    assert (found["summary"]["completed"], found["monitor"]["clock_steps"]) == (301, 1)
+    assert sum(point["completed"] for point in found["history"]) == 301
+    assert min(value for point in found["history"] for value in point.values() if value is not None) >= 0
+    assert [line["event"] for line in lines(tmp_path / "logs" / "dtq.log")].count("clock:set") == 1
+
+
 # --- alerts
 
 LOADS = {  # metric -> what makes it high

@@ -54,6 +54,7 @@ def test_a_sketch_survives_json(values):
 
 def test_values_that_no_task_should_take_are_kept_in_the_outermost_buckets():
     assert sketch([0.0, -5.0, 1e-12]).counts == {LOWEST: 3}
+    assert sketch([-3600.0, 2.0]).sum == 2.0
     assert sketch([1e12]).counts == {HIGHEST: 1}
 
 

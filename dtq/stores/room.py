@@ -1,6 +1,7 @@
 """WaitingRoom: where MemoryStore looks for what may be claimed. Heaps of entries, each with the number of a task.
 
     enter --> later, by time ----move_due----> ready, a heap for each lane --heads--> the next tasks
+          --> (what is due when it is added) ->
           --> expiring, by time --expired----> doomed, by lane -----------doomed----> tasks to be ended
 
 Heaps are never searched: an entry whose task has moved on meanwhile is stale, and is dropped when it comes up.
@@ -33,6 +34,8 @@ class WaitingRoom:
     def enter(self, task: Task, number: int) -> None:
         if task.doom:
             self._doomed[task.lane][task.id] = task
+        elif task.status in DUE and task.run_at <= task.created_at:  # at once: the clock may be set back before a claim
+            self._be_ready(task, number)
         elif task.status in DUE:
             heappush(self._later, (task.run_at, number))
         if task.expires is not None:
@@ -46,9 +49,12 @@ class WaitingRoom:
         while self._later and self._later[0][0] <= now:
             run_at, number = heappop(self._later)
             if task := self._due(run_at, number):
-                heappush(self._ready[task.lane], (-task.priority, run_at, number))
-                heappush(self._oldest, (run_at, number))
+                self._be_ready(task, number)
         self._drop_stale(self._oldest)
+
+    def _be_ready(self, task: Task, number: int) -> None:
+        heappush(self._ready[task.lane], (-task.priority, task.run_at, number))
+        heappush(self._oldest, (task.run_at, number))
 
     def expired(self, now: float) -> Iterator[Task]:
         """Takes out the tasks that wait and have expired."""
