@@ -40,7 +40,13 @@ class ToldNode:
         self.meter.count([replace(task, status=status)] * n)
         self.beat()
 
-    def beat(self, lease=30):
+    def begin(self):
+        """An attempt that runs on."""
+        task = Task(type="a", id="y", created_at=self.clock.wall, run_at=self.clock.wall)
+        self.meter.hear([Started(task, "w1", self.clock.wall)])
+        self.beat(busy=1)
+
+    def beat(self, lease=30, busy=0):
         workers = [WorkerInfo(f"w{n + 1}", 0, "idle", 0, 0, 0.0, None) for n in range(self.workers)]
-        node = Node(self.id, "h", 1, NOW, self.clock.wall, self.workers, 0, ("a",), self.meter.reading(workers))
+        node = Node(self.id, "h", 1, NOW, self.clock.wall, self.workers, busy, ("a",), self.meter.reading(workers))
         self.store.heartbeat(node, (), lease, self.clock.wall)

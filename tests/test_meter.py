@@ -7,11 +7,12 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from dtq import TaskQueue
+from dtq import TaskQueue, usage
 from dtq.meter import LANES, OTHER, TYPES, Meter
 from dtq.reports import Finished, Started, WorkerChanged, WorkerInfo
 from dtq.sketch import Sketch
 from dtq.task import ErrorInfo, Task, fail, succeed
+from dtq.usage import Usage, Use
 
 NOW = 1000.0
 
@@ -96,6 +97,24 @@ def test_what_a_worker_did_that_is_gone_stays_counted(meter):
     ran(meter, claimed("y"), 1.0, name="w-2")
     reading = meter.reading([worker("w-2")])
     assert (reading["busy"], reading["workers"]) == (3.0, {"w-2": 1.0})
+
+
+def test_the_waiting_time_of_another_attempt_begins_when_it_is_due(meter):
+    task = replace(claimed(), run_at=NOW + 100)
+    ran(meter, task, 1.0, at=NOW + 103)
+    assert Sketch.from_json(meter.reading([])["waiting"]["a"]).sum == 3.0
+
+
+def test_processor_time_of_workers_that_are_gone_stays_counted(monkeypatch):
+    spent = {1: 5.0, 2: 7.0}
+    monkeypatch.setattr(usage, "HAS_PROC", True)
+    monkeypatch.setattr(usage, "use_of", lambda pid: Use(100, spent.get(pid, 0.0)))
+    monkeypatch.setattr(usage.time, "process_time", lambda: 1.0)
+    seen = Usage()
+    assert seen.read([1, 2]) == Use(300, 13.0)
+    assert seen.read([2]) == Use(200, 13.0)
+    spent[2] = 8.0
+    assert seen.read([2]) == Use(200, 14.0)
 
 
 def test_while_nothing_happens_the_reading_stays_the_same_object(meter, ticks):

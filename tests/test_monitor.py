@@ -6,6 +6,8 @@ import gc
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -110,6 +112,34 @@ def test_several_nodes_are_added_up_and_shown_one_by_one(watch, manager, node, c
     assert shown["n1"]["worker_utilization"] == 0.5
     assert shown["n2"]["worker_utilization"] == pytest.approx(0.3)
     assert shown["n2"]["utilization_by_worker"] == {"w1": pytest.approx(0.9), "w2": 0.0, "w3": 0.0}
+
+
+def test_a_busy_node_is_measured_by_the_time_between_its_own_publications(watch, node, clock):
+    monitor = watch()
+    node.begin()
+    clock.forward(9)
+    node.beat(busy=1)
+    clock.forward(1)  # nothing is known of this second yet
+    assert monitor.sample().worker_utilization == 1.0
+
+
+def test_a_node_that_was_idle_and_silent_is_not_measured_over_that_time_again(watch, node, clock):
+    monitor = watch()
+    for _ in range(9):
+        clock.forward(10)
+        monitor.sample()
+    clock.forward(5)
+    node.begin()
+    clock.forward(5)
+    node.beat(busy=1)
+    assert monitor.sample().worker_utilization == 0.5
+
+
+def test_a_task_that_is_cancelled_here_is_counted():
+    with TaskQueue("memory:", {"nothing": lambda payload, context: None}, 1, executor="thread") as queue:
+        with Monitor(queue, None, 3600) as monitor:
+            queue.add("nothing", delay=3600).cancel()
+        assert monitor.get_metrics()["summary"]["cancelled"] == 1
 
 
 def test_two_monitors_that_look_at_different_times_see_the_same(watch, node, clock):
@@ -312,6 +342,32 @@ def test_history_is_bounded_in_memory_and_on_the_disk(watch, node, clock, tmp_pa
     assert sum(path.stat().st_size for path in tmp_path.glob("history*")) < 3 * 50 * 400 + 2000
     assert sum(path.stat().st_size for path in tmp_path.glob("dtq.log*")) < 3 * 11_000
     assert len(watch(tmp_path, history=50).history) == 50
+
+
+KILLED = """
+import sys, time
+from dtq import Monitor, QueueManager
+
+with QueueManager("memory:") as manager, Monitor(manager, sys.argv[1], 0.02):
+    time.sleep(600)
+"""
+
+
+def kept(directory):
+    path = directory / "history.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_history_survives_processes_that_are_killed(manager, tmp_path):
+    """Each point that was kept is there still, and in order, whoever wrote it."""
+    for enough in (10, 30):
+        with subprocess.Popen([sys.executable, "-c", KILLED, tmp_path]) as process:
+            assert _until(lambda enough=enough: kept(tmp_path) >= enough)
+            process.kill()
+    with Monitor(manager, tmp_path, 3600) as monitor:
+        times = [point.at for point in monitor.history]
+    assert len(times) == kept(tmp_path) - 1  # this one has looked once more since
+    assert times == sorted(times)
 
 
 INTERVALS = int(os.environ.get("DTQ_INTERVALS", "2000"))  # 100,000 take three minutes
