@@ -1,12 +1,9 @@
 """Nothing outlives a test: no thread, process, descriptor or temporary file that was not there before it.
 
-    DTQ_LEAKS=1 pytest tests/test_pool.py        watches over each test
+What a fixture of a module starts, now or when it is first needed, ends with that module: tests which use one are looked
+at together, when the last of the file is over. The servers of servers.py end with the session.
 
-Not every test can be watched: what a module's fixture starts later, and threads that a test leaves in a call that
-cannot be ended, look as if the test had left them.
-
-What a fixture of a module or of the session holds was there before, as far as the test is concerned. The servers of
-servers.py are started when they are first needed, and end with the session.
+A thread that sits in a call which nobody can end is handed over by its name: @pytest.mark.leaves("thread stuck").
 """
 
 from __future__ import annotations
@@ -31,13 +28,15 @@ NOT_OURS = (  # threads that libraries start once and keep
 )
 KEPT = (".org.chromium", "playwright", "pymp-", "dtq-server-")  # what browsers and others leave as temporary files
 
-LONG = (  # what takes most of a minute, or measures how busy a limit was: DTQ_LONG=1 runs these too
+LONG = (  # what takes most of a minute: DTQ_LONG=1 runs these too
     "test_api.py::test_processes_that_are_killed",
-    "test_chaos.py::test_a_small_siege_breaks_no_promise[file",
-    "test_flow_kills.py::test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once[0-file",
     "test_redis_hosts.py",
     "test_redis_kills.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "leaves(*names): threads that nobody can end, and that outlive the test")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,19 +71,55 @@ def notebook_loop():
     ensure_event_loop()
 
 
+class Watch:
+    """What was there when a test, or a file of tests, began; `known` is what was there when the last one had ended."""
+
+    known: set[str] | None = None
+    wont_end: tuple[str, ...] = ()  # what tests have handed over: beginnings of names
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._before = inventory(place) if Watch.known is None else Watch.known
+
+    def look(self, whose: str) -> None:
+        """Fails where something is left, when it has had time to go."""
+        give_up_at = time.monotonic() + WITHIN
+        while left := (now := inventory(self._place)) - self._before:
+            if all(name.startswith(Watch.wont_end) for name in left):
+                break
+            if time.monotonic() > give_up_at:
+                pytest.fail(f"{whose} has left behind: " + ", ".join(sorted(left)), pytrace=False)
+            gc.collect()  # a descriptor may be held by a cycle
+            time.sleep(0.01)
+        Watch.known = now
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_outlives_a_file_of_tests(temporary_files):
+    Watch.known = None
+    watch = Watch(temporary_files)
+    yield
+    watch.look("this file of tests")
+
+
 @pytest.fixture(autouse=True)
-def _nothing_outlives_a_test(temporary_files):
-    if "DTQ_LEAKS" not in os.environ:
+def _nothing_outlives_a_test(request, temporary_files):
+    for mark in request.node.iter_markers("leaves"):
+        Watch.wont_end += mark.args
+    if uses_what_is_shared(request.node):
+        Watch.known = None
         yield
         return
-    before = inventory(temporary_files)
+    watch = Watch(temporary_files)
     yield
-    give_up_at = time.monotonic() + WITHIN
-    while left := inventory(temporary_files) - before:
-        if time.monotonic() > give_up_at:
-            pytest.fail("this test has left behind: " + ", ".join(sorted(left)), pytrace=False)
-        gc.collect()  # a descriptor may be held by a cycle
-        time.sleep(0.01)
+    watch.look("this test")
+
+
+def uses_what_is_shared(item: pytest.Item) -> bool:
+    """Whether a fixture of its module, or of the session, may be at work in it: pytest's own and ours aside."""
+    given = (fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures[-1:])
+    wide = (fixture for fixture in given if fixture.scope != "function")
+    return any(fixture.func.__module__ not in ("conftest", "_pytest.tmpdir") for fixture in wide)
 
 
 def inventory(place: Path) -> set[str]:

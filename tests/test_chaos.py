@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import servers
 from typer.testing import CliRunner
 
 from dtq import QueueManager
 from dtq.chaos import record
-from dtq.chaos.harness import PROFILES, run
+from dtq.chaos.harness import PROFILES, Profile, run
 from dtq.chaos.plan import KILLS, ON_APIS, ON_SERVERS, WEIGHTS, draw, kinds
 from dtq.chaos.promises import PROMISES, Evidence, Line, broken
 from dtq.cli import app
@@ -31,6 +32,22 @@ def test_a_small_siege_breaks_no_promise(url, tmp_path):
     record.append(tmp_path / "runs", line)
     record.append(tmp_path / "runs", line)
     assert f"| `file:` | {2 * line.tasks:,} | {2 * line.kills:,} |" in record.markdown(record.read(tmp_path / "runs"))
+
+
+def test_a_small_siege_of_a_server_that_is_killed_and_frozen_too_breaks_no_promise(tmp_path):
+    port = servers.free_port()
+    options = f"--port {port} --bind 127.0.0.1 --dir {tmp_path} --save '' --appendonly yes --appendfsync always"
+    outcome = run(
+        f"redis://127.0.0.1:{port}/0", 87, Profile(300, 12, nodes=2), server=f"{servers.program('valkey')} {options}"
+    )
+    assert outcome.broken == {}
+    assert {"kill server", "freeze server", "kill api", "kill node"} <= outcome.faults.keys()
+    assert len(outcome.evidence.tasks) >= 300
+
+
+def test_a_server_that_cannot_be_started_is_named():
+    with pytest.raises(DTQError, match=r"the server cannot be started by 'no-such-server --port 1': .*No such file"):
+        run("redis://127.0.0.1:1/0", 1, PROFILES["small"], server="no-such-server --port 1")
 
 
 def test_a_store_with_something_in_it_is_left_alone(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from filelock import FileLock
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask, StoreError
@@ -168,6 +169,17 @@ def test_files_are_written_within_the_interval_and_the_old_journal_goes(tmp_path
     assert ids(following) == ["t1"]
     store.close()
     following.close()
+
+
+def test_who_finds_another_process_writing_files_leaves_it_to_that_one(tmp_path, caplog):
+    store = opened(tmp_path)
+    store.add([task(1)])
+    with FileLock(tmp_path / "persist.lock"):
+        store.persist()
+    assert task_files(tmp_path) == []
+    assert caplog.text == ""
+    store.close()
+    assert len(task_files(tmp_path)) == 1
 
 
 def test_a_start_does_not_mind_that_another_process_is_writing_files(tmp_path):

@@ -193,14 +193,17 @@ class Ledger:
     def persist(self) -> None:
         """Brings the task files up to date, and drops the journals that they make superfluous; one process at a time
         does it."""
-        try:
-            lock = FileLock(self.directory / "persist.lock", timeout=0, thread_local=False)
-            with self.named_errors("written"), lock:
-                if batch := self._turnstile.run(self._turn_over, flush=False):
-                    self._shelf.put(batch.entries, batch.gone, batch.others)
-                    self._turnstile.run(lambda _: self._journal.remove(batch.journals), flush=False)
-        except Timeout:
-            return  # another process is at it
+        with self.named_errors("written"):
+            try:
+                with FileLock(self.directory / "persist.lock", timeout=0, thread_local=False):
+                    self._persist_alone()
+            except Timeout:  # which is an OSError, too
+                return  # another process is at it
+
+    def _persist_alone(self) -> None:
+        if batch := self._turnstile.run(self._turn_over, flush=False):
+            self._shelf.put(batch.entries, batch.gone, batch.others)
+            self._turnstile.run(lambda _: self._journal.remove(batch.journals), flush=False)
 
     def _turn_over(self, replica: Replica) -> Batch | None:
         """Begins a new journal; gives what the files have to say before the old ones may go."""
