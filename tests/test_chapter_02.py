@@ -1,5 +1,5 @@
-"""Chapter 02: its exercises can be solved, its store is sound, and what it leaves out of the conformance suite is what
-it says it leaves out."""
+"""Chapter 02: its exercises can be solved, its store is sound and serves, what it leaves out of the conformance suite is
+what it says it leaves out, and it has the size of a chapter."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import ast
 import importlib
 import linecache
 import re
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from dtq import conformance
+from dtq import TaskQueue, conformance
+from dtq.lab.source import lines_of_code
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NOTEBOOK = nbformat.read(NOTEBOOKS / "02-storage.ipynb", 4)
 CODE = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 PROSE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
 CARDS = {"save": "SAVE", "claim": "CLAIM", "reap": "REAP", "read": "READ"}
+SHORT = 15  # lines of code in a cell
 
 
 @pytest.fixture
@@ -93,12 +96,12 @@ def test_no_solution_stands_in_the_notebook(exercises):
 
 
 @pytest.fixture
-def my_store():
+def my_store(ch02):
     """The store as the chapter's cells define it."""
     scope = {"__name__": "__main__"}
-    exec(CODE[0].replace("from exercises import ch02\n", "").replace("here = lab.start(chapter=2)", ""), scope)
+    exec(CODE[0].replace("here = lab.start(chapter=2)", ""), scope)
     for cell in CODE:
-        if re.search("^(class MyStore|COLUMNS =)", cell, re.M):
+        if re.search("^class MyStore", cell, re.M):
             exec(cell, scope)
     return scope["MyStore"]
 
@@ -117,6 +120,34 @@ def test_no_story_of_the_lessons_store_ends_badly_and_one_that_nobody_reaps_is_s
     assert ch02.stories(my_store, crashes=1).broken is None
     never_reaped = type("NeverReaped", (my_store,), {"reap": lambda *args: []})
     assert "stuck" in ch02.stories(never_reaped, crashes=1).broken
+
+
+def test_the_lessons_store_serves_a_thousand_tasks_to_a_live_queue(my_store, tmp_path):
+    with closing(my_store(tmp_path / "live.db")) as store:
+        with TaskQueue(store, handlers={"double": lambda payload, context: 2 * payload}, pool_size=2) as queue:
+            handles = queue.add_many([{"type": "double", "payload": n} for n in range(1000)])
+            queue.join(timeout=60)
+            assert [handle.result() for handle in handles] == [2 * n for n in range(1000)]
+            assert {handle.task.attempts for handle in handles} == {1}
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_chapter_has_the_size_of_a_chapter():
+    words = sum(
+        len(re.sub(r"```.*?```", "", cell.source, flags=re.DOTALL).split())
+        for cell in PROSE
+        if "instructor" not in cell.metadata.get("tags", ())
+    )
+    assert 50 <= len(NOTEBOOK.cells) <= 80
+    assert 1500 <= words <= 2000
+    around = sum(len(re.findall(r"(?m)^\s*(?:import|from|assert) ", source)) for source in CODE)
+    assert 150 <= sum(map(lines_of_code, CODE)) - around <= 275
+
+
+def test_only_the_imports_are_longer_than_a_cell_should_be():
+    assert [source.split("\n")[0] for source in CODE if lines_of_code(source) > SHORT] == ["import json"]
 
 
 # --- instructors ------------------------------------------------------------------------------------------------------

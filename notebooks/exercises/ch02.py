@@ -1,6 +1,7 @@
 """Chapter 02: what a store of the lesson need not do yet, and the exercises with their solutions.
 
-in_a_child, die_after, crash_matrix, opened, seconds, free_tasks, Overheard ---> what its experiments need around them
+in_a_child, die_after, crash_matrix, opened, write_and_flush, race, Overheard ---> what its experiments need around them
+Table <--- MyStore                                 the part of a store that has nothing to do with who gets which task
 LATER ---> the conformance checks that need what the lesson's store does not build
 lesson, subjects ---> the checks that it must keep, and fresh stores to ask
 stories(MyStore) ---> the explorer, on a real store
@@ -18,7 +19,9 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -26,10 +29,15 @@ from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import cloudpickle
+import msgspec
+from msgspec.structs import replace
 
 from dtq import Task, conformance
 from dtq.conformance import expect
+from dtq.errors import StoreError
 from dtq.lab import exercise, explore, time_passes
+from dtq.stores import Stats, count_up
+from dtq.stores.bell import Bell
 from dtq.task import succeed
 
 # --- around the experiments -------------------------------------------------------------------------------------------
@@ -81,25 +89,38 @@ def opened(path):
         os.close(file)
 
 
-def seconds(step, times=100):
-    """How long a step takes: the median of so many."""
-
-    def once():
-        began = time.perf_counter()
-        step()
-        return time.perf_counter() - began
-
-    return statistics.median(once() for _ in range(times))
+LINE = b'{"type": "email", "payload": {"to": "ada@example.org"}}\n'
 
 
-@contextmanager
-def free_tasks(folder, n):
-    """The path of a new database with a table of n tasks that nobody has."""
-    path = folder / f"race-{time.perf_counter_ns()}.db"
+def write_and_flush(path):
+    """How long it takes to write a line, and to flush it: the medians of a hundred, one at a time, in seconds."""
+    writes, flushes = [], []
+    with opened(path) as file:
+        for _ in range(100):
+            began = time.perf_counter()
+            os.write(file, LINE)
+            written = time.perf_counter()
+            os.fsync(file)
+            writes.append(written - began)
+            flushes.append(time.perf_counter() - written)
+    return statistics.median(writes), statistics.median(flushes)
+
+
+def race(claim, claimers, tasks, folder):
+    """So many claimers, each on a thread with a connection of its own, empty a table of so many tasks; gives how many
+    tasks were given out again though somebody had them."""
+    path, start = folder / f"race-{time.perf_counter_ns()}.db", threading.Barrier(claimers)
+
+    def work(me):
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            start.wait()
+            return sum(1 for _ in iter(lambda: claim(db, me), None))
+
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE task (id INTEGER PRIMARY KEY, worker TEXT)")
-        db.execute("INSERT INTO task (id) SELECT value FROM json_each(?)", [json.dumps([*range(n)])])
-    yield path
+        db.execute("INSERT INTO task (id) SELECT value FROM json_each(?)", [json.dumps([*range(tasks)])])
+    with ThreadPoolExecutor(claimers) as threads:
+        return sum(threads.map(work, range(claimers))) - tasks
 
 
 class Overheard(logging.Handler):
@@ -116,6 +137,93 @@ class Overheard(logging.Handler):
     def close(self):
         self._logger.removeHandler(self)
         super().close()
+
+
+# --- the front of a store ---------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    "id", "key", "type", "queue", "status", "priority", "run_at", "worker", "version", "lease_until", "finished_at"
+)  # fmt: skip
+COMPUTED = ", ".join(f"{name} AS (json_extract(CAST(body AS TEXT), '$.{name}'))" for name in COLUMNS)
+WAITS = "status IN ('pending', 'retrying')"
+SCHEMA = f"""PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+CREATE TABLE IF NOT EXISTS task (seq INTEGER PRIMARY KEY, body NOT NULL, {COMPUTED}, UNIQUE (id), UNIQUE (key));
+CREATE INDEX IF NOT EXISTS waiting ON task (priority DESC, run_at, seq) WHERE {WAITS};"""
+
+
+class Table:
+    """What any store has that keeps a task as a JSON document, in SQLite: it opens, looks, counts, removes and wakes.
+
+    Who gets which task is left to `add`, `claim`, `update`, `heartbeat` and `reap`; what makes a method one step, to
+    `step`. `synchronous = FULL` flushes at each commit.
+    """
+
+    def __init__(self, path=":memory:"):
+        self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self.db.executescript(SCHEMA)
+        self.lock, self.bell, self._nodes = threading.RLock(), Bell(), {}
+
+    def select(self, where, **values):
+        """The tasks of which this is true."""
+        return [msgspec.json.decode(body, type=Task) for (body,) in self._rows("body", where, values)]
+
+    def _rows(self, columns, where, values):
+        with self.lock:
+            return self.db.execute(f"SELECT {columns} FROM task WHERE {where}", values).fetchall()
+
+    # --- looks and counts
+
+    def get(self, ids):
+        return [task for id in ids for task in self.select("id = :id", id=id)]
+
+    def find(self, *, status=None, queue=None, type=None, finished_after=None, after="", limit=100):
+        return self.select(
+            """id > :after AND status = ifnull(:status, status) AND queue = ifnull(:queue, queue)
+            AND type = ifnull(:type, type) AND ifnull(finished_at, 0) > ifnull(:finished_after, -1)
+            ORDER BY id LIMIT :limit""",
+            status=status, queue=queue, type=type, finished_after=finished_after, after=after, limit=limit,
+        )  # fmt: skip
+
+    def stats(self):
+        counts = count_up(self._rows("queue, type, status, count(*)", "true GROUP BY 1, 2, 3", {}))
+        return Stats(*counts, self.next_due(-1), [*self._nodes.values()], [])
+
+    def next_due(self, now):
+        ((due,),) = self._rows("min(run_at)", f"{WAITS} AND run_at > :now", {"now": now})
+        return due
+
+    def meet(self, node, lease, now):
+        """Enters the node into the statistics; with a lease of 0 it leaves."""
+        self._nodes[node.id] = replace(node, seen_at=now)
+        if not lease:
+            del self._nodes[node.id]
+
+    # --- removes
+
+    def delete(self, ids):
+        idle = "DELETE FROM task WHERE id = ? AND status <> 'processing'"
+        with self.step():
+            return sum(self.db.execute(idle, [id]).rowcount for id in ids)
+
+    def purge(self, before, statuses):
+        where = "finished_at < :before AND status IN (SELECT value FROM json_each(:statuses)) LIMIT 1000"
+        return self.delete([task.id for task in self.select(where, before=before, statuses=json.dumps([*statuses]))])
+
+    # --- wakes, and closes
+
+    def fileno(self):
+        return self.bell.fileno()
+
+    def wait(self, timeout):
+        return self.bell.wait(timeout)
+
+    def set_lane(self, *lane, **limits):
+        raise StoreError(f"{type(self).__name__} has no lanes: use SQLiteStore")
+
+    def close(self):
+        self.db.close()
+        self.bell.close()
 
 
 # --- every story of a real store --------------------------------------------------------------------------------------
