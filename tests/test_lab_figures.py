@@ -242,6 +242,10 @@ def test_without_a_guess_the_figure_still_stands(shown, runs):
     assert "Your guess: none yet. Theory: none yet." in alt(shown[0])
 
 
+def test_values_of_many_sizes_may_have_a_logarithmic_axis(runs):
+    assert predict(None, lambda n: 100 * n, runs, "workers", "throughput", log=True).get_yscale() == "log"
+
+
 def test_arms_may_be_names(shown):
     frame = pd.DataFrame({"arm": ["a", "a", "b", "b"], "value": [1.0, 2, 5, 6]})
     axes = predict({"a": 1, "b": 2}, {"a": 1.5, "b": 7}, frame)

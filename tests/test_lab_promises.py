@@ -104,6 +104,19 @@ def test_a_store_that_keeps_its_promises_is_told_so(shown):
     assert "Broken" not in shown[0].text
 
 
+def test_many_kept_promises_are_folded_away_and_a_broken_one_stays_in_sight(shown):
+    class Broken(IgnoresKeys):
+        """Keeps most of its promises."""
+
+    findings = promises(Broken, conformance.group("add", "claim"))
+    before, _, folded = shown[0].html.partition("<details>")
+    words = [re.findall(r"<strong[^>]*>(\w+)</strong></td>", part) for part in (before, folded)]
+    assert set(words[0]) == {"failed"}
+    assert set(words[1]) == {"passed"}
+    assert sum(map(len, words)) == len(findings)
+    assert "A task is claimed from its <code>run_at</code> on" in folded
+
+
 def test_the_shortest_failures_are_explained_and_no_more_than_three(shown):
     findings = promises(ClaimsTwice, conformance.group("claim", "update"))
     assert sum(result.status == "failed" for result in findings) > 3

@@ -149,12 +149,12 @@ def _tell_law(rows: pd.DataFrame, law: Law, x: str, y: str) -> str:
 
 def predict(
     guess: Expected | None, theory: Expected | None, measured: pd.DataFrame, x: str = "arm", y: str = "value", *,
-    labels: Labels | None = None, **facts: object,
+    log: bool = False, labels: Labels | None = None, **facts: object,
 ) -> Axes:  # fmt: skip
     """Your guess, the theory, and what was measured, with intervals, in one figure; what is left over, in words.
 
     Guess and theory are values by arm, or functions of the arm; None (or Ellipsis in place of a value) where there is
-    none yet. `measured` has a row for each run. Facts go into the stamp.
+    none yet. `measured` has a row for each run. `log` gives the values a logarithmic axis. Facts go into the stamp.
     """
     table = left_over(guess, theory, measured, x, y)
     figure, axes = plt.subplots(layout="constrained")
@@ -168,7 +168,10 @@ def predict(
             )  # fmt: skip
     _draw_medians(axes, table.assign(**{x: arms}), x, ("blue", "o", ""), "measured")
     axes.set(xlabel=_label(x, labels), ylabel=_label(y, labels), title="Guess, theory, measurement")
-    axes.set_ylim(0)
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0)
     axes.set_xticks(arms)
     figure.legend(loc="outside right upper")
     text = _tell_left_over(table, x)

@@ -9,6 +9,7 @@ the calls that show it.
 from __future__ import annotations
 
 import html
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import indent
@@ -27,6 +28,7 @@ WORDS = {"passed": "right", "failed": "wrong", "skipped": "not yet"}  # whose co
 EXPLAINED = 3  # failures that are shown with their calls
 CALLS = 12  # before a failure that are shown
 LEFT = 'style="text-align:left;vertical-align:top"'
+FEW = 12  # promises that were kept: more of them are folded away
 HANGS = 3  # then the other checks are not asked
 
 
@@ -121,16 +123,27 @@ def _reason(result: Result) -> str:
 
 
 def _html(findings: Sequence[Finding]) -> str:
-    rows = "".join(_row(finding.result) for finding in findings)
+    kept = [finding.result for finding in findings if finding.result.status == "passed"]
+    others = [finding.result for finding in findings if finding.result.status != "passed"]
+    shown, folded = (others, kept) if len(kept) > FEW else ([finding.result for finding in findings], [])
     told = "".join(
         f"<p><strong>Broken: {html.escape(finding.result.promise)}</strong></p>"
         f"<pre>{html.escape(_evidence(finding))}</pre>"
         for finding in _explained(findings)
     )
+    more = f"<details><summary>The promises that are kept</summary>{_table(folded)}</details>" if folded else ""
+    return f"<p>{_summary(findings)}</p>{_table(shown) if shown else ''}{told}{more}"
+
+
+def _table(results: Sequence[Result]) -> str:
     head = f"<tr><th scope='col' {LEFT}>result</th><th scope='col' {LEFT}>promise</th></tr>"
-    return f"<p>{_summary(findings)}</p><table>{head}{rows}</table>{told}"
+    return f"<table>{head}{''.join(map(_row, results))}</table>"
 
 
 def _row(result: Result) -> str:
     status = f'<strong style="color:{COLORS[WORDS[result.status]]}">{result.status}</strong>'
-    return f"<tr><td {LEFT}>{status}</td><td {LEFT}>{html.escape(result.promise + _reason(result))}</td></tr>"
+    return f"<tr><td {LEFT}>{status}</td><td {LEFT}>{_with_code(result.promise + _reason(result))}</td></tr>"
+
+
+def _with_code(text: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))

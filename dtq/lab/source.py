@@ -2,7 +2,8 @@
 
 source(SQLiteStore.claim)               a function, method, property, class or module, the reader's own in a cell too
 source("dtq.stores.schema:INSERT")      a constant, by the name of its module
-compare(MyStore, MemoryStore)           two of them side by side, the methods of one name in one row
+compare(MyStore, MemoryStore)           two of them side by side, the methods of one name in one row; where that would
+                                        be too narrow to read, one below the other
 """
 
 from __future__ import annotations
@@ -41,12 +42,19 @@ STYLE = (
     "<style>.dtq-code,.dtq-code pre{background:none!important}"
     ".dtq-code pre{max-height:40em;overflow:auto;line-height:1.35}"
     ".dtq-code pre{white-space:pre-wrap!important;word-break:normal!important;overflow-wrap:anywhere}"
+    ".dtq-code pre{font-size:var(--jp-code-font-size,13px)!important}"
     ".dtq-code .linenos{opacity:.55;padding-right:1em;user-select:none}"
     + "".join(
         f'.dtq-code [class^="{kind}"]{{color:var(--jp-mirror-editor-{name}-color,{color})}}'
         for kind, (name, color) in COLORS.items()
     )
     + "</style>"
+)
+TWO_COLUMNS = (
+    "<style>.dtq-two{width:100%;table-layout:fixed}"
+    "@media(max-width:1500px){.dtq-two th{display:none}"
+    ".dtq-two td{display:block;width:auto!important;max-width:none!important}"
+    ".dtq-two td:empty{display:none}.dtq-two td::before{content:attr(data-of);font-weight:bold}}</style>"
 )
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 WRAPPERS = {
@@ -247,11 +255,14 @@ def _side_by_side(heads: list[str], sides: list[dict[str, Excerpt]]) -> str:
     cell = 'style="text-align:left;vertical-align:top;width:50%;max-width:0"'
     head = "".join(f'<th scope="col" {cell}>{html.escape(head)}</th>' for head in heads)
     rows = [
-        "".join(f"<td {cell}>{_code(side[name]) if name in side else ''}</td>" for side in sides)
+        "".join(
+            f'<td {cell} data-of="{html.escape(head)}">{_code(side[name]) if name in side else ""}</td>'
+            for head, side in zip(heads, sides, strict=True)
+        )
         for name in dict.fromkeys(name for side in sides for name in side)
     ]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'{STYLE}<table style="width:100%;table-layout:fixed"><tr>{head}</tr>{body}</table>'
+    return f'{STYLE}{TWO_COLUMNS}<table class="dtq-two"><tr>{head}</tr>{body}</table>'
 
 
 def _code(piece: Excerpt) -> str:

@@ -5,7 +5,7 @@ exercise. The chapter imports them:
 
     from exercises import ch01
     ch01.compare_moves({"succeed": succeed, "fail": fail}, MyTask, error)
-    ch01.draw_moves(matrix)
+    ch01.draw_moves(ch01.fire_all(error))
     ch01.cancel                 the card: task, hints, and the solution, folded
     ch01.cancel.check(cancel)
 """
@@ -13,6 +13,7 @@ exercise. The chapter imports them:
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -61,6 +62,26 @@ def _outcome(move: Callable[..., Any], task: Any, arguments: tuple[Any, ...], fi
     except IllegalTransition as error:
         return str(error)
     return {field: getattr(after, field) for field in fields}
+
+
+# --- every move from every status -------------------------------------------------------------------------------------
+
+
+def fire_all(error: ErrorInfo) -> pd.DataFrame:
+    """Fires the package's six moves from each status (a row): a cell says where that leads, "" if it is refused."""
+    arguments = {"succeed": (42, 9.0), "fail": (error, 9.0, random.random), "release": ()}
+    arguments |= {"interrupt": (9.0,), "cancel": (9.0,), "revive": (9.0,)}
+    return pd.DataFrame(
+        [[_target(getattr(real, move), status, args) for move, args in arguments.items()] for status in Status],
+        index=[*Status], columns=[*arguments],
+    )  # fmt: skip
+
+
+def _target(move: Callable[..., Any], status: Status, arguments: tuple[Any, ...]) -> str:
+    try:
+        return str(move(Task(type="mail", status=status), *arguments).status)
+    except IllegalTransition:
+        return ""
 
 
 # --- the figures of the chapter --------------------------------------------------------------------------------------

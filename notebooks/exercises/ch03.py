@@ -1,6 +1,7 @@
 """Chapter 03: the front of its pool, what every pool must show, and the exercises with their solutions.
 
 Front <--- MyPool                                             the part of a pool that has nothing to do with processes
+side_by_side, restart <--- its experiments
 promises(MyPool) ---> a new pool for each check ---> a table: the promise, kept or broken, and what shows that
 read_frame, pool_size, Supervisor ---> show, hint, check      reading on to their solutions spoils them
 """
@@ -15,16 +16,18 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import psutil
 
-from dtq import Task
+from dtq import Task, TaskQueue
 from dtq.conformance import Broken, expect
 from dtq.lab import exercise
 from dtq.lab.exercise import COLORS
@@ -46,10 +49,10 @@ class Front:
     """
 
     def __init__(self):
-        self.crew = []
+        self.crew, self.reports = [], []
         self.selector = selectors.DefaultSelector()
         self.bell, self.ringer = socket.socketpair()
-        self.selector.register(self.bell, selectors.EVENT_READ, lambda: self.bell.recv(4096))
+        self.listen(self.bell, lambda: self.bell.recv(4096))
 
     def start(self):
         self.balance()
@@ -66,7 +69,18 @@ class Front:
             self.ringer.send(b"!")
 
     def watch(self, fd):
-        self.selector.register(fd, selectors.EVENT_READ, lambda: None)  # whoever gave it reads it
+        self.listen(fd, lambda: None)  # whoever gave it reads it
+
+    def listen(self, sock, hear):
+        """From now on `poll` calls this function whenever there is something to read."""
+        self.selector.register(sock, selectors.EVENT_READ, hear)
+
+    def tell(self, worker, state, **how):
+        self.reports.append(WorkerChanged(worker.name, state, worker.process.pid, **how))
+
+    def tell_end(self, worker, task, result, error):
+        seconds = time.time() - worker.began
+        self.reports.append(Finished(task, worker.name, worker.began, seconds, result, error, "", False))
 
     def fileno(self):
         return self.selector.fileno()
@@ -88,6 +102,35 @@ class Front:
     def close(self):
         for end in (self.selector, self.bell, self.ringer):
             end.close()
+
+
+# --- around the experiments -------------------------------------------------------------------------------------------
+
+
+def side_by_side(handler, payload, threads):
+    """So many calls one after the other, then at once on as many threads: how many times as fast those are, and how
+    many processors they keep busy."""
+    seconds = {}
+    for size in (1, threads):
+        with ThreadPoolExecutor(size) as executor:
+            began, used = time.perf_counter(), time.process_time()
+            list(executor.map(handler, [payload] * threads, [None] * threads))
+        seconds[size] = time.perf_counter() - began
+    return seconds[1] / seconds[threads], (time.process_time() - used) / seconds[threads]
+
+
+def restart(make_pool, nap):
+    """Kills the one worker of a queue; gives the milliseconds until its death was noticed, and until its successor took
+    calls."""
+    events = SimpleQueue()
+    with TaskQueue("memory:", {"nap": nap}, executor=make_pool(1)) as queue:
+        queue.add("nap", {"seconds": 0}).result(timeout=30)
+        for name in ("worker:exited", "worker:ready"):
+            queue.on(name, events.put)
+        killed = time.time()
+        os.kill(queue.workers()[0].pid, signal.SIGKILL)
+        exited, ready = events.get(timeout=30), events.get(timeout=30)
+    return {"noticed": 1000 * (exited.at - killed), "ready": 1000 * (ready.at - killed)}
 
 
 # --- what every pool of processes must show ---------------------------------------------------------------------------
