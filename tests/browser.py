@@ -177,6 +177,11 @@ class Notebook:
             prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
             raise AssertionError(f"not all cells have run after {within:g} s: {prompts}") from None
 
+    def run_cell(self, code: str) -> None:
+        """Runs the cell with this in its code, once more; what it says then, `expect` waits for."""
+        self.page.locator(".jp-CodeCell .cm-content", has_text=code).click()
+        self.page.keyboard.press("Control+Enter")
+
     def flaws(self) -> list[str]:
         """What a reader should not have to see, hear of, or be spied on by."""
         return [*self._cell_flaws(), *self._picture_flaws(), *dict.fromkeys(self._noise)]

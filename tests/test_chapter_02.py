@@ -1,5 +1,5 @@
-"""Chapter 02: its exercises can be solved, its store is sound and serves, what it leaves out of the conformance suite is
-what it says it leaves out, and it has the size of a chapter."""
+"""Chapter 02: its exercises can be solved, its store is sound and serves, what it leaves out of the conformance suite
+is what it says it leaves out, and it has the size of a chapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import ast
 import importlib
 import linecache
 import re
-from contextlib import closing
 from pathlib import Path
 
 import nbformat
@@ -123,12 +122,13 @@ def test_no_story_of_the_lessons_store_ends_badly_and_one_that_nobody_reaps_is_s
 
 
 def test_the_lessons_store_serves_a_thousand_tasks_to_a_live_queue(my_store, tmp_path):
-    with closing(my_store(tmp_path / "live.db")) as store:
-        with TaskQueue(store, handlers={"double": lambda payload, context: 2 * payload}, pool_size=2) as queue:
-            handles = queue.add_many([{"type": "double", "payload": n} for n in range(1000)])
-            queue.join(timeout=60)
-            assert [handle.result() for handle in handles] == [2 * n for n in range(1000)]
-            assert {handle.task.attempts for handle in handles} == {1}
+    store = my_store(tmp_path / "live.db")
+    with TaskQueue(store, handlers={"double": lambda payload, context: 2 * payload}, pool_size=2) as queue:
+        handles = queue.add_many([{"type": "double", "payload": n} for n in range(1000)])
+        queue.join(timeout=60)
+        assert [handle.result() for handle in handles] == [2 * n for n in range(1000)]
+        assert {handle.task.attempts for handle in handles} == {1}
+    store.close()
 
 
 # --- size -------------------------------------------------------------------------------------------------------------
