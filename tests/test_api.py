@@ -13,6 +13,7 @@ import time
 
 import httpx
 import pytest
+import servers
 
 from dtq import DTQError, QueueManager, TaskQueue
 
@@ -426,9 +427,11 @@ def test_a_stop_drops_no_request_and_frees_the_port_at_once(tmp_path):
         assert load.lost == []
 
 
-@pytest.mark.parametrize("url", ["sqlite:///{}/queue.db", "file:{}/queue"])
+@pytest.mark.parametrize("url", ["sqlite:///{}/queue.db", "file:{}/queue", "valkey"])
 def test_processes_that_are_killed_lose_no_task_that_was_acknowledged(tmp_path, url):
     """`DTQ_API_SECONDS=30` kills one of four each second, for so long."""
+    if url == "valkey":
+        url = servers.url_of("valkey")
     url = url.format(tmp_path if url.startswith("file") else f"/{tmp_path}".replace("//", "/"))
     with APIServer(url, port=0, clustered=True) as api:
         load, kills, until = Load(api.port, 8), 0, time.monotonic() + LONG

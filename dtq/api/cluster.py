@@ -130,8 +130,12 @@ def _await_ready(process: subprocess.Popen[bytes]) -> None:
 
 
 def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
+    """In two ways: a signal that comes before uvicorn listens for it is lost, the end of its stdin is not."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
+    if process.stdin is not None:
+        with suppress(OSError):
+            process.stdin.close()
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
