@@ -136,8 +136,8 @@ class RevivesAtOnce(MemoryStore):
 class KeepsTheKey(MemoryStore):
     """Gives the key to no successor."""
 
-    def _hand_over_key(self, task: Task, successors):
-        pass
+    def _cedes(self, task_id: str, successors):
+        return False
 
 
 @caught_by("the_counters_equal_a_recount")
@@ -246,6 +246,13 @@ def test_the_first_failure_reads_well():
     first = failures[0]
     assert first.promise == "Adding a key again stores nothing and gives the id of the task that has the key."
     assert first.detail == "ids: expected ['a', 'c'], got ['b', 'c']"
+
+
+def test_of_a_task_a_failure_shows_only_what_is_not_as_expected():
+    failures = {result.name: result.detail for result in conformance.run(ClaimsTwice) if result.status == "failed"}
+    detail = failures["a_claimed_task_says_who_has_it_and_until_when"]
+    assert detail.startswith("the stored task: expected a(status='processing', version=2, started_at=")
+    assert ", got a(status='pending', version=1, started_at=None" in detail
 
 
 def test_an_error_of_the_store_is_a_failed_check():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dtq.errors import DTQError
 from dtq.stores import Store
-from dtq.task import ErrorInfo, Task, fail, succeed
+from dtq.task import ErrorInfo, Status, Task, fail, succeed
 
 NOW = 1000.0
 LEASE = 30.0
@@ -143,7 +143,22 @@ def _outcome(check: Check, make: Make) -> tuple[Literal["passed", "failed", "ski
 
 def expect(got: object, wanted: object, what: str) -> None:
     if got != wanted:
-        raise Broken(f"{what}: expected {wanted!r}, got {got!r}")
+        raise Broken(f"{what}: expected {_readable(wanted, got)}, got {_readable(got, wanted)}")
+
+
+def _readable(value: object, other: object) -> str:
+    """Of a task, the fields in which it differs from the other one: all of them are too many to read."""
+    if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
+        return f"[{', '.join(_readable(*pair) for pair in zip(value, other, strict=True))}]"
+    if not isinstance(value, Task) or not isinstance(other, Task):
+        return repr(value)
+    names = [name for name in Task.__struct_fields__ if getattr(value, name) != getattr(other, name)]
+    fields = [f"{name}={_plain(getattr(value, name))!r}" for name in names]
+    return f"{value.id}({', '.join(fields)})"
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Status) else value
 
 
 def refused(error: type[DTQError], what: str, call: Callable[[], object]) -> None:

@@ -34,7 +34,10 @@ LARGE = {  # for a projector: what is not here stays as it is
 }
 LARGE_PAGE = (  # sizes of JupyterLab, of this page only, until it is loaded again
     "<style>:root{--jp-content-font-size1:20px;--jp-code-font-size:18px;--jp-ui-font-size1:16px;"
-    "--jp-widgets-font-size:18px}.jp-RenderedHTMLCommon{font-size:20px}</style>"
+    "--jp-widgets-font-size:18px;--jp-cell-prompt-width:80px}.jp-RenderedHTMLCommon{font-size:20px}"
+    ".jp-MarkdownOutput pre{font-size:16px}"
+    ".jp-CodeCell .cm-content{white-space:break-spaces!important;overflow-wrap:anywhere;flex-shrink:1!important}"
+    "</style>"
 )
 
 
