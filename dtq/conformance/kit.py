@@ -147,11 +147,14 @@ def expect(got: object, wanted: object, what: str) -> None:
 
 
 def _readable(value: object, other: object) -> str:
-    """Of a task, the fields in which it differs from the other one: all of them are too many to read."""
-    if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
-        return f"[{', '.join(_readable(*pair) for pair in zip(value, other, strict=True))}]"
-    if not isinstance(value, Task) or not isinstance(other, Task):
+    """Of a task, the fields in which it differs from the other one, or its id: all of them are too many to read."""
+    if isinstance(value, list):
+        others = other if isinstance(other, list) and len(other) == len(value) else [None] * len(value)
+        return f"[{', '.join(map(_readable, value, others))}]"
+    if not isinstance(value, Task):
         return repr(value)
+    if not isinstance(other, Task):
+        return value.id
     names = [name for name in Task.__struct_fields__ if getattr(value, name) != getattr(other, name)]
     fields = [f"{name}={_plain(getattr(value, name))!r}" for name in names]
     return f"{value.id}({', '.join(fields)})"
