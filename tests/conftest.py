@@ -30,8 +30,6 @@ KEPT = (".org.chromium", "playwright", "pymp-", "dtq-server-")  # what browsers 
 
 LONG = (  # what takes most of a minute: DTQ_LONG=1 runs these too
     "test_api.py::test_processes_that_are_killed",
-    "test_redis_hosts.py",
-    "test_redis_kills.py",
 )
 
 

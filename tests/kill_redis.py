@@ -132,7 +132,7 @@ class Course:
             node.wait_until_ready()
 
     def node(self) -> Node:
-        return Node(f"{self.server.url}?namespace=kills", DTQ_TEST_ENDINGS=str(self.endings))
+        return Node(f"{self.server.url}?namespace=kills&timeout=30", DTQ_TEST_ENDINGS=str(self.endings))
 
     def add(self, tasks: int) -> None:
         payload = {"log": str(self.log), "seconds": 0.002}

@@ -102,7 +102,7 @@ def test_a_host_that_is_cut_off_loses_nothing_and_overwrites_nothing_and_works_a
             manager.add_many({"type": "note", "payload": payload | {"n": added + i}} for i in range(n))
             added += n
 
-        add(1000)
+        add(600)
         wait_until(lambda: manager.stats().counts["completed"] > 50)
         network.cable(network.hosts[0], "down")
         time.sleep(2.5 * LEASE)

@@ -39,7 +39,7 @@ from dtq.stores.link import Link
 from dtq.stores.records import claim_text, due_time, lane_of, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
-CHUNK = 256  # tasks in one script
+CHUNK = 128  # tasks in one script
 HURRY = 0.25  # seconds for which a call of the loop tries to reach the server: workers must not wait for it
 STRETCH = 1000  # ids that one script of `find` looks at
 PURGE = 200  # tasks that one script removes
