@@ -96,20 +96,27 @@ def test_a_host_that_is_cut_off_loses_nothing_and_overwrites_nothing_and_works_a
             node.wait_until_ready()
         added = 0
 
-        def add(n: int) -> None:
+        def add(n: int, seconds: float = 0.03, priority: int = 0) -> None:
             nonlocal added
-            payload = {"log": str(log), "seconds": 0.03}
-            manager.add_many({"type": "note", "payload": payload | {"n": added + i}} for i in range(n))
+            payload = {"log": str(log), "seconds": seconds}
+            numbers = range(added, added + n)
+            manager.add_many({"type": "note", "payload": payload | {"n": n}, "priority": priority} for n in numbers)
             added += n
 
+        def is_held_by_the_first(seconds: float) -> bool:
+            held = manager.find(status="processing")
+            return any(mark in task.worker and task.payload["seconds"] == seconds for task in held)
+
+        mark = f"-{nodes[0].process.pid}-"
         add(600)
         wait_until(lambda: manager.stats().counts["completed"] > 50)
+        add(6, seconds=LEASE, priority=9)  # one for each worker: the cut meets a task
+        wait_until(lambda: is_held_by_the_first(LEASE))
         network.cable(network.hosts[0], "down")
         time.sleep(2.5 * LEASE)
         assert len(manager.stats().nodes) == 2  # the others have noticed
         network.cable(network.hosts[0], "up")
         joined_at = time.time()
-        mark = f"-{nodes[0].process.pid}-"
 
         def works_again() -> bool:
             if manager.stats().counts["pending"] < 100:
