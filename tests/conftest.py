@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -62,17 +63,20 @@ def temporary_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def notebook_loop():
+def notebook_loop(temporary_files):
     """Jupyter's clients keep one event loop in each process: it is there before the first test that needs it."""
     from jupyter_core.utils import ensure_event_loop
 
+    before = inventory(temporary_files)
     ensure_event_loop()
+    Watch.of_session |= inventory(temporary_files) - before
 
 
 class Watch:
     """What was there when a test, or a file of tests, began; `known` is what was there when the last one had ended."""
 
     known: set[str] | None = None
+    of_session: ClassVar[set[str]] = set()  # what a fixture of the session started
     wont_end: tuple[str, ...] = ()  # what tests have handed over: beginnings of names
 
     def __init__(self, place: Path) -> None:
@@ -82,7 +86,7 @@ class Watch:
     def look(self, whose: str) -> None:
         """Fails where something is left, when it has had time to go."""
         give_up_at = time.monotonic() + WITHIN
-        while left := (now := inventory(self._place)) - self._before:
+        while left := (now := inventory(self._place)) - self._before - self.of_session:
             if all(name.startswith(Watch.wont_end) for name in left):
                 break
             if time.monotonic() > give_up_at:

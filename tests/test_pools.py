@@ -34,14 +34,17 @@ def pool_of(task):
     return task.worker.rpartition("/")[2].rstrip("0123456789-")
 
 
-def test_urgent_tasks_do_not_wait_for_long_ones(queue):
-    longs = queue.add_many({"type": "sleep", "payload": 600, "timeout": 900} for _ in range(3))
+def test_urgent_tasks_do_not_wait_for_long_ones(queue, tmp_path):
+    end = tmp_path / "end"
+    longs = queue.add_many({"type": "wait_for_file", "payload": str(end), "timeout": 900} for _ in range(3))
     while queue.stats().running < 1:
         time.sleep(0.005)
     for n in range(10):
         assert queue.add("value", n, priority=5).result(WAIT) == n
+    assert "completed" not in {handle.status for handle in longs}
+    end.touch()
     for handle in longs:
-        handle.cancel()
+        handle.result(WAIT)
 
 
 def test_a_kept_worker_takes_nothing_of_lower_priority(queue):
