@@ -27,7 +27,13 @@ NOT_OURS = (  # threads that libraries start once and keep
     "IPythonHistorySavingThread",
     "ThreadPoolExecutor-",
 )
-KEPT = (".org.chromium", "playwright", "pymp-", "dtq-server-")  # what browsers and others leave as temporary files
+KEPT = (
+    ".org.chromium",
+    "playwright",
+    "pymp-",
+    "dtq-server-",
+    "dtq-chapter-",
+)  # of browsers, and of kernels that are killed
 
 LONG = (  # what takes most of a minute: DTQ_LONG=1 runs these too
     "test_api.py::test_processes_that_are_killed",
