@@ -156,5 +156,6 @@ def test_behind_sentinel_a_queue_goes_on_when_another_server_takes_over(pair):
         assert queue.add("double", 4).result(WAIT) == 8
         assert queue.health < 30
     store.close()
-    client.close()
+    for one in (client, *sentinel.sentinels):
+        one.connection_pool.disconnect()
     watcher.remove()
