@@ -1,5 +1,7 @@
 """Nothing outlives a test: no thread, process, descriptor or temporary file that was not there before it.
 
+    DTQ_LEAKS=1 pytest tests/test_pool.py        watches over each test
+
 What a fixture of a module starts, now or when it is first needed, ends with that module: tests which use one are looked
 at together, when the last of the file is over. The servers of servers.py end with the session.
 
@@ -19,6 +21,7 @@ from typing import ClassVar
 
 import pytest
 
+WATCHES = "DTQ_LEAKS" in os.environ
 WITHIN = 5.0  # seconds that what ends may take to be gone, on a machine that is busy
 FD = Path("/proc/self/fd")
 TASKS = Path("/proc/self/task")
@@ -104,6 +107,9 @@ class Watch:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_outlives_a_file_of_tests(temporary_files):
+    if not WATCHES:
+        yield
+        return
     Watch.known = None
     watch = Watch(temporary_files)
     yield
@@ -114,7 +120,7 @@ def _nothing_outlives_a_file_of_tests(temporary_files):
 def _nothing_outlives_a_test(request, temporary_files):
     for mark in request.node.iter_markers("leaves"):
         Watch.wont_end += mark.args
-    if uses_what_is_shared(request.node):
+    if not WATCHES or uses_what_is_shared(request.node):
         Watch.known = None
         yield
         return
@@ -124,10 +130,9 @@ def _nothing_outlives_a_test(request, temporary_files):
 
 
 def uses_what_is_shared(item: pytest.Item) -> bool:
-    """Whether a fixture of its module, or of the session, may be at work in it: pytest's own and ours aside."""
-    given = (fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures[-1:])
-    wide = (fixture for fixture in given if fixture.scope != "function")
-    return any(fixture.func.__module__ not in ("conftest", "_pytest.tmpdir") for fixture in wide)
+    """Whether a fixture of its file, which outlives it, may be at work in it."""
+    given = (fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures)
+    return any(fixture.scope != "function" and fixture.func.__module__.startswith("test_") for fixture in given)
 
 
 def inventory(place: Path) -> set[str]:
