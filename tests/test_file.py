@@ -492,9 +492,7 @@ def test_what_else_lies_among_the_tasks_is_put_aside(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damaged", ["queue.json", "queue-copy.json"])
-@pytest.mark.parametrize(
-    "change", [(b'"queue"', b'"qudue"'), (b'"q"', b'"p"'), (b'"rate":5', b'"rate":9'), (b'"', b"")]
-)
+@pytest.mark.parametrize("change", [('"queue"', '"qudue"'), ('"q"', '"p"'), ('"rate":5', '"rate":9'), ('"', "")])
 def test_a_damaged_file_changes_no_limit(damaged, change, tmp_path):
     store = opened(tmp_path)
     store.set_lane(queue="q", rate=5)
