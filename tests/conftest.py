@@ -38,8 +38,12 @@ KEPT = (
     "dtq-chapter-",
 )  # of browsers, and of kernels that are killed
 
-LONG = (  # what takes most of a minute: DTQ_LONG=1 runs these too
+LONG = (  # together some two minutes, of what a shorter or a second test shows as well: DTQ_LONG=1 runs these too
     "test_api.py::test_processes_that_are_killed",
+    "test_browser.py::test_the_buttons_of_a_fault_lab",
+    "test_chaos.py::test_a_small_siege_breaks_no_promise[file",
+    "test_chaos.py::test_a_small_siege_of_a_server",
+    "test_flow_kills.py::test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once[0-file",
 )
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("litestar")
 
 from dtq import APIServer, QueueManager, TaskQueue
 
-EXAMPLES = int(os.environ.get("DTQ_API_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("DTQ_API_EXAMPLES", "3"))
 # What a schema cannot say (two fields of which one is needed, a time zone), is 422 all the same.
 CONFIG = "".join(
     f"""

@@ -176,7 +176,7 @@ class StoresAgree(RuleBasedStateMachine):
         id = f"{task.id}:{number}"
         if id not in self.ids:
             self.ids.append(id)
-        heir = {"key": task.key} if task.key and task.version % 2 and after != ("nobody",) else {}
+        heir = {"key": task.key} if task.key and task.version % 2 else {}
         return self.task({**options, **heir}, id=id, after=after)
 
     @precondition(lambda self: self.seen)
