@@ -30,7 +30,7 @@ from dtq.handle import Endings, Handle, Lookout
 from dtq.limits import Limit
 from dtq.schedules import Schedules, without_ticks
 from dtq.stores import Outcome, Stats, Store, clock_of, open_store
-from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, new_id, prioritise, revive
+from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, entering, new_id, prioritise, revive
 from dtq.unique import Rule
 
 MIB = 1 << 20
@@ -141,10 +141,7 @@ class QueueManager:
         task = given if isinstance(given, Task) else _from_options(given, now)
         if task.version or task.status != Status.PENDING:
             raise InvalidTask(f"task {task.id} comes from a store: add a new Task, or use retry")
-        return replace(
-            task, id=task.id or new_id(now), created_at=now, run_at=task.run_at or now,
-            payload=codec.normalise(task.payload, self.max_payload, "payload"),
-        )  # fmt: skip
+        return entering(task, now, codec.normalise(task.payload, self.max_payload, "payload"))
 
     # --- look
 

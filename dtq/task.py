@@ -16,12 +16,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
 from enum import StrEnum
 from functools import lru_cache
 from itertools import count
 from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from dtq.errors import IllegalTransition, InvalidTask
 
@@ -40,6 +42,8 @@ _is_known_name = lru_cache(1024)(_NAME.fullmatch)  # types and queues come again
 _BACKOFFS, _ON_PARENT_FAILURE = get_args(Backoff), get_args(OnParentFailure)
 _URL = re.compile(r"https?://[^\s/?#@\\]+([/?#]\S*)?", re.ASCII)
 _counter = count()
+_chance: list[str] = []  # 64 random bits each, fetched by the hundred
+os.register_at_fork(after_in_child=_chance.clear)
 
 
 class Status(StrEnum):
@@ -92,7 +96,16 @@ class Webhook(msgspec.Struct, frozen=True, omit_defaults=True):
 def new_id(now: float) -> str:
     """32 hex digits: 48 bits of milliseconds, 16 bits that count on, 64 random bits. Later ids sort later; none can be
     guessed."""
-    return f"{int(now * 1000):012x}{next(_counter) & 0xFFFF:04x}{os.urandom(8).hex()}"
+    return f"{int(now * 1000):012x}{next(_counter) & 0xFFFF:04x}{_by_chance()}"
+
+
+def _by_chance() -> str:
+    try:
+        return _chance.pop()
+    except IndexError:
+        digits = os.urandom(8 * 256).hex()
+        _chance.extend([digits[at : at + 16] for at in range(0, len(digits), 16)])
+        return _by_chance()
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -226,6 +239,17 @@ def _refuse(field: str, value: object, allowed: str) -> NoReturn:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     raise InvalidTask(f"{field} is {shown}; allowed: {allowed}")
+
+
+def entering(task: Task, now: float, payload: Any) -> Task:
+    """A new task as a store gets it: with an id and its times. (A copy, since it was checked when it was made, and
+    nothing here can be out of its bounds.)"""
+    entered = copy(task)
+    force_setattr(entered, "id", task.id or new_id(now))
+    force_setattr(entered, "created_at", now)
+    force_setattr(entered, "run_at", task.run_at or now)
+    force_setattr(entered, "payload", payload)
+    return entered
 
 
 # --- transitions ----------------------------------------------------------------------------------------------------

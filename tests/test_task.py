@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -63,6 +65,12 @@ def test_ids_are_ordered_by_time_and_unlike_each_other():
     ids = [new_id(t / 1000) for t in range(1_700_000_000_000, 1_700_000_001_000)]
     assert ids == sorted(ids)
     assert len({i[16:] for i in ids}) == 1000  # the 64 random bits
+
+
+def test_a_process_that_was_forked_does_not_draw_the_ids_of_its_parent():
+    program = "from dtq.task import new_id; import os; new_id(0); os.fork(); print(new_id(0)[16:])"
+    drawn = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert len(drawn) == len(set(drawn)) == 2
 
 
 @pytest.mark.parametrize(

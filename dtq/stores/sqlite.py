@@ -16,6 +16,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ class SQLiteStore:
             lane = self._lanes.number(db, task.lane)
             rows.append(new_row(task, lane))
             moves.enter(lane, task.status)
-        db.executemany(schema.INSERT, rows)
+        _insert(db, rows)
         if any(task.after for task in new):
             insert_edges(db, new)
         moves.write(db)
@@ -306,3 +307,10 @@ class SQLiteStore:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
         self._closed = True
         self.database.abandon()
+
+
+def _insert(db: sqlite3.Connection, rows: list[Row]) -> None:
+    whole = len(rows) // schema.TOGETHER * schema.TOGETHER
+    for at in range(0, whole, schema.TOGETHER):
+        db.execute(schema.INSERT_TOGETHER, list(chain.from_iterable(rows[at : at + schema.TOGETHER])))
+    db.executemany(schema.INSERT, rows[whole:])
