@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from dtq import DTQError, QueueManager, TaskQueue
 
 pytest.importorskip("litestar")
 from dtq import APIServer
-from dtq.api.connection import Connection
+from dtq.api.connection import Connection, Joining
 
 WAIT = 60.0
 TOKENS = {"r" * 20: "read", "s" * 20: "submit", "a" * 20: "admin"}
@@ -249,6 +250,23 @@ def test_our_own_pages_may_ask_and_no_other_page_is_told_that_it_may(api, client
     assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
 
 
+def test_a_page_that_was_allowed_adds_tasks_and_reads_the_answer(tmp_path):
+    """Without `cors_origins` adding takes a shorter way through the server: what it answers is the same."""
+    page = {"Origin": "https://shop.example.org"}
+    ask = [{"json": {"type": "double"}}, {"json": {"type": "a b"}}, {"content": b"{"}]
+    answers = []
+    for origins in ([], [page["Origin"]]):
+        with QueueManager(tmp_path / "queue.db") as manager, APIServer(manager, port=0, cors_origins=origins) as api:
+            client = httpx.Client(base_url=api.url, headers={"Content-Type": "application/json"})
+            answers.append([client.post("/tasks", **body) for body in ask])
+            shared = [client.post("/tasks", headers=page, **body) for body in ask]
+            client.close()
+    assert [a.status_code for a in answers[0]] == [a.status_code for a in answers[1]] == [201, 422, 400]
+    assert [sorted(a.headers) for a in answers[0]] == [sorted(a.headers) for a in answers[1]]
+    assert [a.json() for a in answers[0]][1:] == [a.json() for a in answers[1]][1:]
+    assert [a.headers["access-control-allow-origin"] for a in shared] == [page["Origin"]] * 3
+
+
 def test_behind_the_hub_its_proxy_is_let_in_and_nobody_else(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
     with QueueManager(tmp_path / "queue.db") as manager, APIServer(manager, port=0) as api:
@@ -344,6 +362,33 @@ def read_to_end(connection):
         return connection.recv(1000)
     except ConnectionResetError:
         return b""
+
+
+class Wire:
+    """Stands for a transport: keeps what each call wrote."""
+
+    def __init__(self):
+        self.written = []
+        self.write = self.written.append
+
+    def close(self):
+        self.written.append("closed")
+
+
+def test_an_answer_goes_out_at_once_and_the_head_of_a_stream_does_not_wait_for_its_body():
+    async def answer(*parts, pause):
+        wire = Wire()
+        joining = Joining(wire, asyncio.get_running_loop())
+        for part in parts:
+            joining.write(part)
+            if pause:
+                await asyncio.sleep(0)
+        joining.close()
+        return wire.written
+
+    assert asyncio.run(answer(b"head ", b"body", b"more", pause=False)) == [b"head body", b"more", "closed"]
+    assert asyncio.run(answer(b"head ", b"body", pause=True)) == [b"head ", b"body", "closed"]
+    assert asyncio.run(answer(b"head ", pause=False)) == [b"head ", "closed"]
 
 
 def test_endless_headers_are_refused(api):

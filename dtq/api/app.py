@@ -1,6 +1,7 @@
 """The REST application: routes, guards and errors put together, and the document that describes them.
 
 Gate (Host, Origin, headers) --> Litestar: routing --> Authoriser --> handler --> Desk --> manager, combiner, feed
+                             `-> Express: adding tasks, the same but for the routing
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from litestar.types import ASGIApp
 from dtq.api import flows, routes, rules, views
 from dtq.api.desk import Desk
 from dtq.api.document import describe
+from dtq.api.express import Express
 from dtq.api.guards import Authoriser, Gate, Tokens
 from dtq.api.problems import to_response
 from dtq.api.rates import Rates
@@ -48,10 +50,11 @@ def create_app(
         finally:
             await desk.close()
 
+    authorise = Authoriser(tokens, rates)
     handlers = [*routes.ROUTES, *flows.ROUTES, *rules.ROUTES, *views.ROUTES]
     app = Litestar(
         [*_options(handlers), *handlers],
-        before_request=Authoriser(tokens, rates),
+        before_request=authorise,
         exception_handlers={Exception: to_response},
         lifespan=[life],
         state=State({"document": msgspec.json.encode(describe(handlers))}),
@@ -61,7 +64,8 @@ def create_app(
         logging_config=None,  # or it would set up the logging of the whole process
         debug=False,
     )
-    return Gate(app, hosts, origins, hub)
+    outer = app if origins else Express(app, authorise)  # pages of other servers: only the framework knows of CORS
+    return Gate(outer, hosts, origins, hub)
 
 
 def _options(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:

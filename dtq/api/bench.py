@@ -21,7 +21,6 @@ import uvicorn
 from litestar import Litestar, Request, Response, post
 
 from dtq.api import APIServer
-from dtq.api.connection import settings
 from dtq.api.models import Accepted
 from dtq.api.server import listen
 from dtq.api.shapes import OneOrMany, decoder
@@ -46,7 +45,7 @@ def serve_bare() -> None:
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
     app = Litestar([answer], openapi_config=None)
-    uvicorn.Server(uvicorn.Config(app, **settings())).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(app, http="httptools", log_level="error", access_log=False)).run(sockets=[listener])
 
 
 def serve_api(url: str) -> None:

@@ -67,6 +67,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head = -1
         super().on_headers_complete()
+        self.cycle.transport = Joining(self.transport, self.loop)  # type: ignore[assignment]
         if getattr(self.server_state, "leaving", False):
             self.cycle.keep_alive = False
 
@@ -118,6 +119,42 @@ class Connection(HttpToolsProtocol):
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None
+
+
+class Joining:
+    """What an answer is written to: its head goes out with the first of its body, in one packet and one call.
+
+    Where no body follows at once (a stream that has nothing to tell yet), the head goes out alone.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+        self._is_first = True
+
+    def write(self, data: bytes) -> None:
+        if self._is_first:
+            self._is_first = False
+            self._head = data
+            self._loop.call_soon(self._flush)
+        elif self._head is not None:
+            self._transport.write(self._head + data)
+            self._head = None
+        else:
+            self._transport.write(data)
+
+    def _flush(self) -> None:
+        if self._head is not None:
+            self._transport.write(self._head)
+            self._head = None
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
 
 
 def settings() -> dict[str, Any]:

@@ -6,6 +6,7 @@ request body --decoder, strictly--> NewTask --to_task--> Task      errors name t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -176,9 +177,8 @@ def _with_whole_numbers(value: Any) -> Any:
 
 def to_task(new: NewTask, now: float, key: str | None) -> Task:
     """The task that this describes. Raises InvalidTask, as Task does, where a field is out of its bounds."""
-    fields = {name: getattr(new, name) for name in _SAME}
     return Task(
-        **fields,
+        **dict(zip(_SAME, _same(new), strict=True)),
         id=new.id or new_id(now),
         key=key or new.key,
         after=tuple(new.after),
@@ -195,6 +195,7 @@ def _webhook(new: NewWebhook | None) -> Webhook | None:
 _SAME = tuple(name for name in NewTask.__struct_fields__ if name in Task.__struct_fields__ and name not in (
     "id", "key", "after", "run_at", "expires", "webhook",
 ))  # fmt: skip
+_same = attrgetter(*_SAME)
 
 
 def is_same(wanted: Task, stored: Task) -> bool:
