@@ -19,8 +19,14 @@ import servers
 from dtq import DTQError, QueueManager, TaskQueue
 
 pytest.importorskip("litestar")
+import uvicorn
+
 from dtq import APIServer
+from dtq.api.app import create_app
 from dtq.api.connection import Connection, Joining
+from dtq.api.guards import Tokens
+from dtq.api.rates import Rates
+from dtq.api.server import Runner, Server, listen
 
 WAIT = 60.0
 TOKENS = {"r" * 20: "read", "s" * 20: "submit", "a" * 20: "admin"}
@@ -470,6 +476,25 @@ def test_a_stop_drops_no_request_and_frees_the_port_at_once(tmp_path):
         load.stop()
         api.stop()
         assert load.lost == []
+
+
+def test_a_process_that_starts_leaves_the_shared_socket_as_it_is(tmp_path, monkeypatch):
+    """Were it blocking for a moment, another process could be caught in `accept`, and serve nobody from then on."""
+    listener, seen, startup = listen("127.0.0.1", 0), [], uvicorn.Server.startup
+    os.set_blocking(listener.fileno(), False)  # as a process that serves already has it
+
+    async def watched(self, sockets=None):
+        seen.extend(os.get_blocking(one.fileno()) for one in [*sockets, listener])
+        await startup(self, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", watched)
+    with QueueManager(tmp_path / "queue.db") as manager:
+        runner = Runner(
+            Server(lambda on_desk: create_app(manager, tokens=Tokens(None), rates=Rates(None, 0)), listener)
+        )
+        runner.start()
+        runner.stop()
+    assert seen == [False, False]
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/queue.db", "file:{}/queue", "valkey"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,8 +77,12 @@ def test_a_block_of_the_readme_runs_as_a_script(block, tmp_path):
 
 @pytest.mark.parametrize("block", of_language("sh"))
 def test_a_block_of_the_readme_runs_in_a_shell(block, tmp_path):
-    script = run(block.code, tmp_path, "bash", "-e", "-m")
+    end_all = (
+        "trap 'jobs -p | xargs -r kill || true' EXIT\n"  # where a line fails, or what was started would hold the pipes
+    )
+    script = run(end_all + block.code, tmp_path, "bash", "-e", "-m")
     assert script.returncode == 0, f"README.md:{block.line}\n{script.stdout}\n{script.stderr}"
+    assert not re.search("ERROR task .* failed", script.stderr), f"README.md:{block.line}\n{script.stderr}"
 
 
 @pytest.mark.parametrize("block", of_language("toml"))

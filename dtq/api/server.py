@@ -32,6 +32,9 @@ class Server(uvicorn.Server):
     def __init__(self, make_app: Callable[[Callable[[Desk], None]], object], listener: socket.socket) -> None:
         config = uvicorn.Config(make_app(self._meet), timeout_graceful_shutdown=GRACE, **settings())  # type: ignore[arg-type]
         super().__init__(config)
+        # Before it is duplicated, which else would make it blocking for a moment: for all processes that share it, of
+        # which one could be caught in `accept` then.
+        listener.setblocking(False)
         self._listener = listener
         self._desk: Desk | None = None
 
@@ -59,7 +62,6 @@ class Server(uvicorn.Server):
 
     async def _let_in_who_waits(self) -> None:
         """The kernel has connections that we have not accepted yet: their clients believe to be connected."""
-        self._listener.setblocking(False)
         loop = asyncio.get_running_loop()
         with self._listener, suppress(OSError):
             while True:
