@@ -26,6 +26,7 @@ from dtq.errors import DTQError
 
 SERVE = """
 import os, signal, sys, threading
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it serves, which may be later than its end
 threading.Thread(target=lambda: sys.stdin.read() or os.kill(os.getpid(), signal.SIGTERM), daemon=True).start()
 from dtq.cli import app
 app()
