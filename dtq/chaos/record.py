@@ -94,9 +94,11 @@ def markdown(records: Iterable[Record]) -> str:
     lines = [_line((*columns, "seeds")), "|---" * (len(columns) + 1) + "|"]
     lines += [_row(store, runs) for store, runs in by_store.items()]
     all_runs = [run for runs in by_store.values() for run in runs]
-    places = dict.fromkeys(f"{run.machine}, Python {run.python}, {run.at}" for run in all_runs)
+    places = dict.fromkeys(f"{run.machine}, Python {run.python}" for run in all_runs)
+    days = sorted({run.at for run in all_runs})
     commits = dict.fromkeys(run.commit for run in all_runs)
-    return "\n".join([*lines, "", f"{'; '.join(places)}; commits {', '.join(commits)}."])
+    when = " to ".join(dict.fromkeys([days[0], days[-1]]))
+    return "\n".join([*lines, "", f"{'; '.join(places)}, {when}; commits {', '.join(commits)}."])
 
 
 def _row(store: str, runs: list[Record]) -> str:
