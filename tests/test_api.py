@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import pytest
@@ -488,10 +489,9 @@ def test_a_process_that_starts_leaves_the_shared_socket_as_it_is(tmp_path, monke
         await startup(self, sockets)
 
     monkeypatch.setattr(uvicorn.Server, "startup", watched)
-    with QueueManager(tmp_path / "queue.db") as manager:
-        runner = Runner(
-            Server(lambda on_desk: create_app(manager, tokens=Tokens(None), rates=Rates(None, 0)), listener)
-        )
+    with QueueManager(tmp_path / "queue.db") as manager, closing(Rates(None, 0)) as rates:
+        app = create_app(manager, tokens=Tokens(None), rates=rates)
+        runner = Runner(Server(lambda on_desk: app, listener))
         runner.start()
         runner.stop()
     assert seen == [False, False]

@@ -129,6 +129,14 @@ def test_twenty_kills_of_the_whole_node_lose_nothing_and_fail_nothing_that_never
         assert task.status == "completed" or task.interruptions == MAX_INTERRUPTIONS
 
 
+def children_of(node):
+    """The zygote and the workers of a node; of one whose zygote has just died, those that come then."""
+    process = psutil.Process(node.process.pid)
+    while not (children := process.children(recursive=True)):
+        time.sleep(0.005)
+    return children
+
+
 @pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
 def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_nodes(url, tmp_path):
     url, log, chance, tasks = url.format(tmp_path), tmp_path / "log", random.Random(3), 5000
@@ -137,19 +145,22 @@ def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_node
         payload = {"log": str(log), "seconds": 0.002}
         manager.add_many({"type": "note", "payload": payload | {"n": n}, **options} for n in range(tasks))
         nodes = [Node(url) for _ in range(4)]
-        for kill in range(50):
-            number = chance.randrange(4)
-            if kill % 4:
-                workers = psutil.Process(nodes[number].process.pid).children(recursive=True)
-                with contextlib.suppress(ProcessLookupError):  # it has just died
-                    os.kill(chance.choice(workers).pid, signal.SIGKILL)
-            else:
-                nodes[number].kill()
-                nodes[number] = Node(url)
-            threading.Event().wait(chance.uniform(0, 0.02))
-        wait_until(lambda: not manager.stats().unfinished)
-        for node in nodes:
-            node.stop()
+        try:
+            for kill in range(50):
+                number = chance.randrange(4)
+                if kill % 4:
+                    with contextlib.suppress(ProcessLookupError):  # it has just died
+                        os.kill(chance.choice(children_of(nodes[number])).pid, signal.SIGKILL)
+                else:
+                    nodes[number].kill()
+                    nodes[number] = Node(url)
+                threading.Event().wait(chance.uniform(0, 0.02))
+            wait_until(lambda: not manager.stats().unfinished)
+            for node in nodes:
+                node.stop()
+        finally:
+            for node in nodes:
+                node.process.kill()
         found = all_tasks(manager)
     ran = runs(log)
     assert sorted(task.payload["n"] for task in found) == list(range(tasks))

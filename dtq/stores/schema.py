@@ -65,12 +65,11 @@ FIELDS = (
 ROW = ", ".join(FIELDS)
 
 # --- add
-_INSERT = """INSERT INTO task
-    (id, lane, key, stage, status, version, priority, run_at, expires, created_at, doom, options, payload) VALUES """
-_NEW = "(?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?)"
+INSERT = """INSERT INTO task
+    (id, lane, key, stage, status, version, priority, run_at, expires, created_at, doom, options, payload)
+    VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?)"""
 TOGETHER = 64  # tasks that one statement inserts: a third faster than one by one
-INSERT = _INSERT + _NEW
-INSERT_TOGETHER = _INSERT + ", ".join([_NEW] * TOGETHER)
+INSERT_TOGETHER = INSERT + f", {INSERT.partition('VALUES ')[2]}" * (TOGETHER - 1)
 IDS_AMONG = "SELECT id FROM task WHERE id IN (SELECT value FROM json_each(?))"
 KEYS_AMONG = "SELECT key, id FROM task WHERE key IN (SELECT value FROM json_each(?)) AND key IS NOT NULL"
 STATUS_AMONG = "SELECT id, status FROM task WHERE id IN (SELECT value FROM json_each(?))"
