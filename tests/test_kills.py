@@ -160,7 +160,7 @@ def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_node
                 node.stop()
         finally:
             for node in nodes:
-                node.process.kill()
+                node.kill()
         found = all_tasks(manager)
     ran = runs(log)
     assert sorted(task.payload["n"] for task in found) == list(range(tasks))
