@@ -215,3 +215,11 @@ def test_a_store_that_was_closed_joins_nobody_again(tmp_path):
         with pytest.raises(StoreError):
             ask()
     assert not any((tmp_path / "q.db-nodes").glob("*"))
+
+
+def test_of_parents_that_are_deleted_together_a_child_names_the_first(tmp_path):
+    with QueueManager(tmp_path / "queue.db") as manager:
+        manager.add_many([{"type": "a", "id": "one"}, {"type": "a", "id": "two"}])
+        manager.add("a", id="child", after=["one", "two"])
+        manager.store.delete(["two", "one"])
+        assert manager.get("child").doom == "its parent two is cancelled"

@@ -273,7 +273,8 @@ class SQLiteStore:
         return self.database.write(lambda db: self._delete(db, ids), flush=True)
 
     def _delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
-        rows = db.execute(schema.DELETE, (json_list(ids),)).fetchall()
+        order = {id: at for at, id in enumerate(dict.fromkeys(ids))}  # the first to go is the one that children name
+        rows = sorted(db.execute(schema.DELETE, (json_list(order),)), key=lambda row: order[row[1]])
         moves = Moves()
         for _, _, lane, status in rows:
             moves.leave(lane, status)
