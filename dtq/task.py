@@ -43,7 +43,8 @@ _BACKOFFS, _ON_PARENT_FAILURE = get_args(Backoff), get_args(OnParentFailure)
 _URL = re.compile(r"https?://[^\s/?#@\\]+([/?#]\S*)?", re.ASCII)
 _counter = count()
 _chance: list[str] = []  # 64 random bits each, fetched by the hundred
-os.register_at_fork(after_in_child=_chance.clear)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    os.register_at_fork(after_in_child=_chance.clear)
 
 
 class Status(StrEnum):
