@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -30,9 +31,10 @@ def path(tmp_path):
 
 def wait_until(condition, seconds=WAIT):
     give_up_at = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < give_up_at, "it did not come to be"
         time.sleep(0.005)
+    return found
 
 
 def all_tasks(manager):
@@ -129,14 +131,6 @@ def test_twenty_kills_of_the_whole_node_lose_nothing_and_fail_nothing_that_never
         assert task.status == "completed" or task.interruptions == MAX_INTERRUPTIONS
 
 
-def children_of(node):
-    """The zygote and the workers of a node; of one whose zygote has just died, those that come then."""
-    process = psutil.Process(node.process.pid)
-    while not (children := process.children(recursive=True)):
-        time.sleep(0.005)
-    return children
-
-
 @pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
 def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_nodes(url, tmp_path):
     url, log, chance, tasks = url.format(tmp_path), tmp_path / "log", random.Random(3), 5000
@@ -149,8 +143,10 @@ def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_node
             for kill in range(50):
                 number = chance.randrange(4)
                 if kill % 4:
+                    process = psutil.Process(nodes[number].process.pid)
+                    family = wait_until(partial(process.children, recursive=True))  # none after its zygote's death
                     with contextlib.suppress(ProcessLookupError):  # it has just died
-                        os.kill(chance.choice(children_of(nodes[number])).pid, signal.SIGKILL)
+                        os.kill(chance.choice(family).pid, signal.SIGKILL)
                 else:
                     nodes[number].kill()
                     nodes[number] = Node(url)

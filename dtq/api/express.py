@@ -8,16 +8,14 @@ It is the same handler, with the same checks before it and the same errors.
 
 from __future__ import annotations
 
-from typing import Any
-
-from litestar import Litestar, Response
+from litestar import Litestar
 from litestar.enums import ScopeType
 from litestar.routes import HTTPRoute
-from litestar.types import Message, Receive, Scope, Send
+from litestar.types import Receive, Scope, Send
 
 from dtq.api.bodies import Asked
 from dtq.api.guards import Authoriser
-from dtq.api.problems import to_response
+from dtq.api.problems import give, to_response
 from dtq.api.routes import add_tasks
 
 PATH = "/tasks"
@@ -43,15 +41,4 @@ class Express:
             response = await add_tasks.fn(request)
         except Exception as error:
             response = to_response(request, error)
-        await _give(response, send)
-
-
-async def _give(response: Response[Any], send: Send) -> None:
-    content: bytes = response.content
-    headers = {"content-type": str(response.media_type), "content-length": str(len(content)), **response.headers}
-    start: Message = {
-        "type": "http.response.start", "status": response.status_code or 200,
-        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
-    }  # fmt: skip
-    await send(start)
-    await send({"type": "http.response.body", "body": content, "more_body": False})
+        await give(response, send)

@@ -22,7 +22,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from dtq.api.models import Reason
-from dtq.api.problems import MEDIA_TYPE, Refusal, body
+from dtq.api.problems import Refusal, give, response_of
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
 
@@ -160,7 +160,7 @@ class Gate:
             self._check(dict(scope["headers"]))
             scope["path"] = _path_of(scope)
         except Refusal as refusal:
-            await _refuse(refusal, guarded)
+            await give(response_of(refusal), guarded)
             return
         await self._app(scope, receive, guarded)
 
@@ -220,13 +220,6 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return guarded
-
-
-async def _refuse(refusal: Refusal, send: Send) -> None:
-    content = body(refusal)
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
 # --- where a server may be reached ----------------------------------------------------------------------------------

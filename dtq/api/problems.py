@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import Message, Send
 
 from dtq.api.models import Problem, Reason
 from dtq.errors import (
@@ -44,10 +45,23 @@ class Refusal(Exception):
 
 def to_response(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The answer to a request that ended in this error."""
-    refusal = as_refusal(error)
-    return Response(
-        body(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers
-    )  # fmt: skip
+    return response_of(as_refusal(error))
+
+
+def response_of(refusal: Refusal) -> Response[bytes]:
+    return Response(body(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers)
+
+
+async def give(response: Response[Any], send: Send) -> None:
+    """Sends an answer whose content is bytes, without the framework."""
+    content: bytes = response.content
+    headers = {"content-type": str(response.media_type), "content-length": str(len(content)), **response.headers}
+    start: Message = {
+        "type": "http.response.start", "status": response.status_code or 200,
+        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+    }  # fmt: skip
+    await send(start)
+    await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
 def body(refusal: Refusal) -> bytes:
