@@ -33,6 +33,7 @@ from dtq.meter import Meter
 from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
 from dtq.staff import Staff
 from dtq.stores import Node, Outcome, Store, ahead_of_here
+from dtq.stores.meanwhile import meanwhile
 from dtq.task import EXPIRED, TERMINAL, Status, Task, cancel, end_doomed, fail, interrupt, release, succeed
 from dtq.ticker import Ticker
 
@@ -117,7 +118,7 @@ class Loop:
                 self._answered_at = self._monotonic()
         except StoreError as error:
             due = now + self._hold_on(error)
-        if self._posts:  # one that came during this turn: its wake-up may be spent
+        if self._posts or (self._outcomes and not self._trouble):  # that came in this turn: the wake-up may be spent
             return now
         return min(due, self._next_beat, self._next_tick(), *self._pool_deadlines(now))
 
@@ -254,9 +255,14 @@ class Loop:
     def _commit(self, now: float) -> None:
         if not self._outcomes:
             return
-        outcomes = webhooks.announced(self._outcomes, now)
-        accepted = self._store.update(outcomes)
-        self._outcomes = []
+        kept, self._outcomes = self._outcomes, []
+        outcomes = webhooks.announced(kept, now)
+        try:
+            with meanwhile(lambda: self._hear(now)):  # which makes outcomes for the next time
+                accepted = self._store.update(outcomes)
+        except StoreError:
+            self._outcomes = kept + self._outcomes
+            raise
         ended = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
         self._tell_of_successors(outcomes, accepted, now)
         self._meter.count(ended)
@@ -301,8 +307,6 @@ class Loop:
                 self._take(group.pool, tasks, now)
                 short |= len(tasks) < n
         self._note_idleness(now, short)
-        if self._outcomes:  # doomed ones: end them now
-            return now
         due = self._store.next_due(now) if short else None
         return float("inf") if due is None else due
 

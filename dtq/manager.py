@@ -8,13 +8,13 @@ get, find, stats, delete, cleanup, pause, resume --> store
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import msgspec
 from msgspec.structs import replace
@@ -325,6 +325,16 @@ class QueueManager:
         self.close()
 
 
+def _refuse_options(strange: Set[str]) -> NoReturn:
+    if strange & set(unique.OPTIONS):
+        raise InvalidTask(
+            "window and on_conflict are options of `add`, which takes one task; many are added by key alone"
+        )
+    raise InvalidTask(
+        f"no option is named {min(strange)!r}; there are: {', '.join(sorted(OPTIONS | {'delay', 'expires_in'}))}"
+    )
+
+
 def _from_options(given: Mapping[str, Any], now: float) -> Task:
     """The task that these options describe. Raises InvalidTask, naming the option, what it is and what is allowed."""
     if not isinstance(given, Mapping):
@@ -335,14 +345,8 @@ def _from_options(given: Mapping[str, Any], now: float) -> Task:
             options[name] = now + _seconds(relative, seconds)
         elif isinstance(options.get(name), datetime):
             options[name] = options[name].timestamp()
-    if options.keys() & set(unique.OPTIONS):
-        raise InvalidTask(
-            "window and on_conflict are options of `add`, which takes one task; many are added by key alone"
-        )
-    if unknown := options.keys() - OPTIONS:
-        raise InvalidTask(
-            f"no option is named {min(unknown)!r}; there are: {', '.join(sorted(OPTIONS | {'delay', 'expires_in'}))}"
-        )
+    if strange := options.keys() - OPTIONS:
+        _refuse_options(strange)
     if "type" not in options:
         raise InvalidTask("type is missing; allowed: the name under which a handler is registered")
     if isinstance(options.get("after"), (list, tuple, set)):

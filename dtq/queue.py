@@ -233,7 +233,7 @@ class TaskQueue(QueueManager):
 
     def _call_courier(self) -> None:
         """He comes with the first delivery there is: each type that workers wait for makes a turn longer."""
-        if not self._inline and webhooks.TYPE not in self.registry.types():
+        if not self._inline and webhooks.TYPE not in self.registry:
             waiting = self.store.stats().types.get(webhooks.TYPE, {})
             if any(waiting.get(status) for status in WAITING) and courier.is_installed():
                 self.registry.register(webhooks.TYPE, self._courier, courier.CONCURRENCY, give_up_on=courier.GIVE_UP_ON)
@@ -248,7 +248,7 @@ class TaskQueue(QueueManager):
 
     def _task(self, given: Task | Mapping[str, Any]) -> Task:
         task = super()._task(given)
-        if task.type not in self.registry.types():
+        if task.type not in self.registry:
             self._require_type(task.type)
         return task
 

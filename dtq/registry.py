@@ -76,6 +76,9 @@ class Registry:
         """The handler itself, where it was given as a function: nothing to load in this process. Raises UnknownType."""
         return self._find(type).function
 
+    def __contains__(self, type: str) -> bool:
+        return type in self._entries
+
     def types(self) -> frozenset[str]:
         return frozenset(self._entries)
 

@@ -42,7 +42,7 @@ def test_a_claim_among_a_hundred_thousand_takes_at_most_twice_as_long_as_among_a
             (task,) = store.claim("w", 1, 30, NOW, {"work"})
             times[store].append(time.perf_counter() - began)
             store.update([(succeed(task, None, NOW), ())])
-            store.add([Task(type="work", id=f"{task.id}+", created_at=NOW, run_at=NOW)])
+            store.add([Task(type="work", id=f"{task.id}:again", created_at=NOW, run_at=NOW)])
     p99 = {name: statistics.quantiles(times[store], n=100)[98] * 1000 for name, store in (("few", few), ("many", many))}
     print(f"\n{url}: claim p99 {p99['few']:.3f} ms at 100, {p99['many']:.3f} ms at {WAITING:,}")
     few.close()
@@ -63,14 +63,14 @@ def test_after_kill_9_a_node_that_is_started_anew_goes_on_within(url, seconds, t
         node.kill()
         held = [task.id for task in manager.find(status="processing", limit=1000)]
         began = time.monotonic()
-        node.wait()
+        node.communicate()
         other = _node(url)
         while not any(task.status == "completed" for task in manager.store.get(held)):
             assert time.monotonic() - began < 2 * seconds
             time.sleep(0.01)
         took = time.monotonic() - began
         other.kill()
-        other.wait()
+        other.communicate()
     print(f"\n{url[:6]}: {took:.2f} s from kill -9 to the first of {len(held)} tasks of the dead, {WAITING:,} waiting")
     assert took < seconds
 

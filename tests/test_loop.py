@@ -10,6 +10,7 @@ from dtq.events import Emitter
 from dtq.handle import Endings
 from dtq.loop import Loop
 from dtq.staff import Pool, Staff
+from dtq.stores.meanwhile import take_up
 from dtq.stores.memory import MemoryStore
 from dtq.task import ErrorInfo, Task, succeed
 
@@ -117,6 +118,35 @@ def test_what_comes_back_unstarted_pays_no_attempt(store, pool):
     loop.turn(NOW + 1)
     task = store.get(["x"])[0]
     assert (task.status, task.attempts, loop.is_drained()) == ("pending", 0, True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_workers_say_while_the_store_is_busy_is_for_the_next_turn_which_is_due_now(store, pool, fails):
+    """And nothing is lost or told twice where the store then fails."""
+    loop = make(store, pool)
+    add(store, "x", "y")
+    loop.turn(NOW)
+    x, y = pool.has
+    pool.ends(x, result=1)
+    update, times = store.update, 0
+
+    def busy(outcomes):
+        nonlocal times
+        times += 1
+        if times == 1:
+            pool.ends(y, result=2)
+            take_up()
+            if fails:
+                raise StoreError("away")
+        return update(outcomes)
+
+    store.update = busy
+    due = loop.turn(NOW + 0.5)
+    assert status(store, "x", "y") == (["processing"] * 2 if fails else ["completed", "processing"])
+    assert (due > NOW + 0.5) if fails else (due == NOW + 0.5)
+    loop.turn(NOW + 0.7)
+    assert [task.result for task in store.get(["x", "y"])] == [1, 2]
+    assert times == 2
 
 
 def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(store, pool):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dtq import QueueManager, TaskQueue, open_store
 from dtq.errors import StoreError
 from dtq.stores import Node as NodeRecord
 from dtq.stores.address import redacted
+from dtq.stores.meanwhile import meanwhile
 from dtq.stores.redis import RedisStore
 from dtq.task import ErrorInfo, Task, fail, succeed
 
@@ -44,44 +46,55 @@ def wait_until(condition, seconds=WAIT):
 
 
 class Lossy:
-    """A client whose answers get lost, a number of times, when the server has done what was asked."""
+    """A line on which answers get lost, a number of times, when the server has done what was asked."""
 
-    def __init__(self, client, times: int) -> None:
-        self._client = client
-        self.times = times
+    def __init__(self, line, losses: Losses) -> None:
+        self._line = line
+        self._losses = losses
 
     def __getattr__(self, name):
-        return getattr(self._client, name)
+        return getattr(self._line, name)
 
-    def evalsha(self, *args):
-        answer = self._client.evalsha(*args)
-        if self.times:
-            self.times -= 1
+    def read_response(self):
+        answer = self._line.read_response()
+        if self._losses.after:
+            self._losses.after -= 1
+        elif self._losses.times:
+            self._losses.times -= 1
             raise redis.ConnectionError("the answer got lost")
         return answer
 
 
-def lose(store: RedisStore, times: int) -> None:
-    store.get(["warm"])
-    store.link.client = Lossy(store.link.client, times)
+class Losses:
+    """From now on so many answers to this store get lost (those that come `after` some others)."""
+
+    def __init__(self, store: RedisStore, times: int) -> None:
+        self.after = 0
+        self.times = times
+        self._lines = store.link._lines
+        store.link._lines = self
+
+    @contextmanager
+    def line(self):
+        with self._lines.line() as line:
+            yield Lossy(line, self)
+
+    def close(self):
+        self._lines.close()
 
 
 @pytest.mark.parametrize("times", [1, 100])
 def test_what_was_done_and_not_answered_is_known_when_it_is_asked_again(store, times):
     """Within one call, and when the caller has seen a StoreError and makes the same call later."""
     store.add([Task(type="job", id="a"), Task(type="job", id="b")])
-    for method in ("claim", "update"):
-        store.link.call(
-            method, {"claim": ["w0", 0, "0", "0", [], [], "0000", "x", "x", 1], "update": [[], "x"]}[method]
-        )
 
     def insist(call):
-        store.link.client = Lossy(store.link.client, times)
+        losses = Losses(store, times)
         while True:
             try:
                 return call()
             except StoreError:
-                store.link.client.times = 0
+                losses.times = 0
 
     tasks = insist(lambda: store.claim("w1", 5, 30, NOW, {"job"}))
     assert [(task.id, task.version, task.attempts) for task in tasks] == [("a", 2, 1), ("b", 2, 1)]
@@ -92,15 +105,76 @@ def test_what_was_done_and_not_answered_is_known_when_it_is_asked_again(store, t
     assert store.stats().counts["pending"] == 2
 
 
+def test_of_a_claim_in_several_parts_none_is_lost_when_answers_are(store):
+    """What was answered is given at once, and the rest with the next claim, however few that is for."""
+    ids = [f"{n:03}" for n in range(384)]
+    store.add([Task(type="job", id=id) for id in ids])
+    losses = Losses(store, 0)
+    losses.after, losses.times = 1, 100
+    found = store.claim("w1", 400, 30, NOW, {"job"})
+    losses.times = 0
+    rest = store.claim("w1", 1, 30, NOW, {"job"})
+    assert (len(found), len(rest)) == (128, 256)
+    assert [task.id for task in found + rest] == ids
+    assert {task.attempts for task in found + rest} == {1}
+    assert store.claim("w1", 10, 30, NOW, {"job"}) == []
+
+
+def test_an_errand_in_parts_goes_on_where_it_was_interrupted(store):
+    losses = Losses(store, 0)
+    losses.after, losses.times = 2, 1
+    assert len(store.add([Task(type="job", id=f"{n:03}") for n in range(700)])) == 700
+    assert store.stats().counts["pending"] == 700
+    assert [task.id for task in store.get([f"{n:03}" for n in range(700)])] == [f"{n:03}" for n in range(700)]
+
+
+def test_scripts_that_the_server_has_forgotten_are_sent_again(store):
+    store.add([Task(type="job", id=f"{n:03}") for n in range(300)])
+    assert len(store.claim("w", 300, 30, NOW, {"job"})) == 300
+    store.link.client.script_flush()
+    store.add([Task(type="job", id=f"{n:03}") for n in range(300, 700)])
+    assert len(store.claim("w", 400, 30, NOW, {"job"})) == 400
+
+
+def test_lines_that_nobody_uses_may_have_been_cut(store):
+    """All at once, as by a server that was started anew: the next call makes one new line, and does not try each."""
+    with store.link._lines.line(), store.link._lines.line(), store.link._lines.line():
+        pass
+    store.link.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    began = time.monotonic()
+    assert store.add([Task(type="job", id="a")]) == ["a"]
+    assert time.monotonic() - began < 1
+
+
+def test_something_is_done_while_the_server_is_busy(store):
+    done = []
+    with meanwhile(lambda: done.append(threading.get_ident())):
+        store.add([Task(type="job", id=f"{n:03}") for n in range(300)])
+        assert done == [threading.get_ident()]
+        store.stats()
+    store.stats()
+    assert len(done) == 1
+
+
+def test_what_a_claim_foresees_is_asked_for_only_once(store):
+    store.fileno()  # listens
+    store.add([Task(type="job", id="a", run_at=NOW + 5)])
+    assert store.claim("w", 1, 30, NOW, {"job"}) == []
+    store.link.client.config_resetstat()
+    assert store.next_due(NOW) == NOW + 5
+    assert "cmdstat_evalsha" not in store.link.client.info("commandstats")
+    assert store.next_due(NOW + 1) == NOW + 5
+    store.add([Task(type="job", id="b", run_at=NOW + 3)])
+    assert store.next_due(NOW) == NOW + 3
+
+
 def test_a_lost_answer_does_not_let_another_outcome_pass(store):
     store.add([Task(type="job", id="a")])
     (task,) = store.claim("w1", 1, 30, NOW, {"job"})
-    store.update([])
-    store.link.call("update", [[], "x"])
-    lose(store, 100)
+    losses = Losses(store, 100)
     with pytest.raises(StoreError):
         store.update([(succeed(task, 1, NOW), ())])
-    store.link.client.times = 0
+    losses.times = 0
     assert store.update([(fail(task, ErrorInfo("E"), NOW, lambda: 0.0), ())]) == set()
     assert store.get(["a"])[0].result == 1
 

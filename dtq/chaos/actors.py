@@ -23,6 +23,7 @@ from dtq.handle import Endings
 from dtq.loop import Loop
 from dtq.staff import Pool, Staff
 from dtq.stores import Outcome
+from dtq.stores.meanwhile import take_up
 from dtq.task import ErrorInfo, Status, Task, cancel
 
 TYPE = "work"
@@ -52,6 +53,8 @@ class NodeStore:
         return tasks
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
+        """As where a server is busy with it: the loop hears its workers meanwhile."""
+        take_up()
         accepted: set[str] = self._world.call(self._who, "update", outcomes)
         return accepted
 

@@ -40,6 +40,9 @@ class Doubts:
             for name, _ in requests:
                 self._tokens.pop(name, None)
 
+    def has(self, name: Hashable) -> bool:
+        return name in self._tokens
+
     def _token(self, name: Hashable, content: Any, fresh: str) -> str:
         token, known = self._tokens.get(name, (fresh, content))
         return token if known == content else fresh

@@ -2,15 +2,18 @@
 
 call --> EVALSHA --> server          a connection that has broken is made anew, for up to `patience` seconds;
          ^------ again <--'          then StoreError, which names the server without its password
+
+Of several calls of one script (an Errand), the next is on its way while the server is busy with one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Generic, TypeVar
 
 from redis import Redis, RedisCluster, exceptions
 from redis.backoff import NoBackoff
@@ -19,13 +22,16 @@ from redis.retry import Retry
 from dtq.codec import pack
 from dtq.errors import StoreError
 from dtq.stores.address import redacted
+from dtq.stores.lines import Lines, send
+from dtq.stores.meanwhile import take_up
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between attempts to reach the server
 REPLICATED_WITHIN = 1.0  # seconds that replicas are waited for
 LASTING = ("add", "update")  # what must not be lost; a claim that is lost is made again
 SOCKET_TIMEOUT = 2.0  # seconds, at most, that one attempt waits for a connection or a reply
 PARTS = {  # what a script is made of, beside lib.lua and itself
-    "add": ["plant"], "update": ["plant"], "claim": ["pick"], "delete": ["remove"], "purge": ["remove"],
+    "add": ["plant"], "update": ["plant"], "claim": ["pick", "due"], "next_due": ["due"], "delete": ["remove"],
+    "purge": ["remove"],
 }  # fmt: skip
 FLAGS = {"delete": " flags=allow-oom", "purge": " flags=allow-oom"}  # what makes room must run when there is none
 AWAY = (  # what may pass by itself: the server is restarting, or another one is taking its place
@@ -37,6 +43,9 @@ AWAY = (  # what may pass by itself: the server is restarting, or another one is
     exceptions.MasterDownError,
     exceptions.RedisClusterException,
 )
+ON_THEIR_WAY = 2  # requests: one that the server is busy with, and the next
+T = TypeVar("T")
+R = TypeVar("R")
 Client = Any  # redis.Redis or redis.RedisCluster, which share their methods but no class
 
 
@@ -46,6 +55,29 @@ def script(name: str) -> str:
     folder = files("dtq.stores") / "lua"
     parts = [(folder / f"{part}.lua").read_text() for part in ["lib", *PARTS.get(name, []), name]]
     return "\n".join([f"#!lua{FLAGS.get(name, '')}", *parts])
+
+
+def as_it_is(value: Any) -> Any:
+    return value
+
+
+class Errand(Generic[T, R]):
+    """Several calls of one script: `args` makes its arguments of each of `left`, and `read` reads the reply. An errand
+    that is interrupted goes on with what has no reply yet."""
+
+    def __init__(
+        self, name: str, asked: Iterable[T], args: Callable[[T], Any] = as_it_is, read: Callable[[Any], R] = as_it_is
+    ) -> None:
+        self.name = name
+        self.left = list(asked)
+        self.args = args
+        self.read = read
+        self.replies: list[R] = []
+
+    def hear(self, reply: Any) -> None:
+        """The reply to the first of those that are left."""
+        self.replies.append(self.read(reply))
+        del self.left[0]
 
 
 class Link:
@@ -61,56 +93,79 @@ class Link:
         self.replicas = replicas
         self.ahead = 0.0  # seconds by which the server's clock is ahead of this machine's
         self._owns_client = client is None
-        self._digests: dict[str, str] = {}
+        self._known: set[str] = set()  # scripts that the server has, as far as we know
         self.client = client if client is not None else self.patiently(lambda: _connect(url, timeout, cluster), timeout)
-        self.call("clock")  # which says, too, whether it can be reached
+        self._lines = None if isinstance(self.client, RedisCluster) else Lines(self.client.connection_pool)
+        self.measure_clock()  # which says, too, whether it can be reached
 
     def call(self, name: str, args: Any = None, patience: float | None = None) -> Any:
         """The reply of a script. Raises StoreError where none comes within `patience` seconds (`timeout`, if None)."""
-        packed = pack(args)
-        asked = time.time()
-        reply = self.patiently(lambda: self._run(name, packed), self.timeout if patience is None else patience)
-        if name == "clock":
-            self.set_clock(reply, asked)
-        return reply
+        return self.calls(Errand(name, [args]), patience)[0]
 
-    def set_clock(self, reply: bytes | str, asked: float) -> None:
-        """The server's time, in a reply to what was asked at this time of ours: half-way between, as it were."""
-        self.ahead = float(reply) - (asked + time.time()) / 2
+    def calls(self, errand: Errand[T, R], patience: float | None = None) -> list[R]:
+        """What the replies of an errand say, in order. Raises as `call` does."""
+        work = partial(self._talk, errand, self._lines) if self._lines else partial(self._talk_to_cluster, errand)
+        self.patiently(work, self.timeout if patience is None else patience)
+        return errand.replies
 
-    def _run(self, name: str, packed: bytes) -> Any:
-        call = self._evaluate_and_wait if self.replicas and name in LASTING else self._evaluate
-        digest = self._digests.get(name)
-        if digest is not None:
-            try:
-                return call("evalsha", digest, packed)
-            except exceptions.NoScriptError:
-                pass
-        reply = call("eval", script(name), packed)
-        self._digests[name] = _digest(name)
-        return reply
+    def _talk(self, errand: Errand[Any, Any], lines: Lines) -> None:
+        """While the server is busy with one, the next is made and sent, and the reply before it is read."""
+        with lines.line() as line:
+            on_their_way = 0
+            while errand.left:
+                for one in errand.left[on_their_way:ON_THEIR_WAY]:
+                    self._send(line, errand.name, pack(errand.args(one)))
+                    on_their_way += 1
+                take_up()
+                errand.hear(self._receive(line, errand.name))
+                on_their_way -= 1
 
-    def _evaluate(self, command: Literal["eval", "evalsha"], what: str, packed: bytes) -> Any:
-        return getattr(self.client, command)(what, 1, self.prefix, packed)
+    def _send(self, line: Any, name: str, packed: bytes) -> None:
+        command = ("EVALSHA", _digest(name)) if name in self._known else ("EVAL", script(name))
+        send(line, *command, 1, self.prefix, packed)
+        if self._must_last(name):
+            send(line, "WAIT", self.replicas, int(REPLICATED_WITHIN * 1000))
 
-    def _evaluate_and_wait(self, command: Literal["eval", "evalsha"], what: str, packed: bytes) -> Any:
-        """On one connection, as WAIT is about what came before it on its own."""
-        with self.client.pipeline(transaction=False) as pipe:
-            getattr(pipe, command)(what, 1, self.prefix, packed)
-            pipe.wait(self.replicas, int(REPLICATED_WITHIN * 1000))
-            reply, reached = pipe.execute()
-        if reached < self.replicas:
+    def _receive(self, line: Any, name: str) -> Any:
+        reply = line.read_response()
+        self._known.add(name)
+        if self._must_last(name) and (reached := line.read_response()) < self.replicas:
             raise StoreError(
                 f"{self.place} has it, and {reached} of {self.replicas} replicas within {REPLICATED_WITHIN:g} s: "
                 "it may be lost if another server takes over; asking again does no harm"
             )
         return reply
 
+    def _must_last(self, name: str) -> bool:
+        return self.replicas > 0 and name in LASTING
+
+    def _talk_to_cluster(self, errand: Errand[Any, Any]) -> None:
+        """One by one: the client knows which node has the slot, and learns when it moves."""
+        name = errand.name
+        for one in errand.left:
+            packed = pack(errand.args(one))
+            if name in self._known:
+                reply = self.client.evalsha(_digest(name), 1, self.prefix, packed)
+            else:
+                reply = self.client.eval(script(name), 1, self.prefix, packed)
+            self._known.add(name)
+            errand.hear(reply)
+
+    def measure_clock(self) -> None:
+        asked = time.time()
+        self.set_clock(self.call("clock"), asked)
+
+    def set_clock(self, reply: bytes | str, asked: float) -> None:
+        """The server's time, in a reply to what was asked at this time of ours: half-way between, as it were."""
+        self.ahead = float(reply) - (asked + time.time()) / 2
+
     def patiently(self, work: Any, patience: float) -> Any:
         give_up_at, pause = time.monotonic() + patience, FIRST_PAUSE
         while True:
             try:
                 return work()
+            except exceptions.NoScriptError:  # the server was started anew, or another one has taken its place
+                self._known.clear()
             except AWAY as error:
                 if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
                     raise StoreError(f"{self.place} refuses us: {error}") from None
@@ -127,7 +182,7 @@ class Link:
     def facts(self) -> dict[str, Any]:
         """What the server that has the namespace tells of itself: INFO, `config` ({} where CONFIG is forbidden), and
         `ahead`."""
-        self.call("clock")
+        self.measure_clock()
         is_cluster = isinstance(self.client, RedisCluster)
         node = {"target_nodes": self.client.get_node_from_key(self.prefix)} if is_cluster else {}
         info = self.patiently(lambda: self.client.info(**node), self.timeout)
@@ -138,6 +193,8 @@ class Link:
         return {**info, "config": config, "ahead": self.ahead}
 
     def close(self) -> None:
+        if self._lines:
+            self._lines.close()
         if self._owns_client:
             self.client.close()
             if isinstance(self.client, RedisCluster):

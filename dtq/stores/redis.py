@@ -2,6 +2,7 @@
 
     RedisStore   the protocol of dtq.stores, one method a script       (this file)
       Link       the server: clients, retries, its clock               (link.py)
+        Lines    its connections                                       (lines.py)
       Ear        who listens for changes                               (ear.py)
       records    between tasks and what scripts take and give
       lua/       the scripts; lib.lua opens with the keys
@@ -22,6 +23,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -35,7 +37,7 @@ from dtq.stores import Node, Outcome, Stats, count_up
 from dtq.stores.bell import Bell
 from dtq.stores.doubts import Doubts
 from dtq.stores.ear import Ear
-from dtq.stores.link import Link
+from dtq.stores.link import Errand, Link
 from dtq.stores.records import claim_text, due_time, lane_of, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
@@ -44,6 +46,7 @@ HURRY = 0.25  # seconds for which a call of the loop tries to reach the server: 
 STRETCH = 1000  # ids that one script of `find` looks at
 PURGE = 200  # tasks that one script removes
 REPLY_KEPT = 60  # seconds for which a claim is remembered, for who has missed the reply
+Claimed = tuple[list[Task], list[bytes]]  # and the times at which there may be more
 _reply = msgspec.msgpack.Decoder().decode
 _node = msgspec.json.Decoder(Node).decode
 _limit = msgspec.json.Decoder(Limit).decode
@@ -82,6 +85,7 @@ class RedisStore:
         self._ear: Ear | None = None
         self._nodes: dict[str, Node] = {}
         self._doubts = Doubts()
+        self._foreseen: dict[float, float | None] = {}  # what next_due gives, while nothing has changed here
         self._closed = False
 
     @property
@@ -100,11 +104,10 @@ class RedisStore:
     # --- add
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
-        ids: list[str] = []
-        for part in _parts(tasks, any(task.after for task in tasks)):
-            reply = _reply(self.link.call("add", [[new_record(task) for task in part], self._id]))
-            ids += _accepted(reply)
-        self._bell.ring()
+        parts = _parts(tasks, any(task.after for task in tasks))
+        errand = Errand("add", parts, lambda part: [[new_record(task) for task in part], self._id], _reply)
+        ids = [id for reply in self.link.calls(errand) for id in _accepted(reply)]
+        self._changed()
         return ids
 
     # --- claim
@@ -113,38 +116,57 @@ class RedisStore:
         self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
         min_priority: int | None = None,
     ) -> list[Task]:  # fmt: skip
-        lowest = f"{1000 - (-1000 if min_priority is None else min_priority):04d}"
+        if n <= 0:
+            return []
         types, queues = sorted(types), sorted(queues)
+        lowest = f"{1000 - (-1000 if min_priority is None else min_priority):04d}"
         kind = f"{hash((*types, None, *queues, min_priority)) & 0xFFFFFFFF:08x}"
-        tasks: list[Task] = []
-        while (wanted := min(CHUNK, n - len(tasks))) > 0:
-            with self._doubts.about([((worker, kind), None)]) as (token,):
-                args = [worker, wanted, repr(now), repr(now + lease), types, queues, lowest, kind, token, REPLY_KEPT]
-                found = tasks_of(self.link.call("claim", args, HURRY))
-            tasks += found
-            if len(found) < wanted:
-                break
+        ask = partial(self._claim, worker, kind, [repr(now), repr(now + lease), types, queues, lowest])
+        first, *others = [min(CHUNK, n - at) for at in range(0, n, CHUNK)]
+        while self._doubts.has((worker, kind, 1 + len(others))):
+            others.append(0)  # it is for what it gave when its answer was lost, and for no more
+        answers = ask([first])
+        if others and (len(answers[0][0]) >= first or self._doubts.has((worker, kind, 1))):
+            with suppress(StoreError):  # they are in doubt now; what is here already must not be lost with them
+                answers += ask(others, 1)
+        tasks = [task for found, _ in answers for task in found]
+        if len(tasks) < n:
+            self._foresee(now, answers[-1][1])
         return tasks
+
+    def _claim(self, worker: str, kind: str, how: list[Any], sizes: list[int], start: int = 0) -> list[Claimed]:
+        """Several claims of so many tasks, of which the first has this number: each has a doubt of its own."""
+        names = [(worker, kind, number) for number in range(start, start + len(sizes))]
+        with self._doubts.about([(name, None) for name in names]) as tokens:
+            asked = [
+                [worker, size, *how, f"{kind}{number}", token, REPLY_KEPT]
+                for size, token, (_, _, number) in zip(sizes, tokens, names, strict=True)
+            ]
+            return self.link.calls(Errand("claim", asked, read=_claimed), HURRY)
+
+    def _foresee(self, now: float, times: list[bytes]) -> None:
+        """What `next_due` will be asked for next, mostly. Whoever changes it from now on will ring, if we listen."""
+        self._foreseen = {now: _first(times)} if self._ear else {}
 
     # --- update
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        accepted: set[str] = set()
-        for part in _parts(outcomes, any(task.after for _, planted in outcomes for task in planted)):
-            accepted |= self._update(part)
-        return accepted
-
-    def _update(self, outcomes: Sequence[Outcome]) -> set[str]:
         with self._doubts.about([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
-            sent = [
-                outcome_record(task, token, [new_record(new) for new in planted])
-                for token, (task, planted) in zip(tokens, outcomes, strict=True)
-            ]
-            reply = _reply(self.link.call("update", [sent, self._id], HURRY))
-        accepted = set(_accepted(reply))
-        if reply[1]:
+            sent = list(zip(outcomes, tokens, strict=True))
+            whole = any(task.after for _, planted in outcomes for task in planted)
+            errand = Errand("update", _parts(sent, whole), self._update, _reply)
+            replies = self.link.calls(errand, HURRY)
+        self._foreseen = {}
+        if any(left for _, left in replies):
             self._settle()
-        return accepted
+        return {id for reply in replies for id in _accepted(reply)}
+
+    def _update(self, part: Sequence[tuple[Outcome, str]]) -> list[Any]:
+        """What update.lua is to do."""
+        outcomes = [
+            outcome_record(task, token, [new_record(new) for new in planted]) for (task, planted), token in part
+        ]
+        return [outcomes, self._id]
 
     def _settle(self) -> None:
         """Until the children of all ended parents know. Where it cannot go on, the next claim will."""
@@ -184,7 +206,8 @@ class RedisStore:
     # --- look
 
     def get(self, ids: Iterable[str]) -> list[Task]:
-        return [task for part in _parts(list(ids)) for task in tasks_of(self.link.call("get", part))]
+        errand = Errand("get", _parts(list(ids)), read=tasks_of)
+        return [task for tasks in self.link.calls(errand) for task in tasks]
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
@@ -218,7 +241,9 @@ class RedisStore:
         return Stats(*count_up(rows), oldest, [_node(body) for body in nodes], [_limit(body) for body in limits])
 
     def next_due(self, now: float) -> float | None:
-        return min(map(float, _reply(self.link.call("next_due", repr(now), HURRY))), default=None)
+        if now in self._foreseen:
+            return self._foreseen[now]
+        return _first(self.link.call("next_due", repr(now), HURRY))
 
     # --- lanes, removal, waking
 
@@ -233,7 +258,7 @@ class RedisStore:
             new = "" if limit.is_void else to_json(limit).decode()
             is_new_rate = limit.rate != (known or selector).rate
             if self.link.call("limit", [to_json(limit.selector).decode(), old, new, is_new_rate, self._id]):
-                return self._bell.ring()
+                return self._changed()
 
     def delete(self, ids: Iterable[str]) -> int:
         n, left = 0, 0
@@ -242,12 +267,16 @@ class RedisStore:
             n += removed
         if left:
             self._settle()
-        self._bell.ring()
+        self._changed()
         return n
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
         wanted = sorted(set(map(str, statuses)) & set(map(str, TERMINAL)))
         return int(self.link.call("purge", [repr(before), wanted, PURGE], HURRY))
+
+    def _changed(self) -> None:
+        self._foreseen = {}
+        self._bell.ring()
 
     def fileno(self) -> int:
         self._listen()
@@ -282,6 +311,15 @@ def _parts(items: Sequence[Any], whole: bool = False) -> list[Sequence[Any]]:
     """The items in parts of CHUNK, or all at once."""
     size = max(len(items), 1) if whole else CHUNK
     return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _claimed(reply: list[Any]) -> Claimed:
+    records, times = reply
+    return tasks_of(records), times
+
+
+def _first(times: list[bytes]) -> float | None:
+    return min(map(float, times), default=None)
 
 
 def _accepted(reply: list[Any]) -> list[str]:

@@ -3,7 +3,8 @@
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {worker, n, now, end of the lease, types, queues, lowest place of a priority, name of this kind of claim,
 --           token, seconds to keep the reply}
--- reply    the tasks as they are claimed (records of lib.lua), best first
+-- reply    {the tasks as they are claimed (records of lib.lua), best first; where they are less than n: times at which
+--          there may be more (due.lua)}
 --
 -- Who has missed the reply asks again with the same token, and is given the same tasks.
 
@@ -80,7 +81,7 @@ local function take(ids, attempt)
 end
 
 local again = given_before()
-if again then return records(again) end
+if again then return {records(again), {}} end
 settle_some(200)
 move_due()
 flush()
@@ -99,4 +100,4 @@ if #ids > 0 then
   call("EXPIRE", last, keep)
 end
 flush()
-return records(ids)
+return {records(ids), #ids < n and times_to_come(now_text) or {}}
