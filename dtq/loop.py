@@ -22,6 +22,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -258,7 +259,7 @@ class Loop:
         kept, self._outcomes = self._outcomes, []
         outcomes = webhooks.announced(kept, now)
         try:
-            with meanwhile(lambda: self._hear(now)):  # which makes outcomes for the next time
+            with meanwhile(partial(self._hear, now)):  # which makes outcomes for the next time
                 accepted = self._store.update(outcomes)
         except StoreError:
             self._outcomes = kept + self._outcomes
@@ -300,9 +301,10 @@ class Loop:
         short = False  # a claim found less than was wanted
         for group in self._staff:
             for n, types in group.pool.wants():
-                tasks = self._store.claim(
-                    self.id, n, self._lease, now, types, group.spec.queues, group.spec.min_priority
-                )
+                with meanwhile(partial(self._hear, now)):
+                    tasks = self._store.claim(
+                        self.id, n, self._lease, now, types, group.spec.queues, group.spec.min_priority
+                    )
                 self._answered_at = self._monotonic()
                 self._take(group.pool, tasks, now)
                 short |= len(tasks) < n

@@ -49,12 +49,13 @@ class NodeStore:
         return ids
 
     def claim(self, *args: Any) -> list[Task]:
+        """As where a server is busy with it: the loop hears its workers meanwhile."""
+        take_up()
         tasks: list[Task] = self._world.call(self._who, "claim", *args)
         return tasks
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        """As where a server is busy with it: the loop hears its workers meanwhile."""
-        take_up()
+        take_up()  # as `claim` does
         accepted: set[str] = self._world.call(self._who, "update", outcomes)
         return accepted
 
