@@ -140,6 +140,18 @@ class KeepsTheKey(MemoryStore):
         return False
 
 
+@caught_by("a_task_whose_key_was_taken_over_is_claimed_without_it")
+class GivesTheKeyBack(MemoryStore):
+    """Claims each task as it was when it came, with the key that it had then."""
+
+    def _register(self, task: Task, number: int):
+        self.__dict__.setdefault("_key_of", {})[task.id] = task.key
+        super()._register(task, number)
+
+    def _take(self, task: Task, *claim):
+        return super()._take(replace(task, key=self._key_of[task.id]), *claim)
+
+
 @caught_by("the_counters_equal_a_recount")
 class CountsWrong(MemoryStore):
     """Forgets to count a deleted task out."""

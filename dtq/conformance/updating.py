@@ -140,6 +140,19 @@ def check_a_successor_takes_over_the_key_of_its_parent(store: Store) -> None:
     expect(store.add([job("g", key="k")]), ["g"], "id for the key when its task is gone")
 
 
+@promise("update")
+def check_a_task_whose_key_was_taken_over_is_claimed_without_it(store: Store) -> None:
+    """A task that has handed over its key while it waited, for a worker or to be ended, does not have it back later."""
+    store.add([job("p"), job("a", key="k"), job("b", key="l", after=("p",))])
+    end(store, cancel(the(store, "p"), NOW))
+    heirs = [job("c", type="mail", key="k")], [job("d", type="mail", key="l")]
+    expect(store.update(list(zip(store.get(["a", "b"]), heirs, strict=True))), {"a", "b"}, "accepted")
+    claimed = sorted(take(store), key=lambda task: task.id)
+    expect([(task.id, task.key) for task in claimed], [("a", None), ("b", None)], "ids and keys of those claimed")
+    store.update([(done(task), [job("e", key="k"), job("f", key="l")]) for task in claimed])
+    expect([task.key for task in everything(store)], [None, None, "k", "l", None], "keys of a, b, c, d and p")
+
+
 @promise("update", twice=True)
 def check_a_key_that_was_taken_over_stays_so_after_a_crash(subject: Subject) -> None:
     """After a crash the key belongs to the successor that took it over."""

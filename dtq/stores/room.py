@@ -29,11 +29,11 @@ class WaitingRoom:
         self._ready: dict[Lane, list[Head]] = defaultdict(list)
         self._oldest: list[Entry] = []  # of the ready ones, by due time
         self._expiring: list[Entry] = []
-        self._doomed: dict[Lane, dict[str, Task]] = defaultdict(dict)
+        self._doomed: dict[Lane, dict[str, int]] = defaultdict(dict)  # id -> number
 
     def enter(self, task: Task, number: int) -> None:
         if task.doom:
-            self._doomed[task.lane][task.id] = task
+            self._doomed[task.lane][task.id] = number
         elif task.status in DUE and task.run_at <= task.created_at:  # at once: the clock may be set back before a claim
             self._be_ready(task, number)
         elif task.status in DUE:
@@ -65,7 +65,8 @@ class WaitingRoom:
                 yield task
 
     def doomed(self, lanes: Iterable[Lane]) -> list[Task]:
-        return [task for lane in lanes for task in self._doomed[lane].values()]
+        numbers = (number for lane in lanes for number in self._doomed[lane].values())
+        return [task for task in map(self._task_of, numbers) if task]
 
     def heads(self, lane: Lane, min_priority: int | None, given: list[tuple[Lane, Head]]) -> Iterator[Head]:
         """Takes the lane's ready tasks out, best first; `given` remembers which."""
