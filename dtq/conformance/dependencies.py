@@ -224,3 +224,15 @@ def check_a_revived_child_still_waits_after_a_crash(subject: Subject) -> None:
     expect(statuses(store, "p c"), ["pending", "blocked"], "statuses")
     end(store, *map(done, start(store, "p")))
     expect(ids(take(store)), ["c"], "claimed")
+
+
+@promise("dependencies", twice=True)
+def check_parents_that_end_in_two_processes_unblock_their_child(subject: Subject) -> None:
+    """A process knows what a child still waits for when another has ended a parent, even one that gave up its key."""
+    one, two = subject.open(), subject.open()
+    one.add([job("p", key="k"), *jobs("q r"), job("c", after=("p", "q", "r"))])
+    p, q, r = start(one, "p q r")
+    one.update([(done(p), [job("heir", type="mail", key="k")])])
+    end(one, done(q))
+    end(two, done(r))
+    expect(ids(take(two)), ["c"], "claimed when the last has completed")

@@ -180,7 +180,8 @@ class Replica(Index):
     def _restore(self, entry: Entry) -> None:
         task = entry.task
         if (old := self._tasks.get(task.id)) is not None:
-            if self._seq[task.id] != entry.number:  # another task, which had the same id
+            is_another = self._seq[task.id] != entry.number  # which had the same id
+            if is_another or task.is_terminal:
                 self._free_children(task.id)
             self._forget(old)
         taken = self._id.get(entry.number, task.id) != task.id  # one of two files was changed by hand, or damaged
