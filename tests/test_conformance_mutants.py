@@ -37,6 +37,14 @@ class ClaimsTwice(MemoryStore):
         return taken
 
 
+@caught_by("a_call_may_be_about_hundreds_of_tasks")
+class ServesTheFirstHundred(MemoryStore):
+    """Sends a large call in parts, and no part but the first."""
+
+    def update(self, outcomes):
+        return super().update(outcomes[:100])
+
+
 @caught_by("eight_threads_claim_each_task_once")
 class LosesClaims(MemoryStore):
     """Now and then takes a task and gives it to nobody."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -144,6 +145,17 @@ def test_lines_that_nobody_uses_may_have_been_cut(store):
     began = time.monotonic()
     assert store.add([Task(type="job", id="a")]) == ["a"]
     assert time.monotonic() - began < 1
+
+
+def test_a_fork_has_lines_of_its_own(store):
+    """As under a server that loads the application first and forks then: both go on, and no answer goes astray."""
+    store.add([Task(type="job", id=id) for id in ("parent", "child")])
+    child = os.fork()
+    if not child:
+        right = all([task.id for task in store.get(["child"])] == ["child"] for _ in range(300))
+        os._exit(0 if right else 1)
+    assert all([task.id for task in store.get(["parent"])] == ["parent"] for _ in range(300))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_something_is_done_while_the_server_is_busy(store):

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from dtq.conformance.kit import (
     LEASE,
     NOW,
+    done,
     end,
     expect,
     ids,
@@ -40,6 +41,19 @@ def check_no_task_is_given_twice(store: Store) -> None:
     expect(ids(take(store, 2)), ["a", "b"], "first claim")
     expect(ids(take(store, 2, worker="w2")), ["c"], "second claim")
     expect(ids(take(store, 2)), [], "third claim")
+
+
+@promise("claim")
+def check_a_call_may_be_about_hundreds_of_tasks(store: Store) -> None:
+    """Hundreds of tasks in one call are added, found, claimed and ended as a few are, each once and in their order."""
+    names = [f"t{n:03}" for n in range(400)]
+    expect(store.add([job(name) for name in names]), names, "ids of those added")
+    expect(ids(store.get(names)), names, "ids of those that are there")
+    claimed = take(store, 390)
+    expect(ids(claimed), names[:390], "ids of those claimed")
+    expect(store.update([(done(task), ()) for task in claimed]), set(names[:390]), "accepted")
+    expect(statuses(store, " ".join(names)), ["completed"] * 390 + ["pending"] * 10, "statuses")
+    expect(ids(take(store, 390)), names[390:], "ids of the last, claimed")
 
 
 @promise("claim")

@@ -7,6 +7,7 @@ waits for one reply before it sends the next request. Here a line is looked at o
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,12 +20,15 @@ class Lines:
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._free: deque[Any] = deque()
+        self._pid = os.getpid()
         self._closed = False
 
     @contextmanager
     def line(self) -> Iterator[Any]:
         """A connection. Where the body raises, it is closed, as a reply may still be on its way; so are those that
         nobody uses, since what befell this one has mostly befallen them."""
+        if self._pid != os.getpid():  # a fork: they are the parent's
+            self._pid, self._free = os.getpid(), deque()
         try:
             connection = self._free.pop()
         except IndexError:

@@ -142,8 +142,8 @@ class Link:
     def _talk_to_cluster(self, errand: Errand[Any, Any]) -> None:
         """One by one: the client knows which node has the slot, and learns when it moves."""
         name = errand.name
-        for one in errand.left:
-            packed = pack(errand.args(one))
+        while errand.left:
+            packed = pack(errand.args(errand.left[0]))
             if name in self._known:
                 reply = self.client.evalsha(_digest(name), 1, self.prefix, packed)
             else:
