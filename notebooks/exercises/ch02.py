@@ -293,6 +293,7 @@ LATER = {
     "dependencies_survive_a_crash",
     # a key that goes from a task to its successor
     "a_successor_takes_over_the_key_of_its_parent",
+    "a_task_whose_key_was_taken_over_is_claimed_without_it",
     "a_key_that_was_taken_over_stays_so_after_a_crash",
     # expiry
     "an_expired_task_is_claimed_only_to_be_ended",
