@@ -7,11 +7,12 @@ and best beside it, and what is compared runs in turn within the same run.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,10 @@ def rounds(measure: Callable[[], float], n: int = 5) -> str:
     return f"{statistics.median(figures):10,.2f}   ({figures[0]:,.2f} to {figures[-1]:,.2f})"
 
 
-def main(servers: Sequence[str] = ()) -> None:
-    for url in servers:
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What this machine does, side by side in one run.")
+    parser.add_argument("url", nargs="?", help="of a Redis or Valkey server: its store is measured too")
+    if url := parser.parse_args().url:
         URLS["redis"] = f"{url}{'&' if '?' in url else '?'}namespace=bench{{}}"
     print(f"Python {sys.version.split()[0]}, in {Path.cwd()}; median (worst to best) of 5 rounds\n")
     for kind in URLS:
@@ -145,4 +148,4 @@ def main(servers: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

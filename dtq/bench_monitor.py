@@ -8,15 +8,15 @@ does; the processor time that this process needed (loop, store, monitor; not the
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import nullcontext
 
 from msgspec.structs import replace
 
-from dtq.bench import NOW, fresh_store, nothing
+from dtq.bench import NOW, URLS, fresh_store, nothing
 from dtq.meter import Meter
 from dtq.monitor import Monitor
 from dtq.queue import TaskQueue
@@ -60,7 +60,9 @@ def metering(tasks: int = 50_000) -> float:
 
 
 def main() -> None:
-    kind = sys.argv[1] if len(sys.argv) > 1 else "memory"
+    parser = argparse.ArgumentParser(description="What it costs a queue to be watched, in pairs of runs.")
+    parser.add_argument("kind", nargs="?", default="memory", choices=URLS, help="of the store")
+    kind = parser.parse_args().kind
     slower, more = [], []
     for number in range(PAIRS):
         took = pair(kind, "ABBA" if number % 2 == 0 else "BAAB")
