@@ -120,6 +120,7 @@ BREAKS: list[tuple[str, list[Line], Task | None, dict]] = [
     ("only_the_faulty_lose_their_tasks", [*RAN, Line("taken over", "t", 3, "n2")], task(), {"n2": 1}),
     ("a_dead_worker_costs_one_attempt", RAN, task(history=(DIED,)), {}),
     ("children_wait_for_their_parents", RAN, task(after=("p",)), {}),
+    ("no_limit_is_exceeded", RAN, task(limit_key="none"), {}),
     ("a_failure_has_its_reason", RAN, task("failed", error=ErrorInfo("ValueError")), {}),
     ("a_failure_has_its_reason", RAN, task("failed", error=ErrorInfo("Interrupted"), interruptions=2), {}),
     ("what_was_cancelled_stays_so", [*RAN, Line("cancelled", "t")], task(), {}),
@@ -130,7 +131,7 @@ BREAKS: list[tuple[str, list[Line], Task | None, dict]] = [
 @pytest.mark.parametrize(("promise", "lines", "found", "faults"), BREAKS, ids=[row[0] for row in BREAKS])
 def test_a_broken_promise_is_seen_and_no_other(promise, lines, found, faults):
     seen = ["3 tasks run under a limit of 2"] if "seen" in faults else []
-    evidence = Evidence(lines, {"t": found} if found else {}, Counter(faults), 0, seen)
+    evidence = Evidence(lines, {"t": found} if found else {}, Counter(faults), 0, seen, {"none": 0})
     assert list(broken(evidence)) == [promise]
 
 

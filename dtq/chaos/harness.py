@@ -117,6 +117,7 @@ class Siege:
         self._seen: list[str] = []
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._next_look = 0.0
+        self._stood_still_at = 0.0
         self._began = time.monotonic()
         witness.Witness(self._orders.log).close()
         self._client = self._start(tasks=profile.tasks)
@@ -136,7 +137,7 @@ class Siege:
             share = self._profile.tasks * number // (len(faults) + 1)
             give_up_at = time.monotonic() + PATIENCE
             while (ended := self._look()) < share and time.monotonic() < give_up_at:
-                time.sleep(0.005)
+                self._rest(0.005)
             self._do(fault)
             self.done[fault.kind] += 1
             tell(ended, number)
@@ -219,6 +220,14 @@ class Siege:
         self.ended += [ended] * (int(now - self._began) - len(self.ended))
         return ended
 
+    def _rest(self, seconds: float) -> None:
+        """Where that takes much longer, the whole machine has stood still, and leases have run out meanwhile."""
+        began = time.monotonic()
+        time.sleep(seconds)
+        if time.monotonic() - began > seconds + self._profile.lease / 2:
+            self._blamed[EVERYBODY] += 1
+            self._stood_still_at = time.monotonic()
+
     def _replace(self, node: Member, **options: object) -> None:
         node.end(kill=True)
         self._seen += node.complaint()
@@ -249,11 +258,11 @@ class Siege:
         while self._later or self._client.process.poll() != 0 or self._manager.stats().unfinished:
             tell(self._look(), total)
             seconds = time.monotonic() - quiet_since
-            if seconds > self._profile.lease + SWEEP + 2.0:
+            if time.monotonic() - max(quiet_since, self._stood_still_at) > self._profile.lease + SWEEP + 2.0:
                 self._look_for_late_ones()
             if seconds > QUIET or len(self._seen) > 20:
                 break
-            time.sleep(0.02)
+            self._rest(0.02)
         tell(self._look(), total)
 
     def _look_for_late_ones(self) -> None:
@@ -269,7 +278,7 @@ class Siege:
 
     def evidence(self) -> Evidence:
         lines = witness.read(Path(self._orders.log))
-        return Evidence(lines, _all_tasks(self._manager), self._blamed, self._deaths, self._seen)
+        return Evidence(lines, _all_tasks(self._manager), self._blamed, self._deaths, self._seen, {LIMITED: MOST})
 
 
 def _all_tasks(manager: QueueManager) -> dict[str, Task]:

@@ -24,6 +24,7 @@ import psutil
 from dtq.chaos.node import Orders
 from dtq.errors import DTQError
 
+NODE = [sys.executable, "-m", "dtq.chaos.node"]  # and its orders
 SERVE = """
 import os, signal, sys, threading
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it serves, which may be later than its end
@@ -81,9 +82,7 @@ class Member(Process):
     """A node, or a client."""
 
     def __init__(self, orders: Orders, directory: Path) -> None:
-        super().__init__(
-            orders.name, [sys.executable, "-m", "dtq.chaos.node", msgspec.json.encode(orders).decode()], directory
-        )
+        super().__init__(orders.name, [*NODE, msgspec.json.encode(orders).decode()], directory)
 
     def obey(self, order: str) -> None:
         assert self.process.stdin is not None

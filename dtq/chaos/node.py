@@ -21,14 +21,17 @@ from dtq.chaos.failpoints import BadDisk, Failpoint, WatchedStore, watched_dispa
 from dtq.chaos.promises import Line
 from dtq.chaos.witness import Witness
 from dtq.errors import DTQError, StoreError
+from dtq.events import Event
 from dtq.manager import QueueManager
 from dtq.queue import TaskQueue
 from dtq.stores import Store, clock_of, open_store
 from dtq.stores.file import FileStore
 
 TYPE = "work"
-LIMITED, MOST = "limited", 2  # a limit key, and how many of its tasks may run at once
+LIMITED, MOST = "limited", 1  # a limit key, and how many of its tasks may run at once
 BACKLOG = 2000  # unfinished tasks, above which a client waits
+LONGER = 1.5  # seconds that the last task of a client takes beyond a lease, which has to be renewed for it
+ENDINGS = ("task:completed", "task:failed", "task:retrying", "task:cancelled")
 WORKERS = 2
 
 
@@ -70,10 +73,17 @@ def work(orders: Orders) -> None:
     queue._loop.id = orders.name
     pool: Any = queue._staff[0].pool
     pool.dispatch = watched_dispatch(pool.dispatch, witness, failpoint, orders.name)
+    for name in ENDINGS:
+        queue.on(name, lambda event: _note(event, witness, orders.name))
     with queue:
         for line in sys.stdin:
             _obey(line.split(), store, clock)
     store.close()
+
+
+def _note(event: Event, witness: Witness, node: str) -> None:
+    if event.task:
+        witness.write(Line("told", event.task.id, event.task.version, node), flush=False)
 
 
 def _open(url: str, disk: BadDisk) -> Store:
@@ -151,12 +161,17 @@ class Client:
         chance, name = self._chance, self._orders.name
         seconds = min(chance.expovariate(1 / self._orders.seconds), 1.0) if self._orders.seconds else 0.0
         fails = chance.choice((0,) * 18 + (1, 2)) if self._orders.retries else 0
+        is_limited = chance.random() < 0.05
+        if is_limited:  # so that they would run side by side, were they let
+            seconds *= 8
+        if number == self._orders.tasks - 1:
+            seconds, fails = self._orders.lease + LONGER, 0
         return {
             "type": TYPE,
             "id": f"{name}-{number}",
             "payload": {"log": self._orders.log, "seconds": seconds, "fails": fails},
             "after": (f"{name}-{number - 1}",) if number and chance.random() < 0.1 else (),
-            "limit_key": LIMITED if chance.random() < 0.05 else "",
+            "limit_key": LIMITED if is_limited else "",
             "max_attempts": 1000,
             "retry_delay": 0.05,
             "retry_backoff": "constant",

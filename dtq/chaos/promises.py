@@ -41,13 +41,15 @@ class Line(NamedTuple):
 
 class Evidence(msgspec.Struct):
     """All that was seen. `faults` counts by node what may cost it its tasks; `deaths` are workers that were killed, or
-    hung: each costs one attempt of one task. `seen` are sentences of what was found broken while it ran."""
+    hung: each costs one attempt of one task. `seen` are sentences of what was found broken while it ran; `limits` says
+    by limit key how many tasks may run at once."""
 
     lines: list[Line]
     tasks: dict[str, Task]
     faults: Counter[str] = msgspec.field(default_factory=Counter)
     deaths: int = 0
     seen: list[str] = []
+    limits: dict[str, int] = {}
 
     def of(self, what: What) -> Iterable[Line]:
         return (line for line in self.lines if line.what == what)
@@ -139,6 +141,21 @@ def children_wait_for_their_parents(evidence: Evidence) -> list[str]:
     return early
 
 
+def no_limit_is_exceeded(evidence: Evidence) -> list[str]:
+    """Of the tasks under one limit, no more run at a time than it allows. (Only the runs whose results were accepted
+    count: one whose task was taken away may go on beside the next.)"""
+    limits = evidence.limits
+    under = {(task.id, task.result): task.limit_key for task in evidence.tasks.values() if task.limit_key in limits}
+    running, exceeded = Counter[str](), []
+    for line in evidence.lines:
+        key = under.get((line.task, line.who))
+        if key is not None and line.what in ("began", "ended"):
+            running[key] += 1 if line.what == "began" else -1
+            if running[key] > limits[key] and line.what == "began":
+                exceeded.append(f"{line.task} ran as one of {running[key]} under a limit of {limits[key]}")
+    return exceeded
+
+
 def a_failure_has_its_reason(evidence: Evidence) -> list[str]:
     """A task fails when its attempts are used up, a parent has failed, or too many nodes have died under it."""
 
@@ -172,6 +189,7 @@ PROMISES: tuple[Promise, ...] = (
     only_the_faulty_lose_their_tasks,
     a_dead_worker_costs_one_attempt,
     children_wait_for_their_parents,
+    no_limit_is_exceeded,
     a_failure_has_its_reason,
     what_was_cancelled_stays_so,
     nothing_was_seen_broken,

@@ -44,7 +44,7 @@ class World:
         self.now = BEGIN
         self.store = make_store()
         self.dead: list[str] = []  # nodes, whose lock is free
-        self.evidence = Evidence([], {}, Counter(), 0, [])
+        self.evidence = Evidence([], {}, Counter(), 0, [], {LIMITED: MOST})
         self.story: list[str] = []
         self.clocks_differ = False  # then a lease that runs for one has run out for another, again and again
         self.inside: list[str] = []  # whose store calls are under way, outermost first
