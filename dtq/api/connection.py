@@ -158,9 +158,10 @@ class Joining:
 
 
 def settings() -> dict[str, Any]:
-    """What uvicorn is told beside the application."""
+    """What uvicorn is told beside the application. (`backlog` is how many connections asyncio accepts in one go, and
+    how often it says in one go that there is no descriptor left for any: once.)"""
     return {
         "http": Connection, "ws": "none", "lifespan": "on", "loop": "asyncio", "access_log": False,
         "log_config": None, "log_level": "error", "server_header": False, "proxy_headers": False,
-        "timeout_keep_alive": int(RECEIVE), "backlog": 512,
+        "timeout_keep_alive": int(RECEIVE), "backlog": 1,
     }  # fmt: skip
