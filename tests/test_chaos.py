@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import servers
 from typer.testing import CliRunner
@@ -48,6 +54,34 @@ def test_a_small_siege_of_a_server_that_is_killed_and_frozen_too_breaks_no_promi
 def test_a_server_that_cannot_be_started_is_named():
     with pytest.raises(DTQError, match=r"the server cannot be started by 'no-such-server --port 1': .*No such file"):
         run("redis://127.0.0.1:1/0", 1, PROFILES["small"], server="no-such-server --port 1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nobody_outlives_a_siege_that_is_ended_from_outside(number, tmp_path):
+    port = servers.free_port()
+    server = f"{servers.program('valkey')} --port {port} --bind 127.0.0.1 --dir {tmp_path} --save ''"
+    command = [sys.executable, "-c", "from dtq.cli import app; app()", "chaos", f"redis://127.0.0.1:{port}/0"]
+    with subprocess.Popen([*command, "--server", server], stderr=subprocess.DEVNULL) as siege:
+        nodes = wait_for_nodes(siege.pid)
+        nodes[0].send_signal(signal.SIGSTOP)
+        members = psutil.Process(siege.pid).children(recursive=True)
+        siege.send_signal(number)
+        assert siege.wait(60) == (130 if number == signal.SIGINT else -number)
+    _, left = psutil.wait_procs(members, timeout=10)
+    assert left == []
+
+
+def wait_for_nodes(siege: int) -> list[psutil.Process]:
+    """Those of a siege that is in full swing: two, whose workers are there."""
+    give_up_at = time.monotonic() + 60
+    while time.monotonic() < give_up_at:
+        with suppress(psutil.Error):
+            members = psutil.Process(siege).children()
+            nodes = [member for member in members if len(member.children(recursive=True)) > 2]
+            if len(nodes) == 2:
+                return nodes
+        time.sleep(0.01)
+    raise AssertionError("there are no nodes")
 
 
 def test_a_store_with_something_in_it_is_left_alone(tmp_path):

@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from dtq.chaos import promises, witness
-from dtq.chaos.members import API, Member, Server, free_port, send
+from dtq.chaos.members import API, Camp, Member, Server, free_port, send
 from dtq.chaos.node import LIMITED, MOST, TYPE, WORKERS, Orders
 from dtq.chaos.plan import ON_APIS, ON_SERVERS, Fault, draw, kinds
 from dtq.chaos.promises import EVERYBODY, Evidence
@@ -75,7 +75,9 @@ def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dtq-chaos-")))
-        backend = Server(server, directory) if server else None
+        camp = Camp(directory)
+        stack.callback(camp.end)
+        backend = Server(server, camp) if server else None
         if backend:
             stack.callback(backend.end)
         manager = stack.enter_context(QueueManager(url))
@@ -84,7 +86,7 @@ def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults
                 f"{redacted(url)} holds {n:,} tasks, and this ends with what is in it broken: name an empty store"
             )
         manager.store.set_lane(key=LIMITED, max_running=MOST)
-        siege = Siege(url, seed, profile, manager, directory, backend)
+        siege = Siege(url, seed, profile, manager, camp, backend)
         began = time.monotonic()
         try:
             siege.storm(tell)
@@ -99,17 +101,17 @@ class Siege:
     """The processes of a run, and what is done to them."""
 
     def __init__(
-        self, url: str, seed: int, profile: Profile, manager: QueueManager, directory: Path, server: Server | None
+        self, url: str, seed: int, profile: Profile, manager: QueueManager, camp: Camp, server: Server | None
     ) -> None:  # fmt: skip
         self.done: Counter[str] = Counter()
         self.ended: list[int] = []
         self._profile = profile
         self._manager = manager
-        self._directory = directory
+        self._camp = camp
         self._server = server
         port = free_port() if find_spec("litestar") else 0
-        self._api = API(url, port, directory) if port else None
-        log = str(directory / "witness")
+        self._api = API(url, port, camp) if port else None
+        log = str(camp.directory / "witness")
         self._orders = Orders(url, log, "", profile.lease, seed=seed, seconds=profile.seconds, api=port)
         self._names = itertools.count(1)
         self._blamed: Counter[str] = Counter()
@@ -125,7 +127,7 @@ class Siege:
 
     def _start(self, **options: object) -> Member:
         orders = msgspec.structs.replace(self._orders, name=f"n{next(self._names)}", **options)
-        return Member(orders, self._directory)
+        return Member(orders, self._camp)
 
     # --- faults
 

@@ -3,6 +3,8 @@
 Member      python -m dtq.chaos.node     a node with its zygote and workers, or the client that adds
 API         dtq serve                    through which the client adds half of the tasks
 Server      the command that was given   on which the store is, where it is a server's
+
+All are of the process group of a Camp, which ends with whoever began the run.
 """
 
 from __future__ import annotations
@@ -34,21 +36,43 @@ app()
 """
 
 
+KEEPER = "trap '' HUP; read -r _; kill -KILL 0"  # an orphaned group is hung up on where somebody in it is frozen
+
+
+class Camp:
+    """Where the processes of a run are: the directory for what they say, and a process group that outlives nobody.
+
+    Its first process waits for the end of its standard input, and kills the group. So none is left behind by a run that
+    is killed: neither one that is frozen, nor a server that knows nothing of us. (Workers and their zygotes, which lead
+    groups of their own, see the end of their node.)
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._keeper = subprocess.Popen(["sh", "-c", KEEPER], stdin=subprocess.PIPE, process_group=0)
+        self.group = self._keeper.pid
+
+    def end(self) -> None:
+        self._keeper.communicate()
+
+
 class Process:
     """A process that ends when its standard input does; what it says is kept, for when it has died of something."""
 
-    def __init__(self, name: str, command: Sequence[str], directory: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], camp: Camp) -> None:
         self.name = name
         self._command = command
-        self._said = directory / name
+        self._said = camp.directory / name
+        self._group = camp.group
         self.start()
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "DTQ_TOKEN"}
         with open(self._said, "ab") as file:
             self.process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment
-            )
+                self._command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment,
+                process_group=self._group,
+            )  # fmt: skip
 
     def kill_and_start(self, seconds: float = 0.0) -> None:
         """It is away for so long, and for what its start takes."""
@@ -81,8 +105,8 @@ class Process:
 class Member(Process):
     """A node, or a client."""
 
-    def __init__(self, orders: Orders, directory: Path) -> None:
-        super().__init__(orders.name, [*NODE, msgspec.json.encode(orders).decode()], directory)
+    def __init__(self, orders: Orders, camp: Camp) -> None:
+        super().__init__(orders.name, [*NODE, msgspec.json.encode(orders).decode()], camp)
 
     def obey(self, order: str) -> None:
         assert self.process.stdin is not None
@@ -104,16 +128,16 @@ class Member(Process):
 class API(Process):
     """`dtq serve` on a port of the loopback, which it has again when it is started anew."""
 
-    def __init__(self, url: str, port: int, directory: Path) -> None:
-        super().__init__("api", [sys.executable, "-c", SERVE, "serve", url, "--port", str(port)], directory)
+    def __init__(self, url: str, port: int, camp: Camp) -> None:
+        super().__init__("api", [sys.executable, "-c", SERVE, "serve", url, "--port", str(port)], camp)
 
 
 class Server(Process):
     """The store's server, by the command that starts it in the foreground."""
 
-    def __init__(self, command: str, directory: Path) -> None:
+    def __init__(self, command: str, camp: Camp) -> None:
         try:
-            super().__init__("server", shlex.split(command), directory)
+            super().__init__("server", shlex.split(command), camp)
         except OSError as error:
             raise DTQError(f"the server cannot be started by {command!r}: {error}") from error
 
