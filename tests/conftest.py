@@ -38,11 +38,14 @@ KEPT = (
     "dtq-chapter-",
 )  # of browsers, and of kernels that are killed
 
-LONG = (  # together some three minutes, of what a shorter or a second test shows as well: DTQ_LONG=1 runs these too
+LONG = (  # together some five minutes, of what a shorter or a second test shows as well: DTQ_LONG=1 runs these too
     "test_api.py::test_processes_that_are_killed",
     "test_browser.py::test_a_reader_who_runs_all_cells_sees_them_succeed_and_the_bars_move[00-tour",
     "test_browser.py::test_a_reader_who_runs_all_cells_sees_them_succeed_and_the_bars_move[01-task",
+    "test_browser.py::test_a_reader_who_runs_all_cells_sees_them_succeed_and_the_bars_move[02-storage",
     "test_browser.py::test_the_buttons_of_a_fault_lab",
+    "test_chaos.py::test_nobody_outlives_a_siege_that_is_ended_from_outside[15",
+    "test_chaos.py::test_nobody_outlives_a_siege_that_is_ended_from_outside[2",
     "test_chaos.py::test_a_small_siege_breaks_no_promise[file",
     "test_chaos.py::test_a_small_siege_of_a_server",
     "test_flow_kills.py::test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once[0-file",

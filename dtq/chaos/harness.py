@@ -91,8 +91,10 @@ def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults
         try:
             siege.storm(tell)
             siege.wait_for_quiet(tell)
-        finally:
-            siege.end()
+        except BaseException:  # Ctrl-C, say: nobody wants to know what is still running
+            siege.end(kill=True)
+            raise
+        siege.end()
         evidence, seconds = siege.evidence(), time.monotonic() - began
     return Outcome(seed, profile, dict(siege.done), promises.broken(evidence), evidence, seconds, siege.ended)
 
@@ -272,10 +274,10 @@ class Siege:
             if (late := time.time() - (task.lease_until or 0)) > SWEEP:
                 self._seen.append(f"{task.id} is processing {late:.1f} s past its lease")
 
-    def end(self) -> None:
+    def end(self, kill: bool = False) -> None:
         for member in (*self._nodes, self._client, *filter(None, [self._api])):
             member.hit(signal.SIGCONT)
-            member.end(kill=member is self._client)
+            member.end(kill or member is self._client)
             self._seen += member.complaint(wanted=0)
 
     def evidence(self) -> Evidence:
