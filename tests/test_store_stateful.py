@@ -234,23 +234,23 @@ class StoresAgree(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 5.0, 20.0, 40.0]))
     def time_passes(self, seconds):
-        self.let_pass(seconds)
+        self.go_on(self.now + seconds)
 
-    def let_pass(self, seconds):
-        self.now += seconds
+    def go_on(self, now):
+        self.now = now
 
     @rule(worker=st.sampled_from(WORKERS))
     def nothing_is_found_before_next_due(self, worker):
         """Once all is claimed, both stores say when there may be more, and are right. From there time goes on: whether
         an idle claim forgets what is no longer owed to a rate shows only to a clock that is set back."""
         self.held += self.both_claim(worker, 1000, self.now, TYPES)
-        quiet = []
+        looked_until = []
         for store in (self.model, self.stores[self.turn % 2]):
-            due = store.next_due(self.now)
-            quiet.append(0.9 * min(50.0, (due or 1e9) - self.now))
-            found = store.claim(worker, 1000, LEASE, self.now + quiet[-1], TYPES)
-            assert found == [], f"next_due({self.now}) was {due}"
-        self.let_pass(max(quiet))
+            due = min(self.now + 50.0, store.next_due(self.now) or 1e9)
+            quiet = self.now + 0.9 * (due - self.now)
+            assert store.claim(worker, 1000, LEASE, quiet, TYPES) == [], f"next_due({self.now}) was {due}"
+            looked_until.append(due)
+        self.go_on(max(looked_until))
 
     @rule(which=st.integers(0, 1))
     def crash_and_reopen(self, which):
@@ -373,8 +373,8 @@ class RedisAgrees(StoresAgree):
     def crash(self, store):
         store.abandon()
 
-    def let_pass(self, seconds):
-        super().let_pass(seconds)
+    def go_on(self, now):
+        super().go_on(now)
         for node in self.nodes.values():
             self.both("heartbeat", node, [], LEASE, self.now)
 
