@@ -9,8 +9,10 @@
     pools <-- | claim   as many tasks as the workers can take; dispatch them          |
               +--> when the next turn is due, if nothing happens before ---------------+
 
-A turn never waits. Time comes in from outside, and so do the store, the pools and chance: the same loop runs under a
-thread, under a test that steps it by hand, and under a simulation with a clock of its own.
+A turn waits for nothing but the store. While the server of one is busy with a commit or a claim, the workers are heard
+(dtq.stores.meanwhile), and what they say is for the next turn. Time comes in from outside, and so do the store, the
+pools and chance: the same loop runs under a thread, under a test that steps it by hand, and under a simulation with a
+clock of its own.
 """
 
 from __future__ import annotations
