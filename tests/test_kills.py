@@ -13,6 +13,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -50,12 +51,23 @@ def runs(log):
     return collections.Counter(line.split()[0] for line in log.read_text().splitlines())
 
 
+@pytest.fixture(autouse=True)
+def _nodes_end_with_their_test():
+    """Also where it fails: those that come after it count processes and descriptors."""
+    yield
+    while Node.started:
+        Node.started.pop().kill()
+
+
 class Node:
     """A process with a TaskQueue of two workers."""
+
+    started: ClassVar[list[Node]] = []
 
     def __init__(self, database: str) -> None:
         command = [sys.executable, str(HERE / "kill_node.py"), database]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.started.append(self)
         words = self.process.stdout.readline().split()
         assert words[0] == "READY"
         self.workers = [int(pid) for pid in words[1:]]
@@ -139,24 +151,20 @@ def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_node
         payload = {"log": str(log), "seconds": 0.002}
         manager.add_many({"type": "note", "payload": payload | {"n": n}, **options} for n in range(tasks))
         nodes = [Node(url) for _ in range(4)]
-        try:
-            for kill in range(50):
-                number = chance.randrange(4)
-                if kill % 4:
-                    process = psutil.Process(nodes[number].process.pid)
-                    family = wait_until(partial(process.children, recursive=True))  # none after its zygote's death
-                    with contextlib.suppress(ProcessLookupError):  # it has just died
-                        os.kill(chance.choice(family).pid, signal.SIGKILL)
-                else:
-                    nodes[number].kill()
-                    nodes[number] = Node(url)
-                threading.Event().wait(chance.uniform(0, 0.02))
-            wait_until(lambda: not manager.stats().unfinished)
-            for node in nodes:
-                node.stop()
-        finally:
-            for node in nodes:
-                node.kill()
+        for kill in range(50):
+            number = chance.randrange(4)
+            if kill % 4:
+                process = psutil.Process(nodes[number].process.pid)
+                family = wait_until(partial(process.children, recursive=True))  # none after its zygote's death
+                with contextlib.suppress(ProcessLookupError):  # it has just died
+                    os.kill(chance.choice(family).pid, signal.SIGKILL)
+            else:
+                nodes[number].kill()
+                nodes[number] = Node(url)
+            threading.Event().wait(chance.uniform(0, 0.02))
+        wait_until(lambda: not manager.stats().unfinished)
+        for node in nodes:
+            node.stop()
         found = all_tasks(manager)
     ran = runs(log)
     assert sorted(task.payload["n"] for task in found) == list(range(tasks))
@@ -175,9 +183,9 @@ def test_another_node_takes_over_from_a_dead_one_within_two_seconds(path, tmp_pa
         tasks = manager.find(status="processing")
         first.kill()
         killed_at = time.time()
-        wait_until(lambda: all(t.version > o.version + 1 for t, o in zip(manager.find(), tasks, strict=True)))
-        assert time.time() - killed_at < 2
-        assert [(t.attempts, t.interruptions) for t in manager.find()] == [(1, 1)] * 2
+        wait_until(lambda: all(t.version == o.version + 3 for t, o in zip(manager.find(), tasks, strict=True)))
+        assert time.time() - killed_at < 2  # taken over, given back, and claimed
+        assert [(t.status, t.attempts, t.interruptions) for t in manager.find()] == [("processing", 1, 1)] * 2
         other.kill()
         assert not log.exists()
 
