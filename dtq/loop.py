@@ -24,6 +24,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from msgspec.structs import replace
@@ -111,7 +112,7 @@ class Loop:
         try:
             beats = self._beat(now)
             self._tick(now)
-            self._commit(now)
+            self._commit(now, listens=not beats)
             if beats:  # only now: what has ended here must not be taken over from us, least of all by us
                 self._sweep(now)
                 self._commit(now)
@@ -255,13 +256,13 @@ class Loop:
 
     # --- commit
 
-    def _commit(self, now: float) -> None:
+    def _commit(self, now: float, listens: bool = True) -> None:
         if not self._outcomes:
             return
         kept, self._outcomes = self._outcomes, []
         outcomes = webhooks.announced(kept, now)
         try:
-            with meanwhile(partial(self._hear, now)):  # which makes outcomes for the next time
+            with meanwhile(partial(self._hear, now)) if listens else nullcontext():  # outcomes for the next time
                 accepted = self._store.update(outcomes)
         except StoreError:
             self._outcomes = kept + self._outcomes
@@ -308,11 +309,18 @@ class Loop:
                         self.id, n, self._lease, now, types, group.spec.queues, group.spec.min_priority
                     )
                 self._answered_at = self._monotonic()
+                self._disregard(tasks)
                 self._take(group.pool, tasks, now)
                 short |= len(tasks) < n
         self._note_idleness(now, short)
         due = self._store.next_due(now) if short else None
         return float("inf") if due is None else due
+
+    def _disregard(self, tasks: Iterable[Task]) -> None:
+        """They were claimed while workers were heard: an outcome of theirs is of an attempt that was lost before."""
+        if self._outcomes:
+            claimed = {task.id for task in tasks}
+            self._outcomes = [outcome for outcome in self._outcomes if outcome[0].id not in claimed]
 
     def _give_back(self, tasks: list[Task]) -> None:
         for task in tasks:

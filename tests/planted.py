@@ -157,9 +157,9 @@ def refused_outcomes_are_told() -> None:
     """Listeners hear of every outcome, whether the store took it or not."""
     tell, commit = Loop._tell_of_endings, Loop._commit
 
-    def planted(self, now):
+    def planted(self, now, **how):
         outcomes = self._outcomes
-        commit(self, now)
+        commit(self, now, **how)
         tell(self, [replace(task, version=task.version + 1) for task, _ in outcomes], now)
 
     Loop._tell_of_endings = lambda *_: None

@@ -12,6 +12,7 @@ from dtq.chaos import members
 from dtq.chaos.harness import PROFILES, run
 
 QUICK = "acknowledged_before_it_ran"
+SIEGES = 3  # in which a bug has to show: what the faults meet is a matter of chance; mostly one is enough
 long = pytest.mark.skipif("DTQ_LONG" not in os.environ, reason="takes long: set DTQ_LONG=1")
 
 
@@ -19,5 +20,5 @@ long = pytest.mark.skipif("DTQ_LONG" not in os.environ, reason="takes long: set 
 def test_a_bug_that_is_planted_in_every_process_is_found(name, tmp_path, monkeypatch):
     _, promise, seed = planted.PLANTED[name]
     monkeypatch.setattr(members, "NODE", [sys.executable, planted.__file__, name])
-    outcome = run(str(tmp_path / "queue.db"), seed, PROFILES["small"])
-    assert promise in outcome.broken, outcome.faults
+    sieges = (run(f"{tmp_path}/{n}.db", seed, PROFILES["small"]) for n in range(SIEGES))
+    assert any(promise in siege.broken for siege in sieges), f"not in {SIEGES} sieges with seed {seed}"

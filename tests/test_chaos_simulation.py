@@ -151,6 +151,12 @@ def test_a_freeze_between_the_clock_and_the_claim_costs_one_repeat_and_not_two()
     assert simulate(seed).broken == {}
 
 
+@pytest.mark.parametrize("seed", [554, 5131, 10024, 15005])
+def test_of_a_task_that_was_lost_and_has_come_back_only_the_last_outcome_counts(seed):
+    """While a claim is under way it is heard how a lost attempt has ended, and the claim gives the task anew."""
+    assert simulate(seed).broken == {}
+
+
 def test_every_promise_is_kept_in_every_schedule():
     found = hunt(range(SCHEDULES))
     assert found is None, f"dtq chaos memory: --seed {found.seed} --schedules 1\n{found}"
