@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import typer
@@ -31,27 +31,33 @@ SIGNALS = signal.SIGTERM, signal.SIGINT
 
 
 class Inbox:
-    """Where the main thread sleeps until there is a word for it: one byte, from any thread or from a signal. Lives as
-    long as the process.
+    """Where the main thread sleeps until there is a word for it: one byte, from any thread or from a signal. What comes
+    when it is closed is heard by nobody.
 
     It is a pipe because the kernel may hand a signal to any thread: a main thread that waits for a lock, as in
     Queue.get, would then sleep on, and Python would not call its handler before it wakes.
     """
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self._writer = os.fdopen(writer, "wb", buffering=0)  # once closed, it cannot be taken for another descriptor
 
     def put(self, word: bytes) -> None:
-        os.write(self._writer, word)
+        with suppress(ValueError):
+            self._writer.write(word)
 
     def get(self) -> bytes:
         return os.read(self._reader, 1)
 
+    def close(self) -> None:
+        os.close(self._reader)
+        self._writer.close()
+
     @contextmanager
     def hearing_signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        woken_before = signal.set_wakeup_fd(self._writer)
+        woken_before = signal.set_wakeup_fd(self._writer.fileno())
         try:
             yield
         finally:
@@ -87,13 +93,13 @@ class Node(TaskQueue):
 
 def serve(node: Node, grace: float) -> int:
     """Works until it is told to stop; gives the exit code: 0 drained, 1 something went back, 2 the loop has failed."""
-    inbox = Inbox()
-    node.on("worker:ready", lambda event: inbox.put(READY))
-    node.at_end = lambda: inbox.put(LEFT)
-    with inbox.hearing_signals():
-        node.start()
-        stops = _heed(node, inbox, grace)
-        node.shutdown()  # and with it the listeners
+    with closing(Inbox()) as inbox:
+        node.on("worker:ready", lambda event: inbox.put(READY))
+        node.at_end = lambda: inbox.put(LEFT)
+        with inbox.hearing_signals():
+            node.start()
+            stops = _heed(node, inbox, grace)
+            node.shutdown()  # and with it the loop and the listeners
     return _verdict(node, stops)
 
 
