@@ -68,7 +68,9 @@ def test_ids_are_ordered_by_time_and_unlike_each_other():
 
 
 def test_a_process_that_was_forked_does_not_draw_the_ids_of_its_parent():
-    program = "from dtq.task import new_id; import os; new_id(0); os.fork(); print(new_id(0)[16:])"
+    program = (
+        "from dtq.task import new_id; import os; new_id(0); os.fork(); os.write(1, new_id(0)[16:].encode() + b' ')"
+    )
     drawn = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert len(drawn) == len(set(drawn)) == 2
 
