@@ -8,15 +8,13 @@ get, find, stats, delete, cleanup, pause, resume --> store
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from datetime import datetime
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
-import msgspec
 from msgspec.structs import replace
 
 from dtq import codec, cron, limits, unique, webhooks
@@ -28,17 +26,15 @@ from dtq.flow import Flow
 from dtq.graph import Graph, Step, bind, named
 from dtq.handle import Endings, Handle, Lookout
 from dtq.limits import Limit
+from dtq.options import task_of
 from dtq.schedules import Schedules, without_ticks
 from dtq.stores import Outcome, Stats, Store, clock_of, open_store
-from dtq.task import STATE, TERMINAL, Status, Task, Webhook, cancel, check, entering, new_id, prioritise, revive
+from dtq.task import TERMINAL, Status, Task, cancel, check, entering, new_id, prioritise, revive
 from dtq.unique import Rule
 
 MIB = 1 << 20
 GIB = 1 << 30
 PAGE = 10_000  # tasks, at most, that `find` gives at once
-OPTIONS = (
-    frozenset(Task.__struct_fields__) - (set(STATE) - {"priority", "run_at", "expires"}) - {"version", "created_at"}
-)
 
 
 class QueueManager:
@@ -138,7 +134,7 @@ class QueueManager:
 
     def _task(self, given: Task | Mapping[str, Any]) -> Task:
         now = self.clock()
-        task = given if isinstance(given, Task) else _from_options(given, now)
+        task = given if isinstance(given, Task) else task_of(given, now)
         if task.version or task.status != Status.PENDING:
             raise InvalidTask(f"task {task.id} comes from a store: add a new Task, or use retry")
         return entering(task, now, codec.normalise(task.payload, self.max_payload, "payload"))
@@ -325,37 +321,6 @@ class QueueManager:
         self.close()
 
 
-def _refuse_options(strange: Set[str]) -> NoReturn:
-    if strange & set(unique.OPTIONS):
-        raise InvalidTask(
-            "window and on_conflict are options of `add`, which takes one task; many are added by key alone"
-        )
-    raise InvalidTask(
-        f"no option is named {min(strange)!r}; there are: {', '.join(sorted(OPTIONS | {'delay', 'expires_in'}))}"
-    )
-
-
-def _from_options(given: Mapping[str, Any], now: float) -> Task:
-    """The task that these options describe. Raises InvalidTask, naming the option, what it is and what is allowed."""
-    if not isinstance(given, Mapping):
-        raise InvalidTask(f"a task is {given!r}; allowed: a Task, or a dictionary with 'type', 'payload' and options")
-    options = dict(given)
-    for name, relative in (("run_at", "delay"), ("expires", "expires_in")):
-        if (seconds := options.pop(relative, None)) is not None:
-            options[name] = now + _seconds(relative, seconds)
-        elif isinstance(options.get(name), datetime):
-            options[name] = options[name].timestamp()
-    if strange := options.keys() - OPTIONS:
-        _refuse_options(strange)
-    if "type" not in options:
-        raise InvalidTask("type is missing; allowed: the name under which a handler is registered")
-    if isinstance(options.get("after"), (list, tuple, set)):
-        options["after"] = tuple(getattr(parent, "id", parent) for parent in options["after"])
-    if isinstance(options.get("webhook"), (str, Mapping)):
-        options["webhook"] = _webhook(options["webhook"])
-    return Task(**options)
-
-
 def _flow_id(id: str) -> str:
     check(Task(type="flow", id=id))
     if not id or "." in id:
@@ -366,21 +331,6 @@ def _flow_id(id: str) -> str:
 def _check_limit(name: str, value: Any, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise InvalidTask(f"{name} is {value!r}; allowed: a whole number from 1 to {most:,}")
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e10:
-        raise InvalidTask(f"{name} is {value!r}; allowed: a number of seconds from now, 0 or more")
-    return value
-
-
-def _webhook(value: str | Mapping[str, Any]) -> Webhook:
-    try:
-        return msgspec.convert({"url": value} if isinstance(value, str) else value, Webhook)
-    except msgspec.ValidationError as error:
-        raise InvalidTask(
-            f"webhook is {value!r}; allowed: a URL, or a dictionary with 'url', 'events', 'secret': {error}"
-        ) from None
 
 
 def _refuse_cycles(tasks: Sequence[Task]) -> None:

@@ -15,7 +15,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"task"},
     {"events", "graph", "cron", "limits", "webhooks", "unique"},
     {"wire", "stores", "parents", "guard"},
-    {"delivery"},
+    {"delivery", "options"},
     {"courier"},
     {"registry", "context", "conformance"},
     {"loader"},

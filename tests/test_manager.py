@@ -94,7 +94,8 @@ def test_many_are_added_together_or_not_at_all(manager):
         ({"type": "a", "expires_in": "soon"}, "expires_in is 'soon'"), ({"type": "a", "status": "failed"}, "'status'"),
         ({"type": "a", "webhook": {"link": 1}}, "webhook is"), ({"type": "a", "payload": object()}, "JSON"),
         ({"type": "a", "payload": "x" * (1 << 20)}, "more than the limit of 1,048,576"),
-        ({"type": "a", "payload": 10**5000}, ""),
+        ({"type": "a", "payload": 10**5000}, ""), ({"type": "a", 3: 4}, "named 3"),
+        ({"type": "a", "priority": [1]}, "priority is [1]"), ({"type": "a", 3: 4, "x": 5}, "named 3"),
     ],
 )  # fmt: skip
 def test_a_bad_task_is_refused_by_name(manager, given, named):
@@ -102,6 +103,13 @@ def test_a_bad_task_is_refused_by_name(manager, given, named):
         manager.add_many([given])
     assert named in str(caught.value)
     assert manager.stats().total == 0
+
+
+def test_a_task_whose_options_equal_those_of_another_is_looked_at_all_the_same(manager):
+    manager.add_many([{"type": "a", "priority": 1}, {"type": "a", "priority": 1, "payload": "of its own"}])
+    with pytest.raises(InvalidTask, match="priority is True"):
+        manager.add_many([{"type": "a", "priority": 1}, {"type": "a", "priority": True}])
+    assert [task.payload for task in manager.find()] == [None, "of its own"]
 
 
 def test_a_circle_of_tasks_is_refused(manager):
