@@ -37,7 +37,10 @@ def large(payload, context):
 
 
 def sleep(payload, context):
-    time.sleep(payload)
+    """In steps, between which a thread can be told to end."""
+    give_up_at = time.monotonic() + payload
+    while time.monotonic() < give_up_at:
+        time.sleep(0.01)
 
 
 def wait_for_file(payload, context):
@@ -47,7 +50,7 @@ def wait_for_file(payload, context):
 
 def progress_and_wait(payload, context):
     context.progress(50)
-    time.sleep(payload)
+    sleep(payload, context)
 
 
 def begin_and_end(payload, context):
