@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def test_nobody_outlives_a_siege_that_is_ended_from_outside(number, tmp_path):
     port = servers.free_port()
     server = f"{servers.program('valkey')} --port {port} --bind 127.0.0.1 --dir {tmp_path} --save ''"
     command = [sys.executable, "-c", "from dtq.cli import app; app()", "chaos", f"redis://127.0.0.1:{port}/0"]
-    with subprocess.Popen([*command, "--server", server], stderr=subprocess.DEVNULL) as siege:
+    place = {**os.environ, "TMPDIR": str(tmp_path)}  # who is killed leaves its files
+    with subprocess.Popen([*command, "--server", server], stderr=subprocess.DEVNULL, env=place) as siege:
         nodes = wait_for_nodes(siege.pid)
         nodes[0].send_signal(signal.SIGSTOP)
         members = psutil.Process(siege.pid).children(recursive=True)
