@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -295,6 +295,24 @@ def test_clocks_that_are_hours_apart_do_no_harm(tmp_path):
 
 
 # --- servers that go away
+
+
+def test_only_others_are_told_of_a_change(store):
+    def told():
+        return store.link.client.info("commandstats").get("cmdstat_publish", {}).get("calls", 0)
+
+    url = f"{store.link.place}?namespace=alone"
+    with closing(open_store(url)) as here, closing(open_store(url)) as there:
+        here.wait(0)
+        before = told()
+        here.add([Task(type="a", id="a")])
+        assert told() == before
+        there.add([Task(type="a", id="b")])
+        assert here.wait(WAIT)
+        there.wait(0)
+        here.add([Task(type="a", id="c")])
+        assert there.wait(WAIT)
+        assert told() == before + 2
 
 
 def test_while_the_server_is_away_producers_hear_of_it_and_what_runs_is_delivered_afterwards():

@@ -22,15 +22,16 @@ class Ear:
     """Listens from its making on, if the server can be reached; else from when it can."""
 
     def __init__(self, link: Link, bell: Bell, sender: str) -> None:
-        self._channel = f"{link.prefix}changed"
+        channel = f"{link.prefix}changed"
+        self._channels = [channel] if link.is_cluster else [channel, f"{channel}:{sender}"]  # the other: see lib.lua
         self._bell = bell
         self._sender = sender.encode()  # whose messages are our own
         self._stop = threading.Event()
         self._pubsub: Any = link.client.pubsub(ignore_subscribe_messages=False)
         with suppress(*AWAY):
-            self._pubsub.subscribe(self._channel)
-            while (message := self._pubsub.get_message(timeout=1.0)) and message["type"] != "subscribe":
-                pass
+            self._pubsub.subscribe(*self._channels)
+            for _ in self._channels:
+                self._pubsub.get_message(timeout=1.0)
         self._thread = threading.Thread(target=self._listen, name="dtq-ear", daemon=True)
         self._thread.start()
 
@@ -39,7 +40,7 @@ class Ear:
         while not self._stop.is_set():
             try:
                 if not self._pubsub.subscribed:
-                    self._pubsub.subscribe(self._channel)
+                    self._pubsub.subscribe(*self._channels)
                 self._hear(self._pubsub.get_message(timeout=LISTEN))
                 pause = FIRST_PAUSE
             except (*AWAY, OSError):

@@ -95,7 +95,8 @@ class Link:
         self._owns_client = client is None
         self._known: set[str] = set()  # scripts that the server has, as far as we know
         self.client = client if client is not None else self.patiently(lambda: _connect(url, timeout, cluster), timeout)
-        self._lines = None if isinstance(self.client, RedisCluster) else Lines(self.client.connection_pool)
+        self.is_cluster = isinstance(self.client, RedisCluster)
+        self._lines = None if self.is_cluster else Lines(self.client.connection_pool)
         self.measure_clock()  # which says, too, whether it can be reached
 
     def call(self, name: str, args: Any = None, patience: float | None = None) -> Any:
@@ -183,8 +184,7 @@ class Link:
         """What the server that has the namespace tells of itself: INFO, `config` ({} where CONFIG is forbidden), and
         `ahead`."""
         self.measure_clock()
-        is_cluster = isinstance(self.client, RedisCluster)
-        node = {"target_nodes": self.client.get_node_from_key(self.prefix)} if is_cluster else {}
+        node = {"target_nodes": self.client.get_node_from_key(self.prefix)} if self.is_cluster else {}
         info = self.patiently(lambda: self.client.info(**node), self.timeout)
         try:
             config = {name: self.client.config_get(name, **node)[name] for name in ("appendfsync", "save")}
@@ -197,7 +197,7 @@ class Link:
             self._lines.close()
         if self._owns_client:
             self.client.close()
-            if isinstance(self.client, RedisCluster):
+            if self.is_cluster:
                 _close_all(self.client)
 
 

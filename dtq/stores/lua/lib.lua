@@ -296,6 +296,11 @@ local function time() -- the server's, in seconds, as text
   return now[1] .. "." .. string.format("%06d", now[2])
 end
 
-local function tell(sender) -- those who wait; each knows his own messages
-  call("PUBLISH", root .. "changed", sender)
+-- Those who listen are told; each knows his own messages. Who listens alone is not: he has a channel of his own to say
+-- that he is there (not on a cluster, where the others may listen elsewhere).
+local function tell(sender)
+  local channel = root .. "changed"
+  local n = redis.pcall("PUBSUB", "NUMSUB", channel, channel .. ":" .. sender)
+  local is_alone = n[4] and n[4] > 0 and n[2] <= n[4]
+  if not is_alone then call("PUBLISH", channel, sender) end
 end
