@@ -105,10 +105,13 @@ class RedisStore:
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
         parts = _parts(tasks, any(task.after for task in tasks))
-        errand = Errand("add", parts, lambda part: [[new_record(task) for task in part], self._id], _reply)
-        ids = [id for reply in self.link.calls(errand) for id in _accepted(reply)]
+        errand = Errand("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
+        return [id for reply in self.link.calls(errand) for id in _accepted(reply)]
+
+    def _added(self, reply: bytes) -> Any:
+        """A part is there: the workers here can begin with it."""
         self._changed()
-        return ids
+        return _reply(reply)
 
     # --- claim
 
