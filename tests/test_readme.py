@@ -54,7 +54,7 @@ def run(code: str, folder: Path, *command: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [*command, "script"],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "TMPDIR": str(folder)},  # where a server leaves its files
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
