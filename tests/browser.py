@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,11 +82,10 @@ class JupyterLab:
 
     def __enter__(self) -> JupyterLab:
         try:
-            info = self._wait_for_info()
+            self._wait_until_it_listens()
         except BaseException:
             self.__exit__()
             raise
-        self.url, self._token = info["url"], info["token"]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,13 +113,16 @@ class JupyterLab:
         with urllib.request.urlopen(request, timeout=WITHIN) as answer:
             return answer.read()
 
-    def _wait_for_info(self) -> dict[str, str]:
-        """What the server writes down about itself when it listens."""
+    def _wait_until_it_listens(self) -> None:
+        """It writes down where, and listens a moment later."""
         path = self._home / "runtime" / f"jpserver-{self._process.pid}.json"
         give_up_at = time.monotonic() + WITHIN
         while time.monotonic() < give_up_at and self._process.poll() is None:
-            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # not yet, or not yet all of it
-                return json.loads(path.read_text())
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, urllib.error.URLError):
+                info = json.loads(path.read_text())
+                self.url, self._token = info["url"], info["token"]
+                self.get("api")
+                return
             time.sleep(0.02)
         raise AssertionError(f"JupyterLab does not listen:\n{self._log.read_text()[-4000:]}")
 
