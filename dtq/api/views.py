@@ -19,12 +19,11 @@ from dtq.api.models import Health, QueueView, StatsView
 from dtq.api.problems import LATER, Refusal
 from dtq.api.routes import NamePath, answer, desk_of, name_in
 from dtq.errors import StoreError
-from dtq.prometheus import exposition
+from dtq.prometheus import CONTENT_TYPE, exposition
 from dtq.stores import Stats
 from dtq.task import Task
 
 HERE = Path(__file__).parent
-EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @get("/stats", opt={"needs": "read"})
@@ -63,12 +62,12 @@ async def _stats_or_503(desk: Desk) -> Stats:
         raise Refusal(503, "the store cannot be read", headers=LATER) from None
 
 
-@get("/metrics", opt={"needs": "read"}, media_type=EXPOSITION)
+@get("/metrics", opt={"needs": "read"}, media_type=CONTENT_TYPE)
 async def get_metrics(request: Asked) -> Response[str]:
     """The state of the queue in Prometheus' text format."""
     desk = desk_of(request)
     text = await desk.ask(lambda: exposition(desk.manager.stats()))
-    return Response(text, media_type=EXPOSITION)
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 @get("/events", opt={"needs": "read"}, media_type="text/event-stream")
