@@ -160,11 +160,12 @@ def frame(message: ToWorker | ToPool) -> bytes:
 def split(buffer: bytearray) -> Iterator[bytes]:
     """The bodies of the whole frames at the start of the buffer; what is left in it is the beginning of the next
     one."""
-    start = 0
-    while len(buffer) - start >= 4:
-        end = start + 4 + _LENGTH.unpack_from(buffer, start)[0]
-        if end > len(buffer):
-            break
-        yield bytes(buffer[start + 4 : end])
-        start = end
+    start, size = 0, len(buffer)
+    with memoryview(buffer) as view:  # each body is copied once
+        while size - start >= 4:
+            end = start + 4 + _LENGTH.unpack_from(view, start)[0]
+            if end > size:
+                break
+            yield bytes(view[start + 4 : end])
+            start = end
     del buffer[:start]
