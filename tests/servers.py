@@ -24,10 +24,13 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 URL = os.environ.get("DTQ_TEST_REDIS_URL")
 KINDS = ("valkey", "redis")
 PREFIX = "dtq-server-"  # of their directories
+AT_ONCE = Retry(NoBackoff(), 0)  # a client says so if it cannot reach a server
 running: list[Server] = []
 
 
@@ -73,7 +76,7 @@ class Server:
         """Starts it (again) and waits until it answers."""
         with Path(self.directory, "log").open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.directory)
-        with redis.Redis(port=self.port) as client:
+        with redis.Redis(port=self.port, retry=AT_ONCE) as client:
             for _ in range(1000):
                 with contextlib.suppress(redis.ConnectionError):
                     client.ping()

@@ -104,10 +104,8 @@ def test_a_server_that_wants_to_know_us_gets_our_certificate(secured):
 @pytest.fixture(params=servers.KINDS)
 def pair(request):
     """A master and its replica, which has caught up."""
-    master = servers.Server(request.param)
-    replica = servers.Server(
-        request.param, "--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0"
-    )
+    master = servers.Server(request.param, "--repl-diskless-sync-delay", "0")
+    replica = servers.Server(request.param, "--replicaof", f"127.0.0.1 {master.port}")
     with redis.Redis(port=replica.port) as client:
         wait_until(lambda: client.info("replication")["master_link_status"] == "up")
     yield master, replica
