@@ -97,6 +97,17 @@ class ForgetsLeases(MemoryStore):
         return super()._renew(task, task.lease_until - now, now)
 
 
+@caught_by("a_heartbeat_changes_nothing_but_lease_and_progress")
+class BelievesTheHolder(MemoryStore):
+    """Takes the task of a heartbeat as it is said to be."""
+
+    def _renew(self, task: Task, lease, now):
+        if not super()._renew(task, lease, now):
+            return False
+        self._set(replace(task, lease_until=now + lease))
+        return True
+
+
 @caught_by("only_an_expired_lease_is_reaped")
 class ReapsTheLiving(MemoryStore):
     """Takes over a task a little before its lease has run out."""

@@ -47,6 +47,16 @@ def check_a_heartbeat_publishes_progress(store: Store) -> None:
 
 
 @promise("leases")
+def check_a_heartbeat_changes_nothing_but_lease_and_progress(store: Store) -> None:
+    """Whatever else the node believes of the task, when it began, say, the store knows better."""
+    store.add([job("a")])
+    (task,) = start(store, "a")
+    believed = replace(task, started_at=NOW - 50, attempts=9, priority=7, payload="another", progress=50.0)
+    store.heartbeat(Node("w1"), [believed], LEASE, NOW + 1)
+    expect(the(store, "a"), replace(task, lease_until=NOW + 1 + LEASE, progress=50.0), "the task")
+
+
+@promise("leases")
 def check_a_heartbeat_tells_what_is_lost(store: Store) -> None:
     """Tasks that were cancelled, finished, deleted or taken over come back from the heartbeat, and are left alone."""
     store.add(jobs("cancelled deleted finished kept reaped"))

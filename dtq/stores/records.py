@@ -108,9 +108,13 @@ def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[
 
 def claim_text(task: Task) -> str:
     """Who has it, since and until when, and what was heard of it."""
-    progress = repr(task.progress) if task.progress else ""
     since, until = _text(task.started_at), _text(task.lease_until)
-    return f"{task.worker or ''}\x1f{since}\x1f{until}\x1f{progress}\x1f{task.note}"
+    return f"{task.worker or ''}\x1f{since}\x1f{until}\x1f{heard_text(task)}"
+
+
+def heard_text(task: Task) -> str:
+    progress = repr(task.progress) if task.progress else ""
+    return f"{progress}\x1f{task.note}"
 
 
 def tasks_of(reply: list[bytes]) -> list[Task]:

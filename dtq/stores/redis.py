@@ -38,7 +38,7 @@ from dtq.stores.bell import Bell
 from dtq.stores.doubts import Doubts
 from dtq.stores.ear import Ear
 from dtq.stores.link import Errand, Link
-from dtq.stores.records import claim_text, due_time, lane_of, new_record, outcome_record, tasks_of
+from dtq.stores.records import due_time, heard_text, lane_of, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
 CHUNK = 128  # tasks in one script
@@ -184,10 +184,7 @@ class RedisStore:
         until = repr(now + lease)
         body = to_json(replace(node, seen_at=now)).decode()
         for part in _parts(held) or [()]:
-            tasks = [
-                [task.id, task.version, task.worker or "", claim_text(replace(task, lease_until=now + lease))]
-                for task in part
-            ]
+            tasks = [[task.id, task.version, task.worker or "", heard_text(task)] for task in part]
             asked = time.time()
             reply = _reply(self.link.call("heartbeat", [node.id, body, until if lease else "", until, tasks], HURRY))
             self.link.set_clock(reply[1], asked)

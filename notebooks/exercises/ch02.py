@@ -306,6 +306,8 @@ LATER = {
     "limits_survive_a_crash",
     "whose_turn_it_is_survives_a_crash",
     "two_processes_see_the_same",
+    # a node that is wrong about what it has
+    "a_heartbeat_changes_nothing_but_lease_and_progress",
     # word from other processes
     "another_process_is_woken",
     "the_tasks_of_a_dead_node_are_taken_over_at_once",

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {node, its description (JSON), end of its lease or "" when it leaves, end of the tasks' lease, tasks}; a
---          task: {id, version, worker, CLAIM as it is to be}
+--          task: {id, version, worker, what was heard of it (the end of CLAIM)}
 -- reply    {the ids that it has lost, the server's time}
 
 local node, description, until_, lease_until, held = unpack(input)
@@ -18,10 +18,12 @@ local ids = {}
 for i, task in ipairs(held) do ids[i] = task[1] end
 preload(ids)
 for _, task in ipairs(held) do
-  local id, version, worker, claim = unpack(task)
+  local id, version, worker, heard = unpack(task)
   local t = load(id)
-  if t and t[STATUS] == "processing" and t[VERSION] == version and claim_of(t) == worker then
-    t[CLAIM] = claim
+  local holder, begin = nil, nil
+  if t and t[STATUS] == "processing" and t[VERSION] == version then holder, begin = claim_of(t) end
+  if holder == worker then
+    t[CLAIM] = worker .. "\31" .. begin .. "\31" .. lease_until .. "\31" .. heard
     dirty[id] = true
     set("lease", id, lease_until)
   else
