@@ -195,7 +195,7 @@ class Index:
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         accepted = self._current(outcomes)
         planted = [task for _, successors in accepted.values() for task in successors]
-        ceded = {task.key for task, successors in accepted.values() if self._cedes(task.id, successors)}
+        ceded = {self._tasks[task.id].key for task, successors in accepted.values() if self._cedes(task.id, successors)}
         self._require_parents(planted, ceded)
         revived = [task.id for task, _ in accepted.values() if self._advance(task)]
         for task_id in revived:
