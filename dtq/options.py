@@ -22,8 +22,8 @@ from dtq.errors import InvalidTask
 from dtq.task import STATE, Task, Webhook
 
 NAMES = frozenset(Task.__struct_fields__) - (set(STATE) - {"priority", "run_at", "expires"}) - {"version", "created_at"}
-RELATIVE = (("run_at", "delay"), ("expires", "expires_in"))
-OWN = frozenset({"id", "key", "after", "webhook", "run_at", "delay", "expires", "expires_in"})  # of one task
+RELATIVE = {"delay": "run_at", "expires_in": "expires"}
+OWN = frozenset({"id", "key", "after", "webhook", "run_at", "expires", *RELATIVE})  # of one task
 
 
 def task_of(given: Mapping[str, Any], now: float) -> Task:
@@ -50,7 +50,7 @@ def _remembered(**options: Any) -> Task:
 
 
 def _described(options: dict[str, Any], now: float) -> Task:
-    for name, relative in RELATIVE:
+    for relative, name in RELATIVE.items():
         if (seconds := options.pop(relative, None)) is not None:
             options[name] = now + _seconds(relative, seconds)
         elif isinstance(options.get(name), datetime):
@@ -87,5 +87,5 @@ def _refuse_names(strange: Set[str]) -> NoReturn:
             "window and on_conflict are options of `add`, which takes one task; many are added by key alone"
         )
     raise InvalidTask(
-        f"no option is named {min(strange, key=str)!r}; there are: {', '.join(sorted(NAMES | {'delay', 'expires_in'}))}"
+        f"no option is named {min(strange, key=str)!r}; there are: {', '.join(sorted(NAMES | RELATIVE.keys()))}"
     )

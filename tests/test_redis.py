@@ -294,14 +294,10 @@ def test_clocks_that_are_hours_apart_do_no_harm(tmp_path):
     assert all(began - 1 < task.started_at < task.finished_at < time.time() + 1 for task in tasks)
 
 
-# --- servers that go away
-
-
-def test_only_others_are_told_of_a_change(store):
+def test_only_others_are_told_of_a_change(url):
     def told():
-        return store.link.client.info("commandstats").get("cmdstat_publish", {}).get("calls", 0)
+        return here.link.client.info("commandstats").get("cmdstat_publish", {}).get("calls", 0)
 
-    url = f"{store.link.place}?namespace=alone"
     with closing(open_store(url)) as here, closing(open_store(url)) as there:
         here.wait(0)
         before = told()
@@ -313,6 +309,9 @@ def test_only_others_are_told_of_a_change(store):
         here.add([Task(type="a", id="c")])
         assert there.wait(WAIT)
         assert told() == before + 2
+
+
+# --- servers that go away
 
 
 def test_while_the_server_is_away_producers_hear_of_it_and_what_runs_is_delivered_afterwards():

@@ -174,7 +174,7 @@ def check_an_update_that_raises_has_done_nothing(store: Store) -> None:
     refused(InvalidTask, "update with an unknown parent", lambda: store.update(bad))
     heir = [(done(b), [job("d", key="k", after=("nobody",))])]
     refused(InvalidTask, "update with an unknown parent of the heir of a key", lambda: store.update(heir))
-    mistaken = [(replace(done(b), key=None), heir[0][1])]
+    mistaken = [(replace(outcome, key=None), successors) for outcome, successors in heir]
     refused(InvalidTask, "the same from who does not know of the key", lambda: store.update(mistaken))
     expect(everything(store), [a, b], "tasks in the store")
     expect(end(store, done(a), done(b)), {"a", "b"}, "accepted without the bad successor")

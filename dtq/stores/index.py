@@ -195,14 +195,13 @@ class Index:
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         accepted = self._current(outcomes)
         planted = [task for _, successors in accepted.values() for task in successors]
-        ceded = {self._tasks[task.id].key for task, successors in accepted.values() if self._cedes(task.id, successors)}
-        self._require_parents(planted, ceded)
+        ceding = [id for id, (_, successors) in accepted.items() if self._cedes(id, successors)]
+        self._require_parents(planted, {self._tasks[id].key for id in ceding})
         revived = [task.id for task, _ in accepted.values() if self._advance(task)]
         for task_id in revived:
             self._place_anew(self._tasks[task_id])
-        for task, successors in accepted.values():
-            if self._cedes(task.id, successors):
-                self._give_up_key(self._tasks[task.id])
+        for task_id in ceding:
+            self._give_up_key(self._tasks[task_id])
         self._add(planted)
         for task_id in accepted:
             self._settle_children(self._tasks[task_id])

@@ -113,6 +113,7 @@ def claim_text(task: Task) -> str:
 
 
 def heard_text(task: Task) -> str:
+    """The part of it that a heartbeat tells."""
     progress = repr(task.progress) if task.progress else ""
     return f"{progress}\x1f{task.note}"
 

@@ -20,7 +20,7 @@ preload(ids)
 for _, task in ipairs(held) do
   local id, version, worker, heard = unpack(task)
   local t = load(id)
-  local holder, begin = nil, nil
+  local holder, begin
   if t and t[STATUS] == "processing" and t[VERSION] == version then holder, begin = claim_of(t) end
   if holder == worker then
     t[CLAIM] = worker .. "\31" .. begin .. "\31" .. lease_until .. "\31" .. heard
