@@ -357,13 +357,23 @@ def test_recall_takes_back_what_has_not_started(pool, gate):
     assert results(pool, 2) == {"t0": True, "t1": True}
 
 
-def test_a_pool_wants_more_ahead_the_shorter_its_calls_are(pool):
-    define(pool)(lambda payload, context: None)
+def test_a_pool_wants_more_ahead_the_shorter_its_calls_are(pool, monkeypatch):
+    spent = threading.local()  # a clock for each thread, on which only its handlers' work takes time
+    monkeypatch.setattr("dtq.context.monotonic", lambda: getattr(spent, "seconds", 0.0))
+
+    @define(pool)
+    def work(seconds, context):
+        spent.seconds = getattr(spent, "seconds", 0.0) + seconds
+
+    def wanted_after(seconds):
+        pool.dispatch([Task(type="work", id=f"t{i}", payload=seconds, attempts=1) for i in range(300)])
+        results(pool, 300)
+        return [n for n, _ in pool.wants()]
+
     assert list(pool.wants()) == [(2, {"work"})]
-    pool.dispatch(tasks(300))
-    results(pool, 300)
-    [(n, _)] = pool.wants()
-    assert n > 50
+    assert wanted_after(2**-20) == [2 + 256]
+    assert wanted_after(2**-10) == [2 + 10]  # 0.005 s of work for each of the two
+    assert wanted_after(1) == [2]
 
 
 def test_a_pool_can_grow_and_shrink(pool):
