@@ -301,20 +301,25 @@ class Loop:
         """Fills the workers; gives the time at which there may be more to claim."""
         if self.draining:
             return float("inf")
-        short = False  # a claim found less than was wanted
+        short, at = False, now  # a claim found less than was wanted; when it was made
         for group in self._staff:
             for n, types in group.pool.wants():
+                at = self._by_now(now)  # a rate that is told an earlier time lets pass too much
                 with meanwhile(partial(self._hear, now)):
                     tasks = self._store.claim(
-                        self.id, n, self._lease, now, types, group.spec.queues, group.spec.min_priority
+                        self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority
                     )
                 self._answered_at = self._monotonic()
                 self._disregard(tasks)
                 self._take(group.pool, tasks, now)
                 short |= len(tasks) < n
         self._note_idleness(now, short)
-        due = self._store.next_due(now) if short else None
+        due = self._store.next_due(at) if short else None
         return float("inf") if due is None else due
+
+    def _by_now(self, now: float) -> float:
+        """What the time is, in a turn that began at `now`."""
+        return now + self._monotonic() - self._began
 
     def _disregard(self, tasks: Iterable[Task]) -> None:
         """They were claimed while workers were heard: an outcome of theirs is of an attempt that was lost before."""
@@ -330,7 +335,7 @@ class Loop:
     def _is_late(self, tasks: Iterable[Task], now: float) -> bool:
         """Whether half of a lease is over before anything was done: the process was frozen in this turn, or waited for
         one that was, or was answered late. Others may take such tasks over at any moment, so they go back."""
-        now += self._monotonic() - self._began
+        now = self._by_now(now)
         return any((task.lease_until or 0.0) - now < self._lease / 2 for task in tasks)
 
     def _take(self, pool: reports.Pool, tasks: list[Task], now: float) -> None:

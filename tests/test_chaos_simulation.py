@@ -137,17 +137,17 @@ def test_a_planted_bug_is_found(parts, promise):
     assert promise in found.broken
 
 
-class RunsWhatItClaimedTooLate(Loop):
-    """Was frozen, and does not look at the clock before it gives what it claims to its workers."""
+class LooksAtTheClockOnce(Loop):
+    """Was frozen in its turn, and goes on with its claim as if it were still the time before."""
 
-    def _is_late(self, tasks, now):
-        return False
+    def _by_now(self, now):
+        return now
 
 
 def test_a_freeze_between_the_clock_and_the_claim_costs_one_repeat_and_not_two():
     """It takes a rare schedule, which a long run has found."""
     seed = 6734
-    assert "only_the_faulty_lose_their_tasks" in simulate(seed, make_loop=RunsWhatItClaimedTooLate).broken
+    assert "only_the_faulty_lose_their_tasks" in simulate(seed, make_loop=LooksAtTheClockOnce).broken
     assert simulate(seed).broken == {}
 
 

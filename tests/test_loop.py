@@ -67,8 +67,10 @@ def pool():
     return ScriptedPool()
 
 
-def make(store, pool, **options):
-    return Loop(store, [Staff(Pool(2), pool)], Emitter(), Endings(), types=lambda: {"a"}, chance=lambda: 0.5, **options)
+def make(store, pool, monotonic=lambda: 0.0, **options):
+    """A turn takes no time where the test does not say so."""
+    fixed = {"types": lambda: {"a"}, "chance": lambda: 0.5, "monotonic": monotonic}
+    return Loop(store, [Staff(Pool(2), pool)], Emitter(), Endings(), **fixed, **options)
 
 
 def add(store, *ids, **options):
@@ -170,9 +172,9 @@ def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(s
 def test_what_was_claimed_by_the_time_before_a_freeze_goes_back_and_is_claimed_anew(store, pool):
     seconds, claim = [0.0], store.claim
 
-    def freeze_and_claim(*args):
-        seconds[0] += 20.0
-        return claim(*args)
+    def freeze_and_claim(worker, n, lease, now, types, *rest):
+        seconds[0] += 20.0 if "a" in types else 0.0
+        return claim(worker, n, lease, now, types, *rest)
 
     loop = make(store, pool, monotonic=lambda: seconds[0])
     loop.turn(NOW)
@@ -187,6 +189,30 @@ def test_what_was_claimed_by_the_time_before_a_freeze_goes_back_and_is_claimed_a
     (task,) = pool.has
     assert (task.id, task.attempts, task.lease_until) == ("1", 1, NOW + 51)
     assert store.get(["2"])[0].status == "cancelled"
+
+
+def test_a_claim_is_of_the_time_at_which_it_is_made_however_long_the_commit_before_it_took(store, pool):
+    """Else a rate would let more pass than it may, by as much as the turn had waited for the store."""
+    seconds, update = [0.0], store.update
+    loop = make(store, pool, monotonic=lambda: seconds[0])
+    store.set_lane(type="a", rate=1)
+    add(store, *(f"{n}" for n in range(9)))
+
+    def slowly(outcomes):
+        seconds[0] += 4.0
+        return update(outcomes)
+
+    loop.turn(NOW)
+    (first,) = pool.has
+    pool.ends(first)
+    store.update = slowly
+    loop.turn(NOW + 0.5)  # it is NOW + 4.5 when the second may start
+    store.update = update
+    pool.ends(pool.has[0])
+    loop.turn(NOW + 5)
+    assert len(pool.has) == 0
+    loop.turn(NOW + 5.5)
+    assert len(pool.has) == 1
 
 
 def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, pool):
