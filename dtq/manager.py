@@ -80,8 +80,10 @@ class QueueManager:
         return self._store([task])[0] if rule is None else self._store_unique(task, rule)
 
     def add_many(self, tasks: Iterable[Task | Mapping[str, Any]]) -> list[Handle]:
-        """Stores all of these or none, in one commit: Tasks, or dictionaries of what `add` takes."""
-        return self._store([self._task(task) for task in tasks])
+        """Stores all of these or none, in one commit: Tasks, or dictionaries of what `add` takes. They are all of the
+        time of the call."""
+        now = self.clock()
+        return self._store([self._task(task, now) for task in tasks])
 
     def flow(self, graph: Graph | Mapping[str, Step], id: str | None = None) -> Flow:
         """Stores a whole graph of tasks in one commit: what `chain`, `group` and `chord` give, or name -> step, where
@@ -132,8 +134,8 @@ class QueueManager:
                 f"{backlog:,} tasks are unfinished, the limit is {self.backlog_limit:,}: {n:,} more do not fit"
             )
 
-    def _task(self, given: Task | Mapping[str, Any]) -> Task:
-        now = self.clock()
+    def _task(self, given: Task | Mapping[str, Any], now: float | None = None) -> Task:
+        now = self.clock() if now is None else now
         task = given if isinstance(given, Task) else task_of(given, now)
         if task.version or task.status != Status.PENDING:
             raise InvalidTask(f"task {task.id} comes from a store: add a new Task, or use retry")

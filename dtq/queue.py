@@ -246,8 +246,8 @@ class TaskQueue(QueueManager):
 
     # --- what a manager does, where the loop has to know
 
-    def _task(self, given: Task | Mapping[str, Any]) -> Task:
-        task = super()._task(given)
+    def _task(self, given: Task | Mapping[str, Any], now: float | None = None) -> Task:
+        task = super()._task(given, now)
         if task.type not in self.registry:
             self._require_type(task.type)
         return task
