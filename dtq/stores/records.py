@@ -9,12 +9,12 @@ unchanged.
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 
-from dtq.codec import to_json
+from dtq.codec import pack, to_json
 from dtq.limits import Lane
 from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook
 
@@ -54,6 +54,7 @@ class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fixed: str
 
 
+NUMBER = 14  # digits of the number that the server gives to a new task
 NOTHING = Remains()
 _state = msgspec.msgpack.Decoder(State).decode
 _body = msgspec.json.Decoder(Body).decode
@@ -86,24 +87,63 @@ def new_record(task: Task) -> list[Any]:
         task.payload, task.created_at, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff,
         task.retry_jitter, task.retry_cap, task.on_parent_failure, task.webhook,
     )  # fmt: skip
-    where = place(task.priority, task.run_at)
-    course = f"\x1f{where}\x1f{task.run_at!r}\x1f{_text(task.expires)}\x1f\x1f"
-    strict = "1" if task.on_parent_failure == "fail" else ""
+    lane, key = _BETWEEN.join(task.lane), task.key or ""
+    where, head, tail = _beginning(lane, task.priority, task.run_at, task.expires, task.on_parent_failure, key)
     ready = where if task.run_at <= task.created_at and task.expires is None else ""
-    record = [task.id, task.key or "", _BETWEEN.join(task.lane), ready, course, strict, to_json(body).decode()]
+    record = [task.id, key, lane, ready, head, tail, to_json(body).decode()]
     return [*record, task.after] if task.after else record
+
+
+@lru_cache(256)
+def _beginning(
+    lane: str, priority: int, run_at: float, expires: float | None, on_parent_failure: str, key: str
+) -> tuple[str, msgspec.Raw, msgspec.Raw]:
+    """The place of a new task; how far it is, packed, up to the number that the server gives it, and behind that."""
+    where = place(priority, run_at)
+    course = f"{_plan(where, run_at, expires)}\x1f".encode()
+    rest = f"\x1f{'1' if on_parent_failure == 'fail' else ''}\x1f\x1f{key}".encode()
+    head = _front(lane) + _of_length(len(course)) + course + _of_length(NUMBER + len(rest))
+    return where, _as_it_is(head), _as_it_is(rest)
+
+
+@lru_cache(256)
+def _front(lane: str) -> bytes:
+    """The values of State before `course`, in MessagePack."""
+    return b"".join(map(pack, ("pending", 1, 0, "", lane, False, False, _BETWEEN * 4)))
+
+
+def _as_it_is(value: bytes) -> msgspec.Raw:
+    """Bytes for a script: its MessagePack knows texts alone, of any bytes."""
+    return msgspec.Raw(_of_length(len(value)) + value)
+
+
+_of_length = partial(struct.Struct(">BH").pack, 0xDA)  # what MessagePack has before a text
 
 
 def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[Any]:
     """An outcome as update.lua takes it."""
-    remains = Remains(task.result, task.error, task.history, task.log)
-    left = "" if remains == NOTHING else to_json(remains).decode()
-    course = (
-        f"{_text(task.finished_at)}\x1f{place(task.priority, task.run_at)}\x1f{task.run_at!r}\x1f{_text(task.expires)}"
-        f"\x1f{task.interruptions or ''}\x1f{task.doom or ''}"
-    )
-    record = [task.id, task.version, token, task.status, task.attempts, left, claim_text(task), course]
+    plan = _plan_of(task.priority, task.run_at, task.expires)
+    course = f"{_text(task.finished_at)}{plan}{task.interruptions or ''}\x1f{task.doom or ''}"
+    record = [task.id, task.version, token, task.status, task.attempts, _left(task), claim_text(task), course]
     return [*record, successors] if successors else record
+
+
+def _left(task: Task) -> str:
+    """What its attempts left; nothing, where that is what a new task has."""
+    if task.result is None and task.error is None and not task.history and not task.log:
+        return ""
+    return to_json(Remains(task.result, task.error, task.history, task.log)).decode()
+
+
+@lru_cache(256)
+def _plan_of(priority: int, run_at: float, expires: float | None) -> str:
+    """One for all tasks that were added at once."""
+    return _plan(place(priority, run_at), run_at, expires)
+
+
+def _plan(where: str, run_at: float, expires: float | None) -> str:
+    """The middle of a course."""
+    return f"\x1f{where}\x1f{run_at!r}\x1f{_text(expires)}\x1f"
 
 
 def claim_text(task: Task) -> str:
@@ -128,15 +168,16 @@ def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:
     s = _state(_TEN + state)
     queue, type, limit_key = lane_of(s.lane)
     worker, started_at, lease_until, progress, note = _claim_of(s.claim)
-    finished, where, run_at, expires, interruptions, doom = s.course.split(_BETWEEN, 5)
+    finished, _, rest = s.course.partition(_BETWEEN)
+    priority, run_at, expires, interruptions, doom = _course_of(rest)
     _, _, parents, key = s.fixed.split(_BETWEEN, 3)
     b = _body(body)
     r = _remains(remains) if remains else NOTHING
     return Task(
         id=id.decode(), queue=queue, type=type, limit_key=limit_key, status=_STATUS[s.status], version=s.version,
-        priority=1000 - int(where[:4]), run_at=float(run_at), expires=_number(expires), doom=doom or None,
-        started_at=started_at, finished_at=_number(finished), attempts=s.attempts,
-        interruptions=int(interruptions or 0), worker=worker, lease_until=lease_until, progress=progress, note=note,
+        priority=priority, run_at=run_at, expires=expires, doom=doom, started_at=started_at,
+        finished_at=_number(finished), attempts=s.attempts, interruptions=interruptions, worker=worker,
+        lease_until=lease_until, progress=progress, note=note,
         after=tuple(parents.split(",")) if parents else (), payload=b.payload, created_at=b.created_at, key=key or None,
         max_attempts=b.max_attempts, timeout=b.timeout, retry_delay=b.retry_delay, retry_backoff=b.retry_backoff,
         retry_jitter=b.retry_jitter, retry_cap=b.retry_cap, on_parent_failure=b.on_parent_failure, webhook=b.webhook,
@@ -149,6 +190,14 @@ def _claim_of(text: str) -> tuple[str | None, float | None, float | None, float,
     """What `claim_text` has put together; one text for all that were claimed at once."""
     worker, since, until, progress, note = text.split(_BETWEEN, 4)
     return worker or None, _number(since), _number(until), float(progress or 0), note
+
+
+@lru_cache(256)
+def _course_of(text: str) -> tuple[int, float, float | None, int, str | None]:
+    """Of a course without its end: priority, due time, expiry, interruptions, doom; one text for all that were added
+    at once."""
+    where, run_at, expires, interruptions, doom = text.split(_BETWEEN, 4)
+    return 1000 - int(where[:4]), float(run_at), _number(expires), int(interruptions or 0), doom or None
 
 
 def _text(value: float | None) -> str:

@@ -31,7 +31,7 @@ local function move_due()
     local t = load(id)
     local _, place = course_of(t)
     set("later", id, false)
-    ready(id, t, place, fixed_of(t))
+    ready(id, t[LANE], place, fixed_of(t))
   end
 end
 

@@ -92,7 +92,7 @@ end
 
 local tasks, packed = {}, {} -- by id: how far it is, or false; the same, packed
 local dirty = {} -- ids that are to be written
-local bodies, lefts = {}, {} -- what is new in b and o: ids and texts by turns
+local states, bodies, lefts = {}, {}, {} -- what is new in t, b and o: ids and values by turns
 
 local function read(hash, fields, use) -- use(position, value or false) for each
   for i = 1, #fields, SLICE do
@@ -126,7 +126,6 @@ local function load(id) -- nil where there is none
 end
 
 local function write_hashes()
-  local states = {}
   for id in pairs(dirty) do
     if tasks[id] then
       packed[id] = cmsgpack.pack(unpack(tasks[id]))
@@ -136,7 +135,7 @@ local function write_hashes()
   send("HSET", "t", states)
   send("HSET", "b", bodies)
   send("HSET", "o", lefts)
-  dirty, bodies, lefts = {}, {}, {}
+  dirty, states, bodies, lefts = {}, {}, {}, {}
 end
 
 local function write_sets()
@@ -171,9 +170,9 @@ local function flush() -- writes what has been collected
   write_counts()
 end
 
-local function ready(id, t, place, number)
-  set("r:" .. t[LANE], place .. number .. id, ZERO)
-  set("lanes", t[LANE], ZERO)
+local function ready(id, lane, place, number)
+  set("r:" .. lane, place .. number .. id, ZERO)
+  set("lanes", lane, ZERO)
 end
 
 local function enter(id, t, is_due) -- into every index where a task like this is looked for; it will be written
@@ -197,7 +196,7 @@ local function enter(id, t, is_due) -- into every index where a task like this i
   if expiry ~= "" then set("exp", id, expiry) end
   if status == "blocked" then return end
   if is_due then
-    ready(id, t, place, fixed_of(t))
+    ready(id, t[LANE], place, fixed_of(t))
   else
     set("later", id, due)
   end

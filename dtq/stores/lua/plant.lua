@@ -1,10 +1,10 @@
 -- plant.lua: new tasks, for add and for the successors of update.
 --
--- A new task: {id, key, lane, place if it is ready now and does not expire, else "", COURSE, strict ("1" or ""), body,
--- parents if it has any}
+-- A new task: {id, key, lane, place if it is ready now and does not expire, else "", how far it is (packed) up to the
+-- number in FIXED, and behind it, body, parents if it has any}
 
 local NONE = {}
-local ID, KEY, PARENTS = 1, 2, 8
+local ID, KEY, PLACE, BODY, PARENTS = 1, 2, 4, 7, 8
 
 -- The id that now stands for each, and those that are to be stored; keys that are `freed` count as not taken.
 local function survey(news, freed)
@@ -80,22 +80,23 @@ local function place_anew(id, t) -- one that has come back from its end; parents
   wait_for(id, waits)
 end
 
-local function store(new, number, parents) -- gives the parents that it waits for
-  local id, key, lane, place, course, strict, body = unpack(new)
+local function store(new, number) -- one that waits for nobody, and is ready: as most are
+  local id, _, lane, place, head, tail = unpack(new, 1, 6)
+  put(states, id, head .. number .. tail)
+  tasks[id] = nil -- to be read again, should somebody ask
+  count(lane, "pending", 1)
+  ready(id, lane, place, number)
+end
+
+local function store_any(new, number, parents) -- gives the parents that it waits for
+  local id, _, _, _, head, tail = unpack(new, 1, 6)
+  local t = {cmsgpack.unpack(head .. number .. tail)}
+  local _, strict, _, key = fixed_of(t)
   local status, reason, waits = begin(strict, parents)
-  local fixed = number .. "\31" .. strict .. "\31" .. table.concat(parents, ",") .. "\31" .. key
-  local t = {status, 1, 0, "", lane, false, false, "\31\31\31\31", course .. reason, fixed}
+  t[STATUS], t[FIXED] = status, number .. "\31" .. strict .. "\31" .. table.concat(parents, ",") .. "\31" .. key
   tasks[id] = t
-  put(bodies, id, body)
-  set("open", id, ZERO)
-  if key ~= "" then call("HSET", root .. "k", key, id) end
-  if place ~= "" and status == "pending" then -- as `enter` would, without a look at what was just put together
-    dirty[id] = true
-    count(lane, status, 1)
-    ready(id, t, place, number)
-  else
-    enter(id, t)
-  end
+  if reason ~= "" then doom(t, reason) end
+  enter(id, t)
   return waits
 end
 
@@ -111,12 +112,22 @@ end
 
 local function plant(news, ids, fresh)
   if #fresh == 0 then return end
-  local stands_for, children = {}, {}
-  for i, new in ipairs(news) do stands_for[new[ID]] = ids[i] end
+  local stands_for, children, depends = {}, {}, false
+  for i, new in ipairs(news) do
+    stands_for[new[ID]] = ids[i]
+    depends = depends or new[PARENTS] ~= nil
+  end
   local last = call("INCRBY", root .. "seq", #fresh) - #fresh
   for i, new in ipairs(fresh) do
-    local waits = store(new, string.format("%014d", last + i), parents_of(new, stands_for))
-    if #waits > 0 then children[new[ID]] = waits end
+    local id, key, number = new[ID], new[KEY], string.format("%014d", last + i)
+    put(bodies, id, new[BODY])
+    set("open", id, ZERO)
+    if key ~= "" then call("HSET", root .. "k", key, id) end
+    if depends or new[PLACE] == "" then
+      children[id] = store_any(new, number, parents_of(new, stands_for))
+    else
+      store(new, number)
+    end
   end
   for id, waits in pairs(children) do wait_for(id, waits) end
   flush()
