@@ -185,8 +185,8 @@ class Alarm:
     """Raises TimedOut or Stopped in the main thread, inside a handler and nowhere else: `with alarm.armed(context)`.
 
     One signal serves both, sent by a timer or by the reader thread. Its handler looks what it was for, so that one
-    which comes late, or for no reason, does nothing. Once it has raised it is disarmed: a handler that swallows the
-    exception is the pool's to kill.
+    which comes late, or for no reason, does nothing: so the timer is left alone as long as it rings in time, and short
+    calls share one. Once it has raised it is disarmed: a handler that swallows the exception is the pool's to kill.
     """
 
     def __init__(self) -> None:
@@ -195,6 +195,7 @@ class Alarm:
         self._context: Context | None = None  # while armed
         self._next: Context | None = None
         self._stop = 0  # the call to be stopped
+        self._rings_at = 0.0  # when the timer does, by the monotonic clock
         self._postponed = self._missed = False
         signal.signal(signal.SIGALRM, self._ring)
 
@@ -204,14 +205,14 @@ class Alarm:
 
     def __enter__(self) -> None:
         assert self._next is not None
-        signal.setitimer(signal.ITIMER_REAL, self._next.timeout)
-        self._context = self._next
+        self._context = context = self._next  # first: if it rings from here on, it is set anew
+        if not monotonic() < self._rings_at <= context.began + context.timeout:
+            self._ring_in(context.timeout)
         if self.is_due():
             self._strike()
 
     def __exit__(self, *_: object) -> None:
-        self._context = None  # first: a signal between these two lines finds nothing to do
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._context = None
 
     def is_due(self) -> bool:
         """Whether the call in the main thread is to be stopped."""
@@ -249,11 +250,14 @@ class Alarm:
             context.cancelled = True
             raise Stopped
         elif (left := context.began + context.timeout - monotonic()) > 0:
-            signal.setitimer(signal.ITIMER_REAL, left)
+            self._ring_in(left)
         else:
             self._disarm()
             raise TimedOut
 
+    def _ring_in(self, seconds: float) -> None:
+        self._rings_at = monotonic() + seconds
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
     def _disarm(self) -> None:
         self._context = None
-        signal.setitimer(signal.ITIMER_REAL, 0)

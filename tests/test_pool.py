@@ -232,6 +232,16 @@ def test_a_timer_never_strikes_after_its_call(lab):
     assert {error(end) for end in ends[::2]} == {None}
 
 
+def test_a_timer_that_a_short_call_leaves_behind_makes_the_next_timeout_neither_late_nor_early(lab):
+    lab.run(task(timeout=60))
+    (end,) = lab.run(task("sleep", 60, timeout=0.1))
+    assert (error(end), round(end.seconds)) == ("Timeout", 0)
+    lab.run(task(timeout=0.1))
+    (end,) = lab.run(task("sleep", 60, timeout=0.4))
+    assert error(end) == "Timeout"
+    assert end.seconds >= 0.4
+
+
 @pytest.mark.parametrize("type", ["stubborn", "hold_interpreter", "nap_through"])
 def test_a_call_that_does_not_stop_is_killed_a_grace_after_its_timeout(type):
     with Lab(grace=0.1) as lab:
