@@ -12,7 +12,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import msgspec
@@ -85,6 +85,10 @@ class Emitter:
     def hears(self, name: str) -> bool:
         """Whether anybody would hear it: lets a busy caller spare itself the making of the event."""
         return name in self._listeners or ALL in self._listeners
+
+    def hears_any(self, names: Set[str]) -> bool:
+        """Whether anybody would hear one of these."""
+        return bool(self._listeners) and (ALL in self._listeners or not names.isdisjoint(self._listeners))
 
     def emit(self, name: str, at: float, task: Task | None = None, worker: str | None = None, **data: Any) -> None:
         """Hands the event over and returns at once."""

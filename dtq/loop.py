@@ -160,7 +160,8 @@ class Loop:
         elif isinstance(report, Returned):
             self._end(release(task))
         elif isinstance(report, Started):
-            self._events.emit("task:started", report.at + ahead_of_here(self._store), task, report.worker)
+            if self._events.hears("task:started"):
+                self._events.emit("task:started", report.at + ahead_of_here(self._store), task, report.worker)
         elif isinstance(report, Progressed):
             self.held[task.id] = task = replace(task, progress=report.percent, note=report.note)
             self._events.emit("task:progress", now, task)
@@ -267,11 +268,13 @@ class Loop:
         except StoreError:
             self._outcomes = kept + self._outcomes
             raise
-        ended = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
+        ended = [task for task, _ in outcomes if task.id in accepted]
         self._tell_of_successors(outcomes, accepted, now)
         self._meter.count(ended)
-        self._tell_of_endings(ended, now)
-        self._endings.settle(ended)
+        if self._endings or self._events.hears_any(_OF_ENDINGS):
+            ended = [replace(task, version=task.version + 1) for task in ended]  # as they are stored
+            self._tell_of_endings(ended, now)
+            self._endings.settle(ended)
 
     def _tell_of_endings(self, ended: Iterable[Task], now: float) -> None:
         for task in ended:
@@ -406,3 +409,4 @@ _ENDINGS: Mapping[Status, str] = {
     Status.RETRYING: "task:retrying",
     Status.CANCELLED: "task:cancelled",
 }
+_OF_ENDINGS = frozenset({*_ENDINGS.values(), "task:expired"})
