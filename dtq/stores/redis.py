@@ -106,7 +106,8 @@ class RedisStore:
     def add(self, tasks: Sequence[Task]) -> list[str]:
         parts = _parts(tasks, any(task.after for task in tasks))
         errand = Errand("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
-        return [id for reply in self.link.calls(errand) for id in _accepted(reply)]
+        told = zip(parts, self.link.calls(errand), strict=True)
+        return [id for part, reply in told for id in _ids(reply) or (task.id for task in part)]
 
     def _added(self, reply: bytes) -> Any:
         """A part is there: the workers here can begin with it."""
@@ -157,12 +158,14 @@ class RedisStore:
         with self._doubts.about([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
             sent = list(zip(outcomes, tokens, strict=True))
             whole = any(task.after for _, planted in outcomes for task in planted)
-            errand = Errand("update", _parts(sent, whole), self._update, _reply)
+            parts = _parts(sent, whole)
+            errand = Errand("update", parts, self._update, _reply)
             replies = self.link.calls(errand, HURRY)
         self._foreseen = {}
         if any(left for _, left in replies):
             self._settle()
-        return {id for reply in replies for id in _accepted(reply)}
+        told = zip(parts, replies, strict=True)
+        return set().union(*({task.id for (task, _), _ in part}.difference(_ids(reply)) for part, reply in told))
 
     def _update(self, part: Sequence[tuple[Outcome, str]]) -> list[Any]:
         """What update.lua is to do."""
@@ -322,7 +325,8 @@ def _first(times: list[bytes]) -> float | None:
     return min(map(float, times), default=None)
 
 
-def _accepted(reply: list[Any]) -> list[str]:
+def _ids(reply: list[Any]) -> list[str]:
+    """Those that add, or update, tells. Raises InvalidTask where it tells of an unknown parent."""
     if reply[0] is False:
         raise InvalidTask(f"after is {reply[1]!r}; allowed: the id of a task that is stored, or added by the same call")
     ids: list[str] = reply[0] or []

@@ -2,7 +2,8 @@
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {tasks (see plant.lua), sender}
--- reply    {ids, in order}, or {false, an unknown parent}: then nothing was stored
+-- reply    {the ids that stand for the tasks, in order; none where each stands for itself}, or {false, an unknown
+--          parent}: then nothing was stored
 
 local news, sender = unpack(input)
 local ids, fresh = survey(news, {})
@@ -10,4 +11,4 @@ local unknown = unknown_parent(news, fresh)
 if unknown then return cmsgpack.pack({false, unknown}) end
 plant(news, ids, fresh)
 tell(sender)
-return cmsgpack.pack({ids})
+return cmsgpack.pack({#fresh < #news and ids or NONE})

@@ -3,15 +3,15 @@
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {outcomes, sender}; an outcome: {id, version, token, status, attempts, JSON of what the attempts left or "",
 --           CLAIM, COURSE, successors if there are any (see plant.lua)}
--- reply    {accepted ids, how many parents have children that are still to be settled},
+-- reply    {refused ids, how many parents have children that are still to be settled},
 --          or {false, an unknown parent}: then nothing was changed
 --
--- Who has missed the reply sends the same tokens again, and what they did the first time counts as accepted.
+-- Who has missed the reply sends the same tokens again, and what they did the first time is not refused.
 
 local CHILDREN_AT_ONCE = 500 -- settled in one script
 local SUCCESSORS = 9
 local outcomes, sender = unpack(input)
-local accepted, current, planted = {}, {}, {}
+local current, accepted, planted = {}, {}, {} -- `accepted` by id
 local freed, disinherited = {}, {} -- keys that go over to a successor, and the tasks that had them
 
 local function hand_over_key(id, t, successors)
@@ -23,21 +23,28 @@ local function hand_over_key(id, t, successors)
 end
 
 local function sort_out() -- which outcomes are of the version that is stored
-  local named, seen = {}, {}
+  local named = {}
   for i, outcome in ipairs(outcomes) do named[i] = outcome[1] end
   preload(named)
   for _, outcome in ipairs(outcomes) do
     local id, version, token = unpack(outcome, 1, 3)
-    local t = not seen[id] and load(id)
+    local t = not accepted[id] and load(id)
     if t and t[VERSION] == version then
       current[#current + 1] = outcome
       if outcome[SUCCESSORS] then hand_over_key(id, t, outcome[SUCCESSORS]) end
     end
     if t and (t[VERSION] == version or t[VERSION] == version + 1 and t[TOKEN] == token) then
-      seen[id] = true
-      accepted[#accepted + 1] = id
+      accepted[id] = true
     end
   end
+end
+
+local function refused()
+  local ids = {}
+  for _, outcome in ipairs(outcomes) do
+    if not accepted[outcome[1]] then ids[#ids + 1] = outcome[1] end
+  end
+  return ids
 end
 
 local function replace(t, outcome) -- says whether it has come back from its end
@@ -79,4 +86,4 @@ local budget = CHILDREN_AT_ONCE
 for _, id in ipairs(parents) do budget = budget - settle(id, tasks[id][STATUS], math.max(budget, 0)) end
 flush()
 tell(sender)
-return cmsgpack.pack({accepted, call("HLEN", root .. "settle")})
+return cmsgpack.pack({refused(), call("HLEN", root .. "settle")})
