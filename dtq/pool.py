@@ -220,7 +220,8 @@ class WorkerPool:
         now = self._clock()
         try:
             for body in member.channel.receive():
-                self._hear(member, wire.to_pool(body), now)
+                for message in wire.to_pool(body):
+                    self._hear(member, message, now)
         except msgspec.DecodeError as error:
             member.channel.close()
             self._crew.kill(member, f"killed: it sent what is no message ({error})", now)

@@ -4,8 +4,9 @@
          | -- Hello, Define, Calls, Recall, Stop, Retire ---------> |
          | <-- Ready, Started, Progress, Log, Done, Returned ------ |
 
-A frame is the length of its body (4 bytes, big-endian) and one message in MessagePack. Payloads and results travel as
-the JSON bytes that the store keeps, so that a call means the same wherever it runs.
+A frame is the length of its body (4 bytes, big-endian) and the body, in MessagePack: one message for a worker, or a
+list of those that it sends at once. Payloads and results travel as the JSON bytes that the store keeps, so that a call
+means the same wherever it runs.
 """
 
 from __future__ import annotations
@@ -149,11 +150,11 @@ ToWorker = Hello | Define | Calls | Recall | Stop | Retire
 ToPool = Ready | Started | Progress | Log | Done | Returned
 _encode = msgspec.msgpack.Encoder().encode
 to_worker = msgspec.msgpack.Decoder(ToWorker).decode
-to_pool = msgspec.msgpack.Decoder(ToPool).decode
+to_pool = msgspec.msgpack.Decoder(list[ToPool]).decode
 
 
-def frame(message: ToWorker | ToPool) -> bytes:
-    body = _encode(message)
+def frame(said: ToWorker | list[ToPool]) -> bytes:
+    body = _encode(said)
     return _LENGTH.pack(len(body)) + body
 
 

@@ -152,15 +152,15 @@ class Link:
     def __init__(self, sock: socket.socket, alarm: Alarm) -> None:
         self._sock = sock
         self._alarm = alarm
-        self._held = b""
+        self._held: list[wire.ToPool] = []
         self._lock = threading.Lock()
 
     def send(self, message: wire.ToPool) -> None:
         self._alarm.postpone()
         try:
             with self._lock:
-                held, self._held = self._held, b""
-                self._sock.sendall(held + wire.frame(message))
+                held, self._held = self._held, []
+                self._sock.sendall(wire.frame([*held, message]))
         except OSError:  # the pool is gone, or this is a fork of the worker: whatever runs here, nobody waits for it
             os._exit(1)
         finally:
@@ -169,14 +169,14 @@ class Link:
     def hold(self, message: wire.ToPool) -> None:
         """Send this together with the next message, or with `flush`. Main thread only, outside of handlers."""
         with self._lock:
-            self._held += wire.frame(message)
+            self._held.append(message)
 
     def flush(self) -> None:
         try:
             with self._lock:
-                held, self._held = self._held, b""
+                held, self._held = self._held, []
                 if held:
-                    self._sock.sendall(held)
+                    self._sock.sendall(wire.frame(held))
         except OSError:
             os._exit(1)
 

@@ -111,7 +111,7 @@ messages = st.one_of(
 
 
 @EXAMPLES
-@given(st.lists(messages, max_size=6), st.lists(st.integers(1, 40), min_size=1, max_size=40))
+@given(st.lists(st.lists(messages, max_size=3), max_size=6), st.lists(st.integers(1, 40), min_size=1, max_size=40))
 def test_frames_come_out_whole_and_in_order_however_they_are_cut(sent, cuts):
     stream, inbox, heard = b"".join(map(wire.frame, sent)), bytearray(), []
     for n in [*cuts, len(stream)]:
