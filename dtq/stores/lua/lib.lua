@@ -140,12 +140,14 @@ end
 
 local function write_sets()
   for key, members in pairs(changes) do
-    local into, out = {}, {}
+    local into, out, n, m = {}, {}, 0, 0
     for member, score in pairs(members) do
       if score then
-        put(into, score, member)
+        into[n + 1], into[n + 2] = score, member
+        n = n + 2
       else
-        out[#out + 1] = member
+        m = m + 1
+        out[m] = member
       end
     end
     send("ZREM", key, out)
