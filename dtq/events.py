@@ -88,7 +88,7 @@ class Emitter:
 
     def hears_any(self, names: Set[str]) -> bool:
         """Whether anybody would hear one of these."""
-        return bool(self._listeners) and (ALL in self._listeners or not names.isdisjoint(self._listeners))
+        return ALL in self._listeners or not names.isdisjoint(self._listeners)
 
     def emit(self, name: str, at: float, task: Task | None = None, worker: str | None = None, **data: Any) -> None:
         """Hands the event over and returns at once."""

@@ -28,7 +28,7 @@ OWN = frozenset({"id", "key", "after", "webhook", "run_at", "expires", *RELATIVE
 
 def task_of(given: Mapping[str, Any], now: float) -> Task:
     """The task that these options describe. Raises InvalidTask, naming the option, what it is and what is allowed."""
-    if not isinstance(given, (dict, Mapping)):  # of the two, the first is told at once
+    if not isinstance(given, Mapping):
         raise InvalidTask(f"a task is {given!r}; allowed: a Task, or a dictionary with 'type', 'payload' and options")
     options = dict(given)
     payload = options.pop("payload", None)

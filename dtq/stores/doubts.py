@@ -27,7 +27,7 @@ class Doubts:
         """A token for each request (its name, and what it says): the one that it had, where it was sent before and
         says the same. Where the body raises StoreError, the requests are in doubt."""
         fresh = os.urandom(8).hex()
-        tokens = [self._token(*request, fresh) for request in requests] if self._tokens else [fresh] * len(requests)
+        tokens = [self._token(name, content, fresh) for name, content in requests]
         try:
             yield tokens
         except StoreError:
@@ -44,5 +44,5 @@ class Doubts:
         return name in self._tokens
 
     def _token(self, name: Hashable, content: Any, fresh: str) -> str:
-        token, known = self._tokens.get(name, (fresh, content))
+        token, known = self._tokens.get(name, (fresh, None))
         return token if known == content else fresh

@@ -99,8 +99,9 @@ def _beginning(
     lane: str, priority: int, run_at: float, expires: float | None, on_parent_failure: str, key: str
 ) -> tuple[str, msgspec.Raw, msgspec.Raw]:
     """The place of a new task; how far it is, packed, up to the number that the server gives it, and behind that."""
-    where = place(priority, run_at)
-    course = f"{_plan(where, run_at, expires)}\x1f".encode()
+    plan = _plan(priority, run_at, expires)
+    where = plan.split(_BETWEEN)[1]
+    course = f"{plan}\x1f".encode()
     rest = f"\x1f{'1' if on_parent_failure == 'fail' else ''}\x1f\x1f{key}".encode()
     head = _front(lane) + _of_length(len(course)) + course + _of_length(NUMBER + len(rest))
     return where, _as_it_is(head), _as_it_is(rest)
@@ -122,7 +123,7 @@ _of_length = partial(struct.Struct(">BH").pack, 0xDA)  # what MessagePack has be
 
 def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[Any]:
     """An outcome as update.lua takes it."""
-    plan = _plan_of(task.priority, task.run_at, task.expires)
+    plan = _plan(task.priority, task.run_at, task.expires)
     course = f"{_text(task.finished_at)}{plan}{task.interruptions or ''}\x1f{task.doom or ''}"
     record = [task.id, task.version, token, task.status, task.attempts, _left(task), claim_text(task), course]
     return [*record, successors] if successors else record
@@ -136,14 +137,9 @@ def _left(task: Task) -> str:
 
 
 @lru_cache(256)
-def _plan_of(priority: int, run_at: float, expires: float | None) -> str:
-    """One for all tasks that were added at once."""
-    return _plan(place(priority, run_at), run_at, expires)
-
-
-def _plan(where: str, run_at: float, expires: float | None) -> str:
-    """The middle of a course."""
-    return f"\x1f{where}\x1f{run_at!r}\x1f{_text(expires)}\x1f"
+def _plan(priority: int, run_at: float, expires: float | None) -> str:
+    """The middle of a course: one for all tasks that were added at once."""
+    return f"\x1f{place(priority, run_at)}\x1f{run_at!r}\x1f{_text(expires)}\x1f"
 
 
 def claim_text(task: Task) -> str:

@@ -164,8 +164,10 @@ class RedisStore:
         self._foreseen = {}
         if any(left for _, left in replies):
             self._settle()
-        told = zip(parts, replies, strict=True)
-        return set().union(*({task.id for (task, _), _ in part}.difference(_ids(reply)) for part, reply in told))
+        accepted: set[str] = set()
+        for part, reply in zip(parts, replies, strict=True):
+            accepted |= {task.id for (task, _), _ in part}.difference(_ids(reply))
+        return accepted
 
     def _update(self, part: Sequence[tuple[Outcome, str]]) -> list[Any]:
         """What update.lua is to do."""

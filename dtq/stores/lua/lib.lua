@@ -140,14 +140,12 @@ end
 
 local function write_sets()
   for key, members in pairs(changes) do
-    local into, out, n, m = {}, {}, 0, 0
+    local into, out = {}, {}
     for member, score in pairs(members) do
       if score then
-        into[n + 1], into[n + 2] = score, member
-        n = n + 2
+        put(into, score, member)
       else
-        m = m + 1
-        out[m] = member
+        out[#out + 1] = member
       end
     end
     send("ZREM", key, out)
