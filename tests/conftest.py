@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -54,6 +55,8 @@ LONG = (  # together some five minutes, of what a shorter or a second test shows
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves(*names): threads that nobody can end, and that outlive the test")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, and so in what we start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
