@@ -7,9 +7,12 @@ import ast
 import importlib
 import linecache
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from dtq import WorkerPool
@@ -78,13 +81,18 @@ def test_no_solution_stands_in_the_notebook(exercises):
 POOL_CELLS = ("import itertools", "def framed(", "def perform(", "BOOT =", "class Worker:", "class Worker(", WHOLE)
 
 
+def pool_cells():
+    for beginning in POOL_CELLS:
+        (cell,) = (source for source in CODE if source.startswith(beginning))
+        yield cell.replace("here = lab.start(chapter=3)", "")
+
+
 @pytest.fixture
 def my_pool(ch03):
     """The pool as the chapter's cells define it, as in a notebook: in `__main__`, whose functions travel by value."""
     scope = {"__name__": "__main__"}
-    for beginning in POOL_CELLS:
-        (cell,) = (source for source in CODE if source.startswith(beginning))
-        exec(compile(cell.replace("here = lab.start(chapter=3)", ""), f"<{beginning}>", "exec"), scope)
+    for cell, beginning in zip(pool_cells(), POOL_CELLS, strict=True):
+        exec(compile(cell, f"<{beginning}>", "exec"), scope)
     return scope["MyPool"]
 
 
@@ -92,6 +100,27 @@ def test_the_chapters_pool_keeps_every_promise(ch03, my_pool):
     found = ch03.promises(my_pool)
     assert found.kept, found
     assert len(found) == len(ch03.CHECKS)
+
+
+KERNEL = """
+with ch03.Desk(MyPool, within=30) as desk:
+    endless = desk.task("hang")
+    desk.pool.dispatch([endless])
+    desk.started(endless)
+    print(*desk.pids(), flush=True)
+    signal.pause()
+"""
+
+
+def test_a_worker_that_computes_for_ever_goes_with_its_kernel():
+    script = "\n".join([*pool_cells(), KERNEL])
+    with subprocess.Popen([sys.executable, "-c", script], cwd=NOTEBOOKS, stdout=subprocess.PIPE, text=True) as kernel:
+        worker = psutil.Process(int(kernel.stdout.readline()))
+        kernel.kill()
+    left = psutil.wait_procs([worker], timeout=10)[1]
+    for process in left:
+        process.kill()
+    assert not left
 
 
 def test_the_packages_pool_keeps_every_promise_of_the_chapter(ch03):
