@@ -60,16 +60,18 @@ def four_nodes(tmp_path_factory):
     log.clear()
     code = "from dtq.cli import app; app()"
     command = [sys.executable, "-c", code, "run", "--store", url, "--handler", f"w={HANDLER}", "--pool-size", "2"]
-    nodes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(4)]
-    for node in nodes:
-        assert node.stdout.readline().startswith("ready")
-    with QueueManager(url) as manager:
-        yield manager, log
-    for node in nodes:
-        node.terminate()
-    for node in nodes:
-        node.wait(WAIT)
-        node.stdout.close()
+    nodes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    try:
+        for node in nodes:
+            assert node.stdout.readline().startswith("ready")
+        with QueueManager(url) as manager:
+            yield manager, log
+    finally:
+        for node in nodes:
+            node.terminate()
+        for node in nodes:
+            node.wait(WAIT)
+            node.stdout.close()
 
 
 def work(log, n, tenant="", **payload):
