@@ -27,6 +27,7 @@ Head = tuple[int, float, int]  # -priority, run_at, insertion number: the smalle
 MAX_RATE = 1e6  # tasks a second
 MAX_COUNT = 10**9
 EACH = "*"  # a limit with this key applies to every key on its own
+IN_LINE = 1.0  # seconds, at most, that a claim waits for its turn at a store
 ROUNDING = 0.01  # of an interval: adding up intervals as floats must not cost the last task of a burst
 
 
@@ -166,9 +167,20 @@ class _Contender:
     def is_open(self, now: float) -> bool:
         return all(gate.is_open(bucket, now) for gate, bucket in self.gates)
 
-    def enter(self, now: float) -> None:
+    def start(self, head: Head, now: float) -> bool:
+        """Lets this task of the lane through its gates; says whether they were open."""
+        at = counts_from(head[1], now)
+        if not self.is_open(at):
+            return False
         for gate, bucket in self.gates:
-            gate.enter(bucket, now)
+            gate.enter(bucket, at)
+        return True
+
+
+def counts_from(run_at: float, now: float) -> float:
+    """When a task has started, for the rate. A claim that stood in line at the store may have been made a moment before
+    the task came; one that was made long before it is by a clock that was set back."""
+    return run_at if now < run_at <= now + IN_LINE else now
 
 
 def pick(
@@ -191,8 +203,7 @@ def pick(
         key = heappop(order)[3]
         group = rivals[key]
         head, lane, contender = heappop(group)
-        if contender.is_open(now):
-            contender.enter(now)
+        if contender.start(head, now):
             if len(rivals) > 1:
                 share.serve(key)
             picked.append((lane, head))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
+from unittest.mock import patch
 
 import pytest
 from msgspec.structs import replace
@@ -204,6 +205,15 @@ class ForgetsTheRate(MemoryStore):
     def _gates(self):
         self._next_at.clear()
         return super()._gates()
+
+
+@caught_by("a_rate_counts_from_when_a_task_was_due")
+class CountsFromTheClaim(MemoryStore):
+    """Counts what a claim takes from the time of the claim on, and be it before the task came."""
+
+    def _pick(self, lanes, n, now, min_priority):
+        with patch("dtq.limits.counts_from", lambda run_at, now: now):
+            return super()._pick(lanes, n, now, min_priority)
 
 
 @caught_by("keys_are_served_in_turn")

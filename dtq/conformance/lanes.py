@@ -71,6 +71,15 @@ def check_a_burst_is_exact_and_refills(store: Store) -> None:
 
 
 @promise("lanes")
+def check_a_rate_counts_from_when_a_task_was_due(store: Store) -> None:
+    """What a claim of a moment before takes counts for a rate from when it was due; of long before, from the claim."""
+    store.set_lane(type="job", rate=2, burst=2)
+    store.add(jobs("a b c d e", run_at=NOW, created_at=NOW))
+    got = [ids(take(store, now=NOW + t)) for t in (-100, -0.25, 0.25, 0.5)]
+    expect(got, [["a", "b"], ["c", "d"], [], ["e"]], "claimed after -100, -0.25, 0.25 and 0.5 s")
+
+
+@promise("lanes")
 def check_a_new_rate_counts_at_once(store: Store) -> None:
     """What was owed to an old rate does not delay the tasks of the new one."""
     store.set_lane(type="job", rate=0.001)

@@ -115,7 +115,8 @@ class Store(Protocol):
         - Only tasks of these types, of these queues (all, if none is named), of at least this priority.
         - Due only: `run_at` has come. Order: priority (higher first), then the limit key that was served least, then
           `run_at`, then insertion.
-        - Only lanes whose limits are open; waiting for a limit costs no attempt.
+        - Only lanes whose limits are open; waiting for a limit costs no attempt. For a rate, a task counts from `now`,
+          or from its `run_at`, if that is up to a second later: the claim has stood in line meanwhile.
         - Claimed: `processing`, version + 1, attempts + 1, `worker`, `started_at` = now, `lease_until` = now + lease.
         - First of all, whatever their limits, come the doomed: waiting tasks whose `expires` has come (doom "expired"),
           and children of a parent that failed or was cancelled. They are claimed without an attempt, to be ended.

@@ -5,7 +5,7 @@
 -- share, share:now   sorted set: limit key by its mark, while that is ahead of the mark of the one served last
 
 local ORDER = 34 -- characters of a member that say its place: priority 4, due time 16, number 14
-local ROUNDING = 0.01
+local IN_LINE, ROUNDING = 1, 0.01 -- see dtq/limits.py
 
 local function bucket_of(limit, key)
   return limit.key == "*" and key or ""
@@ -61,15 +61,28 @@ local function is_open(contender, now)
   return true
 end
 
-local function pass(contender, now)
+local function byte(hex)
+  return string.char(tonumber(hex, 16))
+end
+
+local function counts_from(member, now) -- when the task has started, for the rate
+  local run_at = struct.unpack(">d", (string.gsub(string.sub(member, 5, 20), "..", byte)))
+  return now < run_at and run_at <= now + IN_LINE and run_at or now
+end
+
+local function start(contender, now) -- lets its head through the gates; says whether they were open
+  if #contender.gates == 0 then return true end
+  local at = counts_from(contender.member, now)
+  if not is_open(contender, at) then return false end
   for _, pair in ipairs(contender.gates) do
     local gate, bucket = pair[1], pair[2]
     gate.running[bucket] = (gate.running[bucket] or 0) + 1
     if gate.limit.rate > 0 then
-      gate.next_at[bucket] = math.max(next_at(gate, bucket), now) + 1 / gate.limit.rate
+      gate.next_at[bucket] = math.max(next_at(gate, bucket), at) + 1 / gate.limit.rate
       gate.changed = true
     end
   end
+  return true
 end
 
 local function keep_gates(gates, now)
@@ -170,7 +183,6 @@ local function pick(lanes, n, now, last) -- takes out the up to n tasks that go 
     push(order, {key = key, lanes = lanes_of_key, mark = mark(key), member = lanes_of_key[1].member}, by_turn)
   end
   local function serve(rival, contender)
-    pass(contender, now)
     if share then
       share.now = mark(rival.key)
       share.marks[rival.key] = share.now + 1
@@ -183,9 +195,9 @@ local function pick(lanes, n, now, last) -- takes out the up to n tasks that go 
   while #order > 0 and #picked < n do
     local rival = pop(order, by_turn)
     local contender = pop(rival.lanes, by_head)
-    local has_more = is_open(contender, now) and serve(rival, contender)
+    local has_more = start(contender, now) and serve(rival, contender)
     while has_more and #order == 0 and #rival.lanes == 0 and #picked < n do -- there is no other
-      has_more = is_open(contender, now) and serve(rival, contender)
+      has_more = start(contender, now) and serve(rival, contender)
     end
     if has_more then push(rival.lanes, contender, by_head) end
     if rival.lanes[1] then
