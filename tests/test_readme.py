@@ -77,8 +77,8 @@ def test_a_block_of_the_readme_runs_as_a_script(block, tmp_path):
 
 @pytest.mark.parametrize("block", of_language("sh"))
 def test_a_block_of_the_readme_runs_in_a_shell(block, tmp_path):
-    end_all = "trap 'jobs -p | xargs -r kill || true' EXIT\n"  # what was started, where a line fails
-    script = run(end_all + block.code, tmp_path, "bash", "-e", "-m")
+    jobs = "set -m\ntrap 'jobs -p | xargs -r kill || true' EXIT\n"  # as at a prompt; they end where a line fails too
+    script = run(jobs + block.code, tmp_path, "bash", "-e")
     assert script.returncode == 0, f"README.md:{block.line}\n{script.stdout}\n{script.stderr}"
     assert not re.search("ERROR task .* failed", script.stderr), f"README.md:{block.line}\n{script.stderr}"
 
