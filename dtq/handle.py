@@ -1,118 +1,89 @@
-"""Handle: what `add` gives back, to ask after a task and to wait for its result; Endings: who waits for which task.
+"""Handle: what `add` returns, to ask for a task's state and to wait for its result; Endings: the futures of waiters.
 
 result() --register--> Endings <--settle-- the loop, for each outcome it has committed
-                          ^------check---- the loop, or a Lookout, for tasks that end in another process
+                          ^------check---- a ResultPoller, for tasks that end in another process or are deleted
 """
 
 from __future__ import annotations
 
-import select
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
-from dtq.errors import DTQError, TaskCancelled, TaskFailed
-from dtq.stores import Store
-from dtq.stores.bell import Bell
+from dtq.errors import DTQError, TaskCancelled, TaskFailed, UnknownTask
 from dtq.task import Status, Task
 
 LOOK = 1.0  # seconds between looks at the store where no hint comes
+BATCH = 100  # tasks that are read at once: each may carry megabytes
 
 
 class Endings:
-    """The futures of those who wait for a task to end. A thread-safe dictionary, and nothing where nobody waits."""
+    """The futures of tasks that are waited for. Thread-safe. It is empty, and false, while nothing is waited for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._futures: dict[str, list[Future[Task]]] = {}
+        self.over = ""  # why no ending will be heard of any more
 
     def __bool__(self) -> bool:
         return bool(self._futures)
 
     def future(self, task_id: str) -> Future[Task]:
+        """Return a new future of the ended task. Cancel it to stop waiting."""
         future: Future[Task] = Future()
+        future.add_done_callback(partial(self._forget_if_cancelled, task_id))
         with self._lock:
             self._futures.setdefault(task_id, []).append(future)
         return future
 
-    def forget(self, task_id: str, future: Future[Task]) -> None:
-        with self._lock:
-            left = [other for other in self._futures.get(task_id, ()) if other is not future]
-            self._futures[task_id] = left
-            if not left:
-                del self._futures[task_id]
+    def _forget_if_cancelled(self, task_id: str, future: Future[Task]) -> None:
+        if future.cancelled():
+            with self._lock:
+                left = [other for other in self._futures.pop(task_id, ()) if other is not future]
+                if left:
+                    self._futures[task_id] = left
 
     def settle(self, tasks: Iterable[Task]) -> None:
-        """Tells those who wait for these tasks, as far as they have ended."""
+        """Resolve the futures of those tasks that have ended."""
         for task in tasks:
             if task.id in self._futures and task.is_terminal:
-                with self._lock:
-                    futures = self._futures.pop(task.id, [])
-                for future in futures:
-                    if future.set_running_or_notify_cancel():
-                        future.set_result(task)
+                for future in self._take(task.id):
+                    future.set_result(task)
 
-    def give_up(self, why: str) -> None:
-        """Nobody will tell of endings any more: those who wait get a DTQError instead of waiting for ever."""
+    def fail(self, task_id: str, error: DTQError) -> None:
+        """Raise the error in all that wait for this task."""
+        for future in self._take(task_id):
+            future.set_exception(error)
+
+    def _take(self, task_id: str) -> list[Future[Task]]:
         with self._lock:
-            waiting, self._futures = self._futures, {}
-        for task_id, futures in waiting.items():
-            for future in futures:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(DTQError(f"task {task_id} had not ended when {why}"))
+            futures = self._futures.pop(task_id, [])
+        return [future for future in futures if future.set_running_or_notify_cancel()]
+
+    def give_up(self, why: str, for_good: bool = True) -> None:
+        """Raise DTQError in all that wait. `for_good`: and in all that will, as `require_open` does."""
+        if for_good:
+            self.over = self.over or why
+        for task_id in list(self._futures):
+            self.fail(task_id, DTQError(f"task {task_id} had not ended when {why}"))
+
+    def require_open(self, task_id: str) -> None:
+        """Raise DTQError where nothing will hear of the ending of this task."""
+        if self.over:
+            self.fail(task_id, DTQError(f"task {task_id} had not ended when {self.over}"))
 
     def check(self, get: Callable[[list[str]], list[Task]]) -> None:
-        """Looks in the store for the tasks that somebody waits for."""
+        """Look in the store for the tasks that are waited for. Those that are gone fail with UnknownTask."""
         with self._lock:
             ids = list(self._futures)
-        self.settle(get(ids))
-
-
-class Lookout:
-    """Looks out for the endings on a thread of its own, while somebody waits for one: for a process that runs no
-    loop."""
-
-    def __init__(self, store: Store, endings: Endings) -> None:
-        self._store = store
-        self._endings = endings
-        self._bell = Bell()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._has_begun = threading.Event()
-        self._closed = False
-
-    def start(self) -> None:
-        """Looks out from now on, until nobody waits any more."""
-        with self._lock:
-            if self._thread is None and not self._closed:
-                self._has_begun.clear()
-                self._thread = threading.Thread(target=self._look_out, name="dtq-lookout", daemon=True)
-                self._thread.start()
-
-    def _look_out(self) -> None:
-        self._has_begun.set()
-        ears = [self._store.fileno(), self._bell.fileno()]
-        while self._is_needed():
-            self._endings.check(self._store.get)
-            select.select(ears, [], [], LOOK)
-            if not self._closed:
-                self._store.wait(0)
-
-    def _is_needed(self) -> bool:
-        with self._lock:
-            if self._endings and not self._closed:
-                return True
-            self._thread = None
-            return False
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed, thread = True, self._thread
-        self._bell.ring()
-        if thread is not None and self._has_begun.wait(10 * LOOK):  # not yet, where ctrl-C came while it was started
-            thread.join()
-        self._bell.close()
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            tasks = get(batch)
+            self.settle(tasks)
+            for task_id in set(batch).difference(task.id for task in tasks):
+                self.fail(task_id, UnknownTask(f"task {task_id} was deleted or cleaned up while it was waited for"))
 
 
 class Watcher(Protocol):
@@ -125,7 +96,7 @@ class Watcher(Protocol):
 
 
 class Handle:
-    """A task that was added: its `id`, and what has become of it, looked up each time it is asked for."""
+    """A task that was added: its `id`, and its state, which is looked up each time."""
 
     __slots__ = ("_watcher", "id")
 
@@ -146,16 +117,22 @@ class Handle:
         return self.task.progress
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the handler returned. Waits for it up to `timeout` seconds, or as long as it takes.
+        """Wait for the task up to `timeout` seconds (None: as long as it takes), and return what its handler returned.
 
-        Raises TaskFailed (with `.error`), TaskCancelled, or TimeoutError; the task itself goes on after a TimeoutError.
+        Raises TaskFailed (with `.error`); TaskCancelled; TimeoutError, after which the task itself goes on; UnknownTask
+        where the task is deleted; DTQError where the queue is closed, or its loop fails, before the task ends. After
+        the `shutdown` of a queue whose store was passed in and is still open, it waits for other nodes of that store.
         """
         return _value(self._watcher.wait_for(self.id, timeout))
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio  # where something is awaited it is there already; elsewhere nobody needs it
 
-        task = yield from asyncio.wrap_future(self._watcher.future_of(self.id)).__await__()
+        future = self._watcher.future_of(self.id)
+        try:
+            task = yield from asyncio.wrap_future(future).__await__()
+        finally:
+            future.cancel()  # whatever ended the waiting: an asyncio task may be cancelled
         return _value(task)
 
     def cancel(self) -> Task:

@@ -47,7 +47,6 @@ BEAT = 1.0  # seconds between heartbeats, and between looks for dead nodes
 CLEANUP = 60.0  # seconds between clean-ups
 PURGES = 10  # steps of the clean-up in one beat: a store removes up to a thousand tasks in each
 REAP = 100  # tasks taken over in one turn
-LOOK = 0.02  # seconds, at least, between looks for tasks that ended elsewhere
 TROUBLE = 2.0  # seconds, at most, until a store that failed is tried again
 
 
@@ -87,17 +86,11 @@ class Loop:
         self._next_beat = self._next_cleanup = 0.0
         self._started_at = 0.0
         self._answered_at = float("-inf")  # by `monotonic`
-        self._hinted = False  # the store has changed since the last look for endings
-        self._next_look = 0.0
         self._trouble = 0.0  # seconds to wait before the store is tried again; 0 while all is well
 
     def post(self, action: Callable[[], None]) -> None:
         """Has the action done at the beginning of the next turn, by the loop's thread. From any thread."""
         self._posts.append(action)
-
-    def hint(self) -> None:
-        """Somebody else has changed the store: a task that is waited for here may have ended elsewhere."""
-        self._hinted = True
 
     def health(self) -> float:
         """Seconds since the store last answered a claim (or, while the workers have all they can take, a heartbeat);
@@ -116,7 +109,7 @@ class Loop:
             if beats:  # only now: what has ended here must not be taken over from us, least of all by us
                 self._sweep(now)
                 self._commit(now)
-            due = min(self._claim(now), self._look_for_endings(now))
+            due = self._claim(now)
             self._trouble = 0.0
             if beats:
                 self._answered_at = self._monotonic()
@@ -288,15 +281,6 @@ class Loop:
             for task, successors in outcomes:
                 for successor in successors if task.id in accepted else ():
                     self._events.emit("task:added", now, successor)
-
-    def _look_for_endings(self, now: float) -> float:
-        """Serves those who wait for tasks of other nodes; gives the time of the next look, if one is needed."""
-        if not (self._hinted and self._endings):
-            return float("inf")
-        if now >= self._next_look:
-            self._next_look, self._hinted = now + LOOK, False
-            self._endings.check(self._store.get)
-        return self._next_look if self._hinted else float("inf")
 
     # --- claim
 

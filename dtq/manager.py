@@ -20,13 +20,14 @@ from msgspec.structs import replace
 from dtq import codec, cron, limits, unique, webhooks
 from dtq.cron import Misfire, Schedule
 from dtq.deadletters import DeadLetters
-from dtq.errors import DuplicateTask, InvalidTask, QueueFull, UnknownTask
+from dtq.errors import DuplicateTask, InvalidTask, QueueFull, StoreError, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
 from dtq.graph import Graph, Step, bind, named
-from dtq.handle import Endings, Handle, Lookout
+from dtq.handle import Endings, Handle
 from dtq.limits import Limit
 from dtq.options import task_of
+from dtq.poller import ResultPoller
 from dtq.schedules import Schedules, without_ticks
 from dtq.stores import Outcome, Stats, Store, clock_of, open_store
 from dtq.task import TERMINAL, Status, Task, cancel, check, entering, new_id, prioritise, revive
@@ -66,7 +67,7 @@ class QueueManager:
         self.dead = DeadLetters(self.store, self.clock, self.apply)
         self.schedules = Schedules(self.store, self.clock, self._task)
         self._endings = Endings()
-        self._lookout = Lookout(self.store, self._endings)
+        self._poller = ResultPoller(self.store, self._endings, self._has_loop)
 
     # --- put in
 
@@ -211,8 +212,11 @@ class QueueManager:
         self._endings.settle([task])
 
     def delete(self, *task_ids: str) -> int:
-        """Removes these tasks, except those that run (cancel them first); gives how many."""
-        return self.store.delete(task_ids)
+        """Remove these tasks, except those that run (cancel them first). Return how many were removed. What waits for
+        one of them gets UnknownTask."""
+        removed = self.store.delete(task_ids)
+        self._poller.hint()
+        return removed
 
     def cleanup(self, age: float = 86400.0, statuses: Iterable[str] = TERMINAL) -> int:
         """Removes tasks that ended more than `age` seconds ago; gives how many."""
@@ -268,32 +272,44 @@ class QueueManager:
     # --- wait
 
     def wait_for(self, task_id: str, timeout: float | None = None) -> Task:
-        """The task when it has ended. Raises UnknownTask, TimeoutError."""
+        """Return the task when it has ended. `timeout`: seconds, None for as long as it takes. Raises UnknownTask, also
+        where it is deleted meanwhile; TimeoutError; DTQError where the queue is closed before the task has ended."""
         future = self.future_of(task_id)
         try:
             return future.result(timeout)
         except TimeoutError:
-            self._endings.forget(task_id, future)
-            raise TimeoutError(f"task {task_id} is still {self.get(task_id).status} after {timeout} s") from None
+            pass
+        finally:
+            future.cancel()
+        task = self._last_look(task_id, timeout)
+        if task.is_terminal:
+            return task
+        raise TimeoutError(f"task {task_id} is still {task.status} after {timeout} s")
+
+    def _last_look(self, task_id: str, timeout: float | None) -> Task:
+        try:
+            return self.get(task_id)
+        except StoreError as error:
+            raise TimeoutError(
+                f"task {task_id} was not seen to end within {timeout} s; its store cannot be read now: {error}"
+            ) from None
 
     def future_of(self, task_id: str) -> Future[Task]:
-        """A future of the ended task. Raises UnknownTask."""
+        """Return a future of the ended task; cancel it to stop waiting. Raises UnknownTask."""
         future = self._endings.future(task_id)
         try:
-            self._endings.settle([self.get(task_id)])  # it may have ended before anybody waited
+            self._endings.settle([self.get(task_id)])  # it may have ended before it was waited for
+            self._endings.require_open(task_id)
+            if not future.done():
+                self._poller.start()
         except BaseException:
-            self._endings.forget(task_id, future)
+            future.cancel()
             raise
-        if not future.done():
-            self._watch_endings()
         return future
 
-    def forget(self, task_id: str, future: Future[Task]) -> None:
-        """Nobody waits any more for this future, which `future_of` gave."""
-        self._endings.forget(task_id, future)
-
-    def _watch_endings(self) -> None:
-        self._lookout.start()
+    def _has_loop(self) -> bool:
+        """Return whether a loop of this queue reads the store's descriptor, and resolves what ends here."""
+        return False
 
     # --- events, end
 
@@ -308,8 +324,8 @@ class QueueManager:
         self.events.off(name, listener)
 
     def close(self) -> None:
-        self._lookout.close()
-        self._endings.give_up("the queue was closed")
+        self._endings.give_up("the queue was closed", for_good=self._owns_store)
+        self._poller.close()
         self.events.close()
         if self._owns_store:
             self.store.close()

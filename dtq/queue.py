@@ -145,9 +145,9 @@ class TaskQueue(QueueManager):
             while not self._loop.is_drained() and time.monotonic() < self._give_up_at:
                 self._wait(due)
                 due = self._loop.turn(self.clock())
-        except Exception:
+        except BaseException as error:
             log.exception("the loop of %s has failed: its workers are stopped", self.node)
-            self._endings.give_up("the loop failed (see the log)")
+            self._endings.give_up(f"the loop failed (see the log): {error!r}")
         finally:
             self._leave()
 
@@ -159,7 +159,7 @@ class TaskQueue(QueueManager):
         for group in self._staff[1:]:
             group.pool.wait(0)
         if self.store.wait(0):
-            self._loop.hint()
+            self._poller.hint()
 
     def _leave(self) -> None:
         """Workers first: what is given back to the store must not run any more."""
@@ -314,12 +314,15 @@ class TaskQueue(QueueManager):
         return self._ask(lambda: self._loop.node(self.clock()))
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits until every task in the store has ended, schedules aside. Raises TimeoutError, saying what is left."""
+        """Wait until every task in the store has ended, schedules aside. Raises TimeoutError, which names what is left,
+        and DTQError where this queue does not run, or its loop has failed."""
         give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
         while (left := self.stats()).unfinished:
             seconds = give_up_at - time.monotonic()
             if seconds <= 0:
                 raise TimeoutError(f"{left.unfinished} tasks have not ended after {timeout} s: {_nonzero(left.counts)}")
+            if self._endings.over:
+                raise DTQError(f"{left.unfinished} tasks had not ended when {self._endings.over}")
             if self._state != "running":
                 raise DTQError(
                     f"nobody is at work here, and {left.unfinished} tasks have not ended: start the queue first"
@@ -327,9 +330,8 @@ class TaskQueue(QueueManager):
             with self._idle:
                 self._idle.wait(min(seconds, LOOK))
 
-    def _watch_endings(self) -> None:
-        if self._thread is None:
-            super()._watch_endings()
+    def _has_loop(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _post(self, action: Callable[[], None]) -> None:
         self._loop.post(action)

@@ -539,3 +539,18 @@ def test_dtq_serve_says_where_it_is_and_ends_cleanly(tmp_path):
             process.kill()
     assert (process.returncode, out) == (0, ""), err
     assert "stopping" in err
+
+
+def test_waiting_for_a_task_that_is_deleted_is_answered_404_and_a_client_that_leaves_is_forgotten(tmp_path):
+    with QueueManager(tmp_path / "q.db") as manager, APIServer(manager, port=0) as api:
+        id, url = manager.add("a", delay=60).id, f"{api.url}/tasks"
+        deletion = threading.Timer(0.3, manager.delete, [id])
+        deletion.start()
+        assert problem(httpx.get(f"{url}/{id}/wait?timeout=30", timeout=10), 404)["detail"].startswith(f"task {id} was")
+        id = manager.add("a", delay=60).id
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{url}/{id}/wait?timeout=30", timeout=0.3)
+        give_up_at = time.monotonic() + 10
+        while manager._endings:
+            assert time.monotonic() < give_up_at, "its place is kept"
+            time.sleep(0.01)

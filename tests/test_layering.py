@@ -26,7 +26,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"spawner", "executors"},
     {"crew"},
     {"pool", "handle", "deadletters", "schedules", "ticker", "meter"},
-    {"flow"},
+    {"flow", "poller"},
     {"manager", "staff"},
     {"loop"},
     {"queue", "prometheus", "readings"},

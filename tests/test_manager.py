@@ -238,7 +238,7 @@ def test_ctrl_c_at_the_worst_moment_of_waiting_is_nothing_but_ctrl_c(tmp_path, m
     start = threading.Thread.start
 
     def interrupted(thread):
-        if thread.name != "dtq-lookout":
+        if thread.name != "dtq-results":
             return start(thread)
         threading.Timer(0.05, start, [thread]).start()
         raise KeyboardInterrupt
@@ -246,7 +246,7 @@ def test_ctrl_c_at_the_worst_moment_of_waiting_is_nothing_but_ctrl_c(tmp_path, m
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt), QueueManager(tmp_path / "q.db") as manager:
         manager.add("a").result()
-    assert "dtq-lookout" not in {thread.name for thread in threading.enumerate()}
+    assert "dtq-results" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_handle_can_be_awaited(manager):

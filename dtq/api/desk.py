@@ -57,8 +57,7 @@ class Desk:
                 return ended
         finally:
             leaving.cancel()
-            ending.cancel()
-            self.manager.forget(task_id, future)
+            future.cancel()
         return await self.ask(self.manager.get, task_id)
 
     def require_place(self, kind: str, limit: int) -> None:

@@ -200,7 +200,6 @@ class Node:
     def hint(self) -> None:
         """Somebody has changed the store; the datagram that says so may be lost."""
         if self.alive and not self._world.strikes("deaf", 0.3):
-            self.loop.hint()
             self.wake(self._world.now + self._world.some_time(0.001))
 
     def _turn_if_due(self, at: float) -> None:
