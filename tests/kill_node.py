@@ -1,4 +1,6 @@
-"""A node for the tests that kill it: `python kill_node.py STORE [LEASE]` says READY when its workers are."""
+"""A node for the tests that kill it: `python kill_node.py STORE [LEASE] [DIRECTORY]` says READY when its workers are.
+
+It goes to DIRECTORY after it has opened the store."""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ from dtq import Task, TaskQueue
 HANDLERS = Path(__file__).with_name("queue_handlers.py")
 
 
-def main(store: str, lease: str = "30") -> None:
+def main(store: str, lease: str = "30", directory: str = "") -> None:
     sys.path.insert(0, str(HANDLERS.parent))
     names = ("note", "sleep_if_asked", "hold_the_interpreter", "spin")
     handlers = {name: f"queue_handlers:{name}" for name in names}
     queue = TaskQueue(store, handlers, pool_size=2, lease=float(lease))
+    if directory:
+        os.chdir(directory)
     ready = threading.Semaphore(0)
     queue.on("worker:ready", lambda event: ready.release())
     if log := os.environ.get("DTQ_TEST_ENDINGS"):

@@ -17,6 +17,7 @@ from dtq.chaos import node
 from dtq.loop import Loop
 from dtq.stores import edges, schema
 from dtq.stores.lanes import Lanes
+from dtq.stores.peers import Fates
 from dtq.stores.rows import json_list
 from dtq.stores.sqlite import SQLiteStore
 from dtq.task import Status, interrupt, release, succeed
@@ -71,11 +72,12 @@ def acknowledged_before_it_ran() -> None:
 def reap_ignores_live_nodes() -> None:
     """Everybody else counts as dead."""
 
-    def planted(self, dead):
+    def planted(self, dead, now, lease):
         with self.database.reading() as db:
-            return [id for id, peer, _ in db.execute(schema.NODES) if peer != self.database.watch.peers.name]
+            mine = self.database.watch.peers.name
+            return Fates([id for id, peer, _ in db.execute(schema.NODES) if peer != mine], [])
 
-    SQLiteStore._nodes_of = planted
+    SQLiteStore._fates = planted
 
 
 @breaks("everything_ends")

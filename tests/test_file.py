@@ -9,11 +9,11 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
-from filelock import FileLock
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask, StoreError
@@ -22,6 +22,7 @@ from dtq.stores import Node, Store, open_store
 from dtq.stores.disk import Disk
 from dtq.stores.file import FileStore
 from dtq.stores.journal import Diverged, Journal, format_line, parse
+from dtq.stores.lockfile import Lockfile
 from dtq.stores.replica import Moved
 from dtq.task import STATE, ErrorInfo, Task, cancel, fail, succeed
 
@@ -174,7 +175,8 @@ def test_files_are_written_within_the_interval_and_the_old_journal_goes(tmp_path
 def test_who_finds_another_process_writing_files_leaves_it_to_that_one(tmp_path, caplog):
     store = opened(tmp_path)
     store.add([task(1)])
-    with FileLock(tmp_path / "persist.lock"):
+    with closing(Lockfile(f"{tmp_path}/persist.lock")) as other:
+        assert other.try_lock()
         store.persist()
     assert task_files(tmp_path) == []
     assert caplog.text == ""
@@ -579,6 +581,12 @@ def test_a_dead_neighbours_tasks_are_taken_over_at_once_and_a_living_ones_are_no
     assert sorted(node.id for node in third.stats().nodes) == ["alive", "third"]
     alive.close()
     third.close()
+    fourth = opened(tmp_path)  # of what the others left behind, with tasks of theirs
+    taken = fourth.reap("fourth", 10, 30, NOW + 3)
+    assert sorted(t.id for t in taken) == ["t1", "t2"]
+    fourth.update([(succeed(t, None, NOW), ()) for t in taken])
+    fourth.reap("fourth", 10, 30, NOW + 4)
+    fourth.close()
     assert list((tmp_path / "nodes").iterdir()) == []
 
 

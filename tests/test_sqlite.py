@@ -163,6 +163,12 @@ def test_a_dead_neighbours_tasks_are_taken_over_at_once_and_a_living_ones_are_no
     assert sorted(node.id for node in third.stats().nodes) == ["alive", "third"]
     alive.close()
     third.close()
+    fourth = SQLiteStore(tmp_path / "q.db")  # of what the others left behind, with tasks of theirs
+    taken = fourth.reap("fourth", 10, 30, NOW + 3)
+    assert sorted(t.id for t in taken) == ["t1", "t2"]
+    fourth.update([(succeed(t, None, NOW), ()) for t in taken])
+    fourth.reap("fourth", 10, 30, NOW + 4)
+    fourth.close()
     assert list((tmp_path / "q.db-nodes").iterdir()) == []
 
 

@@ -51,6 +51,12 @@ class Subject:
             raise Skipped("this store learns of a death when the lease has run out")
         self.crash(store)
 
+    def close_noticed(self, store: Store) -> None:
+        """Close the store, for what holds where others notice that its process has left."""
+        if not self._sees_deaths:
+            raise Skipped("this store learns of a death when the lease has run out")
+        store.close()
+
     def close(self) -> None:
         for store in self._opened:
             store.close()

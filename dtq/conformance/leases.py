@@ -190,6 +190,21 @@ def check_a_dead_node_is_forgotten(subject: Subject) -> None:
 
 
 @promise("leases", twice=True)
+def check_the_tasks_of_a_node_that_left_are_taken_over_at_once(subject: Subject) -> None:
+    """When a node closes its store while it still has tasks, others take them over without waiting for the lease."""
+    one, two = subject.open(), subject.open()
+    one.heartbeat(Node("w1"), [], LEASE, NOW)
+    two.heartbeat(Node("w2"), [], LEASE, NOW)
+    one.add([job("a")])
+    take(one)
+    one.heartbeat(Node("w1"), [], 0, NOW)
+    subject.close_noticed(one)
+    expect(ids(two.reap("w2", 10, LEASE, NOW + 1)), ["a"], "reaped")
+    two.reap("w2", 10, LEASE, NOW + 2)
+    expect([node.id for node in two.stats().nodes], ["w2"], "nodes")
+
+
+@promise("leases", twice=True)
 def check_closing_a_store_ends_its_nodes(subject: Subject) -> None:
     """The nodes that spoke through a store are gone when it is closed."""
     one, two = subject.open(), subject.open()

@@ -8,6 +8,7 @@ wait         <-- Watch: datagrams from whoever commits (queue.db-nodes/)
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -36,12 +37,14 @@ class Database:
 
     def __init__(self, path: str, flush: bool, forget: Callable[[], None]) -> None:
         self.path = path
+        with self._named_errors("opened"):
+            self.path = os.path.realpath(path)  # once: the others may use another name, and this process may chdir
         self._flush = flush
         self._read_lock = threading.Lock()
         self._data_version = 0
-        self.watch = Watch(Path(f"{path}-nodes"), self._has_changed)
+        self.watch = Watch(Path(f"{self.path}-nodes"), self._has_changed)
         with self._named_errors("opened"):
-            self.committer = Committer(path, self._connect(), forget)
+            self.committer = Committer(self.path, self._connect(), forget)
             try:
                 self.committer.run(self._prepare, flush=True)
                 self._reader = self._connect()
@@ -121,14 +124,8 @@ class Database:
 
     # --- end
 
-    def close(self) -> None:
-        self._let_go(Peers.close)
-
-    def abandon(self) -> None:
-        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
-        self._let_go(Peers.abandon)
-
-    def _let_go(self, leave: Callable[[Peers], None]) -> None:
+    def close(self, leave: Callable[[Peers], None] = Peers.close) -> None:
+        """Let go of the file. `leave` is what becomes of this process among its peers."""
         with self._read_lock, closing(self._reader):
             self.committer.close()
             self.watch.close(leave)

@@ -30,6 +30,7 @@ from dtq.errors import StoreError
 from dtq.stores import Node, Outcome, Stats
 from dtq.stores.disk import Disk
 from dtq.stores.ledger import Ledger
+from dtq.stores.peers import Peers
 from dtq.stores.replica import Replica
 from dtq.task import Task
 
@@ -71,6 +72,7 @@ class FileStore:
         return self._ledger.write(lambda replica: replica.update(outcomes), flush=True, wake="others")
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
+        self._ledger.watch.peers.stay()
         if not held and lease and self._is_published(node):
             return set()
 
@@ -94,18 +96,19 @@ class FileStore:
         return self._ledger.look(lambda replica: replica.peer_of.get(node.id) == self._ledger.watch.peers.name)
 
     def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
+        peers = self._ledger.watch.peers
         with self._ledger.named_errors("watched"):
-            gone = self._ledger.watch.peers.dead()
-            alive = {self._ledger.watch.peers.name, *self._ledger.watch.peers.others()} - set(gone)
-        dead = self._ledger.look(lambda replica: replica.nodes_of_others(alive))
-        if not dead and not self._ledger.look(lambda replica: replica.has_late(now)):
+            gone = peers.dead()
+            dead, missing = self._ledger.look(lambda replica: peers.fates(replica.peer_of, gone, now, lease))
+        forgotten = self._ledger.look(lambda replica: [node for node in missing if not replica.holds(node)])
+        if not dead and not forgotten and not self._ledger.look(lambda replica: replica.has_late(now)):
             for name in gone:
-                self._ledger.watch.peers.forget(name)
+                peers.forget(name)
             return []
 
         def work(replica: Replica) -> list[Task]:
             tasks = replica.reap(worker, n, lease, now, dead)
-            for node in dead:
+            for node in (*dead, *forgotten):
                 if not replica.holds(node):
                     replica.leave(node)
             return tasks
@@ -154,8 +157,16 @@ class FileStore:
             for node in list(self._published.values()):
                 with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
                     self.heartbeat(node, [], 0, node.seen_at)
+            leave = Peers.close if self._is_gone() else Peers.abandon
             self._closed = True
-            self._ledger.close()
+            self._ledger.close(leave)
+
+    def _is_gone(self) -> bool:
+        """Return whether nothing speaks through this process any more. A node that still has tasks, or that could not
+        be removed, stays in the store: its file has to show that it is dead."""
+        with suppress(StoreError):
+            return self._ledger.look(lambda replica: self._ledger.watch.name not in replica.peer_of.values())
+        return False
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""

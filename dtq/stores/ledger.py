@@ -12,16 +12,16 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.stores.disk import Disk
 from dtq.stores.journal import Diverged, Journal
+from dtq.stores.lockfile import Lockfile
 from dtq.stores.peers import Peers, Wake
 from dtq.stores.replica import Change, Entry, Replica
 from dtq.stores.shelf import Shelf
@@ -54,6 +54,8 @@ class Ledger:
 
     def __init__(self, directory: Path, flush: bool, interval: float, disk: Disk) -> None:
         self.directory = directory
+        with self.named_errors("opened"):  # once: the others may use another name, and this process may chdir
+            self.directory = directory = Path(os.path.realpath(directory))
         self._label = directory / "format"
         self._flush = flush
         self._interval = interval
@@ -193,12 +195,9 @@ class Ledger:
     def persist(self) -> None:
         """Brings the task files up to date, and drops the journals that they make superfluous; one process at a time
         does it."""
-        with self.named_errors("written"):
-            try:
-                with FileLock(self.directory / "persist.lock", timeout=0, thread_local=False):
-                    self._persist_alone()
-            except Timeout:  # which is an OSError, too
-                return  # another process is at it
+        with self.named_errors("written"), closing(Lockfile(f"{self.directory}/persist.lock")) as file:
+            if file.try_lock():  # else another process is at it
+                self._persist_alone()
 
     def _persist_alone(self) -> None:
         if batch := self._turnstile.run(self._turn_over, flush=False):
@@ -222,12 +221,14 @@ class Ledger:
         with self._lock:
             return self._journal.has_news()
 
-    def close(self) -> None:
+    def close(self, leave: Callable[[Peers], None] = Peers.close) -> None:
+        """Bring the task files up to date if no other process has the queue open, and let go of the directory. `leave`
+        is what becomes of this process among its peers."""
         self._end_thread()
         if self._thread is not None and not self.watch.peers.living():
             with suppress(StoreError):  # the journal has it all
                 self.persist()
-        self._let_go(Peers.close)
+        self._let_go(leave)
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""

@@ -9,7 +9,7 @@ it gives the same.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -112,8 +112,10 @@ class Replica(Index):
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
         lost = super().heartbeat(node, held, lease, now)
         self.peer_of[node.id] = self.peer
+        if not lease and self.holds(node.id):  # it stays until its tasks were taken over
+            self._nodes[node.id] = replace(node, seen_at=now)
         self._changed.nodes.append((self.peer, self._nodes.get(node.id, node)))
-        if not lease:
+        if node.id not in self._nodes:
             self.leave(node.id)
         return lost
 
@@ -242,10 +244,6 @@ class Replica(Index):
             limits=list(self._limits.values()), owed=[(name, dict(at)) for name, at in self._next_at.items() if at],
             marks=self._share.marks, served=self._share.now, nodes=nodes,
         )  # fmt: skip
-
-    def nodes_of_others(self, peers: Collection[str]) -> list[str]:
-        """The nodes that do not speak through any of these peers."""
-        return [node for node, peer in self.peer_of.items() if peer not in peers]
 
     def has_late(self, now: float) -> bool:
         return any((self._tasks[task_id].lease_until or 0) <= now for task_id in self._processing)

@@ -117,6 +117,8 @@ HELD = "SELECT id, version, worker FROM task WHERE status = 'processing' AND id 
 RENEW = "UPDATE task SET lease_until = ?, progress = ?, note = ? WHERE id = ?"
 SET_NODE = "INSERT OR REPLACE INTO node (id, peer, body) VALUES (?, ?, ?)"
 HAS_NODE = "SELECT 1 FROM node WHERE id = ? AND peer = ?"
+HAS_PEER = "SELECT 1 FROM node WHERE peer = ?"
+HOLDS = "SELECT 1 FROM task WHERE status = 'processing' AND worker = ?"
 NODES = "SELECT id, peer, body FROM node"
 DROP_NODE = """DELETE FROM node WHERE id = ?
     AND NOT EXISTS (SELECT 1 FROM task WHERE status = 'processing' AND worker = node.id)"""

@@ -29,6 +29,7 @@ from dtq.stores import Node, Outcome, Stats, count_up, schema
 from dtq.stores.database import Database
 from dtq.stores.edges import insert_edges, place, place_anew, require_parents, settle
 from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
+from dtq.stores.peers import Fates, Peers
 from dtq.stores.rows import json_list, new_row, state_row, task_of
 from dtq.stores.schema import find_query
 from dtq.task import TERMINAL, Status, Task
@@ -171,6 +172,7 @@ class SQLiteStore:
     # --- leases
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
+        self.database.watch.peers.stay()
         if not held and lease and self._is_published(node):
             return set()
         lost = self.database.write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=None)
@@ -203,25 +205,25 @@ class SQLiteStore:
 
     def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
         dead = self.database.dead_peers()
-        nodes = self._nodes_of(dead)
+        nodes, missing = self._fates(dead, now, lease)
         with self.database.reading() as db:
-            if not nodes and not db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone():
+            forgotten = [node for node in missing if not db.execute(schema.HOLDS, (node,)).fetchone()]
+            if not nodes and not forgotten and not db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone():
                 self._forget(dead)
                 return []
 
         def work(db: sqlite3.Connection) -> list[Task]:
             overdue = [seq for (seq,) in db.execute(schema.OVERDUE, (now, json_list(nodes), n))]
             rows = db.execute(schema.TAKE_OVER, (worker, now + lease, json_list(overdue))).fetchall()
-            db.executemany(schema.DROP_NODE, [(node,) for node in nodes])
+            db.executemany(schema.DROP_NODE, [(node,) for node in (*nodes, *forgotten)])
             return self._tasks(db, rows)
 
         return self.database.write(work, flush=False, wake=None)
 
-    def _nodes_of(self, dead: list[str]) -> list[str]:
-        """The nodes that spoke through dead peers, or through peers whose file is gone."""
+    def _fates(self, dead: list[str], now: float, lease: float) -> Fates:
         with self.database.reading() as db:
-            alive = {self.database.watch.peers.name, *self.database.watch.peers.others()} - set(dead)
-            return [id for id, peer, _ in db.execute(schema.NODES) if peer not in alive]
+            peer_of = {id: peer for id, peer, _ in db.execute(schema.NODES)}
+        return self.database.watch.peers.fates(peer_of, dead, now, lease)
 
     def _forget(self, dead: list[str]) -> None:
         for name in dead:
@@ -301,13 +303,21 @@ class SQLiteStore:
             for node in list(self._published.values()):
                 with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
                     self.heartbeat(node, [], 0, node.seen_at)
+            leave = Peers.close if self._is_gone() else Peers.abandon
             self._closed = True
-            self.database.close()
+            self.database.close(leave)
+
+    def _is_gone(self) -> bool:
+        """Return whether nothing speaks through this process any more. A node that still has tasks, or that could not
+        be removed, stays in the store: its file has to show that it is dead."""
+        with suppress(StoreError), self.database.reading() as db:
+            return db.execute(schema.HAS_PEER, (self.database.watch.name,)).fetchone() is None
+        return False
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
         self._closed = True
-        self.database.abandon()
+        self.database.close(Peers.abandon)
 
 
 def _insert(db: sqlite3.Connection, rows: list[Row]) -> None:

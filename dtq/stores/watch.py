@@ -39,6 +39,11 @@ class Watch:
                 self._peers = Peers(self._directory)
             return self._peers
 
+    @property
+    def name(self) -> str:
+        """The file of this process among the peers; empty where it has not joined them."""
+        return self._peers.name if self._peers else ""
+
     def wait(self, timeout: float) -> bool:
         return self.peers.wait(timeout) or self._look_now_and_then()
 
@@ -46,6 +51,7 @@ class Watch:
         if time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + SAFETY_NET
+        self.peers.stay()
         return self._look()
 
     def close(self, leave: Callable[[Peers], None]) -> None:
