@@ -13,7 +13,7 @@ What it was made as stands in the payload of the tick, what it was edited to in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from itertools import chain, count, islice, takewhile
@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec.structs import replace
 
+from dtq import names
 from dtq.codec import to_json
 from dtq.errors import InvalidTask
 from dtq.task import ErrorInfo, Status, Task, fail
@@ -34,6 +35,7 @@ DAY = 86400
 GRACE = 60.0  # seconds: a tick that is so late is missed; more than it takes to replace a dead node
 BATCH = 100  # works, at most, that one outcome plants
 MAX_BYTES = 4 << 20  # of payloads in one outcome
+LONG_MOMENT = 1e9 + 0.001  # UTC seconds: no work has a longer id than that of this tick
 SHORTEST, LONGEST = 0.01, 366 * DAY  # of `every`
 NICKNAMES = {
     "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
@@ -47,7 +49,8 @@ class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
     so many seconds, counted from `since` (UTC seconds).
 
     `misfire` is what becomes of ticks that came while nobody was there, and are GRACE late or more: "skip" them, run
-    "once" for them, or run "all". `next_at` is the next tick (UTC seconds); None while it is paused.
+    "once" for them, or run "all". `next_at` is the next tick (UTC seconds); None while it is paused. `problem` is what
+    went wrong at its last tick, if anything did.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
     paused: bool = False
     since: float = 0.0
     next_at: float | None = None
+    problem: str | None = None
 
     @property
     def timing(self) -> tuple[str | None, float | None, str]:
@@ -72,8 +76,8 @@ def check(schedule: Schedule) -> None:
     """Raises InvalidTask, naming the argument, what it is and what is allowed."""
     name = schedule.name
     if not isinstance(name, str) or len(name) > 160:
-        raise InvalidTask(f"the name of the schedule is {name!r}; allowed: text of up to 160 characters")
-    Task(type=TYPE, id=tick_id(name))
+        names.refuse("name of the schedule", name, "text of up to 160 characters")
+    names.check_id("name of the schedule", name)
     if schedule.misfire not in get_args(Misfire):
         raise InvalidTask(f"misfire is {schedule.misfire!r}; allowed: {', '.join(map(repr, get_args(Misfire)))}")
     if (schedule.cron is None) == (schedule.every is None):
@@ -83,6 +87,17 @@ def check(schedule: Schedule) -> None:
         _check_expression(schedule.cron)
     else:
         _check_every(schedule.every)
+    _check_work(schedule)
+
+
+def _check_work(schedule: Schedule) -> None:
+    """Each tick adds a task, so it must be one that a user may add; with the longest id that it can get."""
+    try:
+        work = _work(schedule, LONG_MOMENT, LONG_MOMENT)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidTask(f"task of the schedule is not what a task can be: {error}") from None
+    names.check_free("type", work.type)
+    names.check_free("queue", work.queue)
 
 
 def _check_expression(cron: Any) -> None:
@@ -225,7 +240,7 @@ def tick_id(name: str) -> str:
 
 def first_tick(schedule: Schedule, now: float) -> Task:
     """The tick of a new schedule."""
-    schedule = replace(schedule, since=round(now, 3))
+    schedule = replace(schedule, since=round(now, 3), next_at=None, problem=None)
     at = next(ticks(schedule, now))
     return Task(
         type=TYPE, queue=QUEUE, id=tick_id(schedule.name), payload=msgspec.to_builtins(schedule), created_at=now,
@@ -235,18 +250,60 @@ def first_tick(schedule: Schedule, now: float) -> Task:
 
 def schedule_of(tick: Task) -> Schedule:
     schedule = msgspec.convert(tick.payload if tick.result is None else tick.result, Schedule)
-    return replace(schedule, next_at=tick.expires)
+    problem = None if tick.error is None else str(tick.error)
+    return replace(schedule, next_at=None if tick.is_terminal else tick.expires, problem=problem)
+
+
+def shown(tick: Task) -> Schedule:
+    """The schedule of a tick; where it cannot be read, its name and why."""
+    try:
+        return schedule_of(tick)
+    except Exception as error:
+        return Schedule(tick.id.removeprefix(FIRST_ID), {}, problem=f"it cannot be read: {_short(error)}")
+
+
+def is_genuine(tick: Task) -> bool:
+    """Return whether `first_tick` made it. A task that was added as any other cannot pass for a tick: its payload would
+    have to foretell when it is created."""
+    try:
+        made = msgspec.convert(tick.payload, Schedule)
+    except Exception:  # whatever stands there
+        return False
+    names_agree = (tick.type, tick.queue, tick.id) == (TYPE, QUEUE, tick_id(made.name))
+    return names_agree and made.since == round(tick.created_at, 3)
 
 
 def fire(tick: Task, now: float) -> tuple[Task, list[Task]]:
-    """The outcome of a tick that was claimed: armed for the time after, and the work that it plants."""
+    """The outcome of a tick that was claimed: armed for the time after, and the work that it plants. A tick that cannot
+    be fired, for whatever reason, fails."""
     try:
         schedule = schedule_of(tick)
+        if not is_genuine(tick):
+            raise InvalidTask("this task was not made as the tick of a schedule")
+        check(schedule)
         most = max(1, min(BATCH, MAX_BYTES // len(to_json(schedule.task))))
         due, following = advance(schedule, tick.expires or now, now, most)
         return _armed(tick, following), [_work(schedule, at, now) for at in due]
-    except (msgspec.ValidationError, InvalidTask) as error:  # of another version of dtq, or not ours
-        return fail(tick, ErrorInfo("ScheduleError", str(error)), now, lambda: 0.0, final=True), []
+    except Exception as error:  # of another version of dtq, or not ours
+        return fail(tick, ErrorInfo("ScheduleError", _short(error)), now, lambda: 0.0, final=True), []
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def blamed(tick: Task, works: Sequence[Task], stored: Mapping[str, Task]) -> Task:
+    """The armed tick; with an error where another task in the store has the id of one of these works, which is then not
+    added. The very same work is no loss: the tick came twice."""
+    lost = [work for work in works if (other := stored.get(work.id)) is not None and not _is_same(work, other)]
+    if not lost:
+        return tick
+    what = lost[0].id if len(lost) == 1 else f"{lost[0].id} and {len(lost) - 1} more"
+    return replace(tick, error=ErrorInfo("NotAdded", f"{what}: another task has this id"))
+
+
+def _is_same(work: Task, stored: Task) -> bool:
+    return work.lane == stored.lane and work.payload == stored.payload
 
 
 def _work(schedule: Schedule, at: float, now: float) -> Task:
@@ -278,9 +335,9 @@ def _armed(tick: Task, at: float | None) -> Task:
 def edited(tick: Task, new: Schedule, now: float) -> Task:
     """The tick with this definition. A schedule that is paused stays paused, and one whose timing is as it was keeps
     its next tick: who declares it anew at each start does not put it off."""
-    old = schedule_of(tick)
     if tick.is_terminal:
         return _defined(tick, replace(new, since=round(now, 3)), now)
+    old = schedule_of(tick)
     if new.timing != old.timing:
         return _defined(tick, replace(new, since=round(now, 3), paused=old.paused), now)
     return _defined(tick, replace(new, since=old.since, paused=old.paused), now, tick.expires)
@@ -293,7 +350,7 @@ def paused(tick: Task, is_paused: bool, now: float) -> Task:
 
 
 def _defined(tick: Task, schedule: Schedule, now: float, at: float | None = None) -> Task:
-    definition = msgspec.to_builtins(replace(schedule, next_at=None))
+    definition = msgspec.to_builtins(replace(schedule, next_at=None, problem=None))
     if not schedule.paused and at is None:
         at = next(ticks(schedule, now))
     result = None if definition == tick.payload else definition

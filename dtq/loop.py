@@ -201,7 +201,7 @@ class Loop:
 
     def _sweep(self, now: float) -> None:
         for task in self._store.reap(self.id, REAP, self._lease, now):
-            self._outcomes.append(_ending(task, now) if task.doom else (interrupt(task, now), ()))
+            self._outcomes.append(self._ending(task, now) if task.doom else (interrupt(task, now), ()))
         self._clean_up(now)
         self._each_beat()
 
@@ -327,7 +327,7 @@ class Loop:
 
     def _take(self, pool: reports.Pool, tasks: list[Task], now: float) -> None:
         doomed = [task for task in tasks if task.doom]
-        self._outcomes += [_ending(task, now) for task in doomed]
+        self._outcomes += [self._ending(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
         if self._is_late(runnable, now):
             self._give_back(runnable)
@@ -355,6 +355,10 @@ class Loop:
                 self._end(fail(task, error, now, self._chance, final=True))
         return left
 
+    def _ending(self, task: Task, now: float) -> Outcome:
+        """The outcome of a task that `claim` gave out marked: not to be run."""
+        return self._ticker.fire([task], now)[0] if task.type == cron.TYPE else (end_doomed(task, now), ())
+
     def _note_idleness(self, now: float, short: bool) -> None:
         was_idle, self.idle = self.idle, short and not self.held and not self._outcomes
         if self.idle and not was_idle:
@@ -380,11 +384,6 @@ class Loop:
         self.held.clear()
         self._commit(now)
         self._store.heartbeat(self.node(now), (), 0, now)
-
-
-def _ending(task: Task, now: float) -> Outcome:
-    """The outcome of a task that `claim` gave out marked: not to be run."""
-    return cron.fire(task, now) if task.type == cron.TYPE else (end_doomed(task, now), ())
 
 
 _ENDINGS: Mapping[Status, str] = {

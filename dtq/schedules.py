@@ -11,11 +11,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from dtq import cron
+from dtq import cron, names
 from dtq.cron import Schedule
 from dtq.errors import UnknownSchedule
 from dtq.stores import Stats, Store
-from dtq.task import Task, cancel
+from dtq.task import Status, Task, cancel
 
 PAGE = 1000
 Check = Callable[[Mapping[str, Any]], Task]  # from options to the task that they describe; raises InvalidTask
@@ -35,7 +35,9 @@ class Schedules:
         cron.check(schedule)
         while True:
             for tick in self._store.get([cron.tick_id(schedule.name)]):
-                if (done := self._update(tick, cron.edited(tick, schedule, self._clock()))) is not None:
+                if not cron.is_genuine(tick):
+                    self._drop(tick)
+                elif (done := self._update(tick, cron.edited(tick, schedule, self._clock()))) is not None:
                     return done
             self._store.add([cron.first_tick(schedule, self._clock())])  # unless it is there by now
 
@@ -46,12 +48,12 @@ class Schedules:
     def __iter__(self) -> Iterator[Schedule]:
         after = ""
         while page := self._store.find(queue=cron.QUEUE, type=cron.TYPE, after=after, limit=PAGE):
-            yield from (cron.schedule_of(tick) for tick in page if not tick.is_terminal)
+            yield from (cron.shown(tick) for tick in page if _stands(tick))
             after = page[-1].id
 
     def get(self, name: str) -> Schedule:
         """Raises UnknownSchedule."""
-        return cron.schedule_of(self._tick(name))
+        return cron.shown(self._tick(name))
 
     def upcoming(self, name: str, n: int = 5) -> list[datetime]:
         """Its next n ticks, in its own time zone; none while it is paused. Raises UnknownSchedule."""
@@ -67,26 +69,38 @@ class Schedules:
 
     def remove(self, name: str) -> None:
         """What its ticks have added so far stays. Raises UnknownSchedule."""
-        while not self._store.update([(cancel(self._tick(name), self._clock(), "the schedule was removed"), ())]):
+        while not self._drop(self._tick(name)):
             pass
-        self._store.delete([cron.tick_id(name)])
+
+    def _drop(self, tick: Task) -> bool:
+        """Removes the tick, if it is still at this version; a node may have it in hand."""
+        gone = tick.is_terminal or self._store.update([(cancel(tick, self._clock(), "the schedule was removed"), ())])
+        return bool(gone) and self._store.delete([tick.id]) >= 0
 
     def _tick(self, name: str) -> Task:
-        for tick in self._store.get([cron.tick_id(name)]):
-            if not tick.is_terminal:
+        for tick in self._store.get([cron.tick_id(name)] if names.can_exist(name, "name of the schedule") else []):
+            if _stands(tick):
                 return tick
         raise UnknownSchedule(f"no schedule has the name {name!r}: it was never made, or was removed")
 
     def _change(self, name: str, change: Callable[[Task], Task]) -> Schedule:
-        while (done := self._update(tick := self._tick(name), change(tick))) is None:
-            pass
-        return done
+        while True:
+            tick = self._tick(name)
+            if tick.is_terminal or not cron.is_genuine(tick):
+                raise UnknownSchedule(f"the schedule {name!r} has failed, so make it again: {cron.shown(tick).problem}")
+            if (done := self._update(tick, change(tick))) is not None:
+                return done
 
     def _update(self, tick: Task, changed: Task) -> Schedule | None:
         """What the schedule is now; None where somebody else has changed it meanwhile."""
         if changed == tick or self._store.update([(changed, ())]):
             return cron.schedule_of(changed)
         return None
+
+
+def _stands(tick: Task) -> bool:
+    """Whether it is to be shown: it was not removed. One that failed is, with its problem."""
+    return tick.id.startswith(cron.FIRST_ID) and tick.status != Status.CANCELLED
 
 
 def without_ticks(stats: Stats) -> Stats:

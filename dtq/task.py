@@ -18,14 +18,14 @@ import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from enum import StrEnum
-from functools import lru_cache
 from itertools import count
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec.structs import force_setattr
 
-from dtq.errors import IllegalTransition, InvalidTask
+from dtq import names
+from dtq.errors import IllegalTransition
 
 Backoff = Literal["exponential", "linear", "constant"]
 OnParentFailure = Literal["fail", "run"]
@@ -37,8 +37,6 @@ WORKER_DIED = "WorkerDied"  # the type of the error where that happened
 PARENT_FAILED = "ParentFailed"  # the type of the error of a task that fell with one of its parents
 EXPIRED = "Expired"  # the type of the error of a task that was dropped at its deadline
 MAX_HISTORY = 20  # attempts kept with a task
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}")
-_is_known_name = lru_cache(1024)(_NAME.fullmatch)  # types and queues come again and again, ids do not
 _BACKOFFS, _ON_PARENT_FAILURE = get_args(Backoff), get_args(OnParentFailure)
 _URL = re.compile(r"https?://[^\s/?#@\\]+([/?#]\S*)?", re.ASCII)
 _counter = count()
@@ -177,10 +175,10 @@ STATE = (
 
 def check(task: Task) -> None:
     """Raises InvalidTask where a field is of the wrong type or out of its bounds."""
-    _check_name("type", task.type, _is_known_name)
-    _check_name("queue", task.queue, _is_known_name)
+    names.check("type", task.type)
+    names.check("queue", task.queue)
     if task.id != "":
-        _check_name("id", task.id)
+        names.check_id("id", task.id)
     _check_number("priority", task.priority, -1000, 1000, whole=True)
     _check_number("max_attempts", task.max_attempts, 1, 1000, whole=True)
     _check_number("timeout", task.timeout, 0.001, 30 * DAY)
@@ -193,53 +191,37 @@ def check(task: Task) -> None:
     _check_choice("retry_backoff", task.retry_backoff, _BACKOFFS)
     _check_choice("on_parent_failure", task.on_parent_failure, _ON_PARENT_FAILURE)
     if task.key is not None:
-        _check_text("key", task.key, 1)
+        names.check_text("key", task.key, 1)
     if task.limit_key != "":
-        _check_text("limit_key", task.limit_key, 0)
+        names.check_text("limit_key", task.limit_key, 0)
     if task.after != () and not (isinstance(task.after, tuple) and all(isinstance(i, str) for i in task.after)):
-        _refuse("after", task.after, "a tuple of task ids")
+        names.refuse("after", task.after, "a tuple of task ids")
     if task.webhook is not None:
         _check_webhook(task.webhook)
         if len(task.id) > 160:
-            _refuse("id", task.id, "up to 160 characters, where the task has a webhook")
+            names.refuse("id", task.id, "up to 160 characters, where the task has a webhook")
 
 
 def _check_webhook(webhook: Webhook) -> None:
     if not isinstance(webhook, Webhook):
-        _refuse("webhook", webhook, "a Webhook")
+        names.refuse("webhook", webhook, "a Webhook")
     if not isinstance(webhook.url, str) or not _URL.fullmatch(webhook.url) or len(webhook.url) > 2000:
-        _refuse("url of the webhook", webhook.url, "https://host/path, without a user or password in it")
+        names.refuse("url of the webhook", webhook.url, "https://host/path, without a user or password in it")
     if not webhook.events or not set(webhook.events) <= TERMINAL:
-        _refuse("events of the webhook", webhook.events, "some of completed, failed, cancelled")
+        names.refuse("events of the webhook", webhook.events, "some of completed, failed, cancelled")
     if webhook.secret is not None:
-        _check_name("secret of the webhook", webhook.secret)
-
-
-def _check_name(field: str, value: object, matches: Callable[[str], object] = _NAME.fullmatch) -> None:
-    if not isinstance(value, str) or not matches(value):
-        _refuse(field, value, "1 to 200 letters, digits or _ . : @ / -, the first a letter, digit or _")
+        names.check_id("secret of the webhook", webhook.secret)
 
 
 def _check_number(field: str, value: object, low: float, high: float, whole: bool = False) -> None:
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        _refuse(field, value, f"{'a whole number' if whole else 'a number'} from {low:,} to {high:,}")
+        names.refuse(field, value, f"{'a whole number' if whole else 'a number'} from {low:,} to {high:,}")
 
 
 def _check_choice(field: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        _refuse(field, value, "one of " + ", ".join(map(repr, allowed)))
-
-
-def _check_text(field: str, value: object, shortest: int) -> None:
-    if not isinstance(value, str) or not shortest <= len(value) <= 200 or not value.isprintable():
-        _refuse(field, value, f"{shortest} to 200 printable characters")
-
-
-def _refuse(field: str, value: object, allowed: str) -> NoReturn:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    raise InvalidTask(f"{field} is {shown}; allowed: {allowed}")
+        names.refuse(field, value, "one of " + ", ".join(map(repr, allowed)))
 
 
 def entering(task: Task, now: float, payload: Any) -> Task:

@@ -3,8 +3,15 @@ decides."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 from dtq import cron
+from dtq.errors import StoreError
 from dtq.stores import Outcome, Store
+from dtq.task import Task
+
+log = logging.getLogger("dtq")
 
 LOOK = 1.0  # seconds, at most, between looks: another process may add a schedule
 PAUSE = 0.05  # seconds, at least, between looks: what comes due next may be a task of any kind
@@ -21,18 +28,38 @@ class Ticker:
         self._lease = lease
 
     def turn(self, now: float) -> list[Outcome]:
-        """The outcomes of the ticks whose time has come."""
+        """The outcomes of the ticks whose time has come. Raises StoreError where none could be claimed."""
         if now < self.due <= now + LOOK:  # further off than that: the clock was set back
             return []
         ticks = self._store.claim(self._node, BATCH, self._lease, now, {cron.TYPE}, {cron.QUEUE})
-        outcomes: list[Outcome] = [cron.fire(tick, now) for tick in ticks]
-        self.due = self._next_look(now, outcomes)
+        outcomes = self.fire(ticks, now)
+        try:
+            self.due = self._next_look(now, outcomes)
+        except StoreError:
+            self.due = now + PAUSE
         return outcomes
 
+    def fire(self, ticks: Sequence[Task], now: float) -> list[Outcome]:
+        """The outcomes of these claimed ticks. A tick that failed, and one whose work cannot be added because another
+        task has its id, is reported in the log; the schedule shows it as its `problem`."""
+        fired = [cron.fire(tick, now) for tick in ticks]
+        stored = self._stored([work.id for _, works in fired for work in works])
+        outcomes: list[Outcome] = [(cron.blamed(tick, works, stored), works) for tick, works in fired]
+        for tick, _ in outcomes:
+            if tick.error is not None:
+                log.error("the schedule %s: %s", tick.id.removeprefix(cron.FIRST_ID), tick.error)
+        return outcomes
+
+    def _stored(self, ids: list[str]) -> dict[str, Task]:
+        try:
+            return {task.id: task for task in self._store.get(ids)} if ids else {}
+        except StoreError:  # the ticks are claimed, and are not held up by a report
+            return {}
+
     def _next_look(self, now: float, outcomes: list[Outcome]) -> float:
-        if len(outcomes) == BATCH or any((tick.expires or 0) <= now for tick, _ in outcomes):
+        if len(outcomes) == BATCH or any(not tick.is_terminal and (tick.expires or 0) <= now for tick, _ in outcomes):
             return now
-        due = [tick.expires for tick, _ in outcomes if tick.expires is not None]
+        due = [tick.expires for tick, _ in outcomes if tick.expires is not None and not tick.is_terminal]
         if (other := self._store.next_due(now)) is not None:
             due.append(other)
         return min(now + LOOK, max(now + PAUSE, min(due, default=now + LOOK)))

@@ -276,6 +276,74 @@ def test_a_tick_that_cannot_be_read_fails_and_says_why():
     assert (failed.status, failed.error.type, works) == ("failed", "ScheduleError", [])
 
 
+DEEP = {"a": None}
+for _ in range(2000):
+    DEEP = {"a": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"every": 0}, "every is 0"),
+        ({"every": -5}, "every is -5"),
+        ({"every": 1e-300}, "every is 1e-300"),
+        ({"every": 1e300}, "every is 1e"),
+        ({"every": float("nan")}, "every is nan"),
+        ({"every": None, "cron": "0 0 30 2 *"}, "cron is"),
+        ({"every": None, "cron": "* * * *"}, "cron is"),
+        ({"every": None, "cron": "* " * 3000}, "cron is"),
+        ({"every": None, "cron": "0 0 * * *", "tz": "No/Where"}, "tz is"),
+        ({"every": None}, "one of them"),
+        ({"cron": "@daily"}, "one of them"),
+        ({"misfire": "often"}, "misfire"),
+        ({"task": {}}, "type"),
+        ({"task": {"type": "a", "priority": "high"}}, "priority"),
+        ({"task": {"type": "a", "nonsense": 1, "timeout": -1}}, "timeout"),
+        ({"task": {"type": "a", "expires_in": "soon"}}, "what a task can be"),
+        ({"task": {"type": "dtq.webhook"}}, "type is 'dtq.webhook'"),
+        ({"task": {"type": "a", "queue": "dtq.schedules"}}, "queue is 'dtq.schedules'"),
+        ({"task": {"type": "a", "payload": DEEP}}, ""),
+        ({"task": 5}, "object"),
+        ({"name": "another"}, "not made as the tick"),
+        ({"since": NOW + 1}, "not made as the tick"),
+    ],
+)
+def test_whatever_a_tick_holds_firing_it_raises_nothing_and_plants_nothing(fields, message):
+    tick = taken(first_tick(every(30), NOW))
+    payload = {**tick.payload, **fields}
+    for changed in (replace(tick, payload=payload), replace(tick, result=payload)):
+        failed, works = fire(changed, NOW + 30)
+        if changed.result and {"since", "name"} & fields.keys():  # these are looked at in the payload alone
+            continue
+        assert (failed.status, failed.error.type, works) == ("failed", "ScheduleError", [])
+        assert message in failed.error.message
+        assert len(failed.error.message) <= 500
+
+
+@pytest.mark.parametrize("tick", [{"expires": 1e300}, {"expires": float("inf")}, {"expires": -1e9}, {"payload": None},
+                                  {"created_at": NOW - 1}, {"queue": "default"}, {"id": "mine"}])  # fmt: skip
+def test_whatever_a_tick_is_firing_it_raises_nothing(tick):
+    outcome, works = fire(replace(taken(first_tick(every(30), NOW)), **tick), NOW + 30)
+    assert outcome.status == "failed" or len(works) <= cron.BATCH
+
+
+def test_a_schedule_whose_tasks_could_not_be_added_is_refused_when_it_is_made():
+    long = {"name": "x" * 150, "every": 60, "task": {"type": "a", "webhook": {"url": "https://example.org/"}}}
+    with pytest.raises(InvalidTask, match="160 characters"):
+        check(Schedule(**long))
+    check(Schedule(**{**long, "name": "x" * 135}))
+
+
+def test_work_that_lost_its_id_to_another_task_is_told_by_the_schedule():
+    tick, (work,) = fire(taken(first_tick(every(30), NOW)), NOW + 30)
+    assert cron.blamed(tick, [work], {}) == tick
+    assert cron.blamed(tick, [work], {work.id: replace(work, status=Status.COMPLETED, run_at=NOW)}) == tick
+    told = cron.blamed(tick, [work], {work.id: replace(work, payload="of another")})
+    assert schedule_of(told).problem == f"NotAdded: {work.id}: another task has this id"
+    again, _ = fire(replace(told, status=Status.PROCESSING), NOW + 60)
+    assert schedule_of(again).problem is None
+
+
 def test_declaring_the_same_schedule_again_changes_nothing():
     tick = first_tick(every(HOUR), NOW)
     assert edited(tick, every(HOUR, since=0), NOW + 1800) == tick

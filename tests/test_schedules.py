@@ -247,6 +247,115 @@ def test_inline_a_schedule_neither_ticks_nor_keeps_add_from_returning(tmp_path):
         assert queue.stats().total == 1
 
 
+def plant(store, fields, **options):
+    """A task under the names of a tick, as a store from before names were reserved may hold it."""
+    task = Task(
+        type=cron.TYPE, queue=cron.QUEUE, payload=fields, created_at=NOW - 5, run_at=NOW, expires=NOW,
+        **{"id": cron.tick_id("evil"), **options},
+    )  # fmt: skip
+    assert store.add([task]) == [task.id]
+    return task
+
+
+HOSTILE = [
+    {"every": 0}, {"name": "evil", "task": {"type": "a"}, "every": 0}, {"name": "evil", "task": {}, "every": 5},
+    {"name": "evil", "task": {"type": "a"}, "cron": "0 0 30 2 *"}, {"name": "evil", "task": {"type": "a"}, "every": 5},
+    {"name": "evil", "task": {"type": "dtq.webhook", "payload": {"secret": "shop"}}, "every": 5}, None, 5, [], "x",
+    {"name": 5}, {"name": "evil", "task": {"type": "a"}, "every": 5, "since": NOW},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_tick_that_lies_in_a_store_does_not_fire_and_stops_no_node(store, manager, fields):
+    manager.schedule("good", type="b", every=10)
+    plant(store, fields)
+    nodes = [make(store, ScriptedPool()) for _ in range(2)]
+    for second in range(25):
+        for node in nodes:
+            turn(node, NOW + second)
+    assert ids(manager) == [cron.work_id("good", NOW + at) for at in (10, 20)]
+    assert manager.get(cron.tick_id("evil")).error.type == "ScheduleError"
+
+
+def test_a_hostile_tick_in_the_hands_of_a_node_that_died_stops_no_other(store, manager):
+    plant(store, {"every": 0})
+    (tick,) = store.claim("dead", 1, 30, NOW + 1, {cron.TYPE})
+    assert tick.doom
+    turn(make(store, ScriptedPool()), NOW + 40)
+    assert manager.get(cron.tick_id("evil")).error.type == "ScheduleError"
+
+
+def test_a_schedule_takes_the_place_of_a_hostile_tick(store, manager, clock):
+    plant(store, {"name": "evil", "task": {"type": "dtq.webhook"}, "every": 5})
+    assert manager.schedule("evil", type="b", every=10).next_at == NOW + 10
+    turn(make(store, ScriptedPool()), NOW + 10)
+    assert ids(manager) == [cron.work_id("evil", NOW + 10)]
+
+
+def test_a_tick_that_cannot_be_read_is_shown_with_its_problem_and_hides_no_other(store, manager):
+    manager.schedule("good", type="b", every=10)
+    plant(store, {"every": "often"})
+    bad, good = manager.schedules
+    assert (bad.name, good.name, good.problem) == ("evil", "good", None)
+    assert "cannot be read" in bad.problem
+    with pytest.raises(UnknownSchedule, match="make it again"):
+        manager.schedules.pause("evil")
+    manager.schedules.remove("evil")
+    assert [schedule.name for schedule in manager.schedules] == ["good"]
+
+
+def test_a_schedule_that_failed_is_shown_and_can_be_made_again(store, manager, clock, monkeypatch):
+    manager.schedule("s", type="b", every=10)
+    monkeypatch.setattr(cron, "LONGEST", 5)  # as if another version had made it
+    loop = make(store, ScriptedPool())
+    turn(loop, NOW + 10)
+    (failed,) = manager.schedules
+    assert (failed.next_at, manager.schedules.upcoming("s")) == (None, [])
+    assert "every is 10" in failed.problem
+    with pytest.raises(UnknownSchedule, match="every is 10"):
+        manager.schedules.resume("s")
+    clock.now = NOW + 10
+    assert manager.schedule("s", type="b", every=5).problem is None
+    turn(loop, NOW + 15)
+    assert ids(manager) == [cron.work_id("s", NOW + 15)]
+
+
+def test_a_tick_whose_work_another_task_keeps_out_reports_it(store, manager, caplog):
+    """No task of a user can have such an id by now; one that lies in the store since earlier may."""
+    manager.schedule("s", type="b", payload=1, every=10)
+    store.add([Task(type="other", id=cron.work_id("s", NOW + 10), created_at=NOW, run_at=NOW)])
+    loop = make(store, ScriptedPool())
+    turn(loop, NOW + 10)
+    assert manager.schedules.get("s").problem == f"NotAdded: {cron.work_id('s', NOW + 10)}: another task has this id"
+    assert "the schedule s: NotAdded" in caplog.text
+    turn(loop, NOW + 20)
+    assert manager.schedules.get("s").problem is None
+    assert [task.type for task in manager.find()] == ["other", "b"]
+
+
+def test_a_user_cannot_take_the_id_of_a_tick_that_is_to_come(store, manager):
+    manager.schedule("report", type="b", every=10)
+    with pytest.raises(InvalidTask, match="id is"):
+        manager.add("b", id=cron.work_id("report", NOW + 10))
+    turn(make(store, ScriptedPool()), NOW + 10)
+    assert ids(manager) == [cron.work_id("report", NOW + 10)]
+
+
+def test_a_store_that_fails_right_after_the_claim_costs_no_tick(store, manager, monkeypatch):
+    from dtq import StoreError
+    from dtq.ticker import Ticker
+
+    def fails(*_):
+        raise StoreError("gone")
+
+    manager.schedule("s", type="b", every=10)
+    ticker = Ticker(store, "n", 30)
+    monkeypatch.setattr(store, "get", fails)
+    monkeypatch.setattr(store, "next_due", fails)
+    ((tick, works),) = ticker.turn(NOW + 10)
+    assert (tick.expires, len(works)) == (NOW + 20, 1)
+
+
 def test_a_task_that_only_looks_like_a_tick_fails_and_harms_nobody(store, manager):
     store.add([Task(type=cron.TYPE, queue=cron.QUEUE, id="x", expires=NOW, created_at=NOW, run_at=NOW)])
     turn(make(store, ScriptedPool()), NOW + 1)
