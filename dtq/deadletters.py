@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
+from dtq import names
 from dtq.errors import InvalidTask, UnknownTask
 from dtq.stores import Outcome, Store
 from dtq.task import Status, Task, fell_with_its_parent, revive
@@ -56,7 +57,7 @@ class DeadLetters:
 
     def get(self, task_id: str) -> Task:
         """One of them. Raises UnknownTask where there is none of this id, or it has not failed."""
-        for task in self._store.get([task_id]):
+        for task in self._store.get([task_id] if names.can_exist(task_id) else []):
             if task.status == Status.FAILED:
                 return task
             raise UnknownTask(f"task {task_id} is {task.status}: only failed tasks are dead letters")
@@ -73,6 +74,7 @@ class DeadLetters:
         self, after: str = "", *, queue: str | None = None, type: str | None = None, error: str | None = None,
         since: float | None = None,
     ) -> Iterator[Task]:  # fmt: skip
+        names.check_filters(queue=queue, type=type)
         wanted: dict[str, Any] = {"status": Status.FAILED, "queue": queue, "type": type, "finished_after": since}
         while page := self._store.find(after=after, limit=PAGE, **wanted):
             yield from (task for task in page if error in (None, _error(task)))
@@ -105,7 +107,7 @@ class DeadLetters:
         Times alone would not do: what fell is stamped by the loop, what failed by its worker.
         """
         if task_ids:
-            return list(dict.fromkeys(task_ids))
+            return _known(task_ids)
         found = sorted(
             (fell_with_its_parent(task), task.finished_at or 0.0, task.id) for task in self._matching(**filters)
         )
@@ -117,7 +119,7 @@ class DeadLetters:
         if task_ids and (filters or age):
             raise InvalidTask("purge takes ids or filters, not both")
         before = self._clock() - age
-        found = self._store.get(dict.fromkeys(task_ids)) if task_ids else self._matching(**filters)
+        found = self._store.get(_known(task_ids)) if task_ids else self._matching(**filters)
         dead = [task for task in found if task.status == Status.FAILED and (task.finished_at or 0.0) <= before]
         return sum(_remove(self._store, page) for page in _pages(dead))
 
@@ -138,6 +140,11 @@ def _remove(store: Store, tasks: Sequence[Task]) -> int:
     while step := store.purge(LONG_AGO, FAILED):
         removed += step
     return removed
+
+
+def _known(task_ids: Iterable[str]) -> list[str]:
+    """Those that a task can have, each once. Raises InvalidTask where one is not even text."""
+    return list(dict.fromkeys(task_id for task_id in task_ids if names.can_exist(task_id)))
 
 
 def _pages(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -17,13 +17,13 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 
-from dtq import codec, cron, limits, unique, webhooks
+from dtq import codec, cron, limits, names, unique, webhooks
 from dtq.cron import Misfire, Schedule
 from dtq.deadletters import DeadLetters
-from dtq.errors import DuplicateTask, InvalidTask, QueueFull, StoreError, UnknownTask
+from dtq.errors import DuplicateTask, IllegalTransition, InvalidTask, QueueFull, StoreError, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
-from dtq.graph import Graph, Step, bind, named
+from dtq.graph import Graph, Step, bind, named, prefix
 from dtq.handle import Endings, Handle
 from dtq.limits import Limit
 from dtq.options import task_of
@@ -86,6 +86,12 @@ class QueueManager:
         now = self.clock()
         return self._store([self._task(task, now) for task in tasks])
 
+    def add_checked(self, tasks: Iterable[Task]) -> list[Handle]:
+        """As `add_many`, for callers within dtq that have refused reserved names (`dtq.names`) and then set keys of
+        their own."""
+        now = self.clock()
+        return self._store([self._entering(task, now) for task in tasks])
+
     def flow(self, graph: Graph | Mapping[str, Step], id: str | None = None) -> Flow:
         """Stores a whole graph of tasks in one commit: what `chain`, `group` and `chord` give, or name -> step, where
         `after` tells names. `id`: the flow's own; adding it again gives the flow that is there."""
@@ -95,6 +101,8 @@ class QueueManager:
 
     def get_flow(self, id: str) -> Flow:
         """A flow that was added before, here or elsewhere. Raises UnknownTask."""
+        if not names.can_exist(id) or prefix(id) == names.OURS:
+            raise UnknownTask(f"no flow has the id {id!r}: it was never added, or all of it was cleaned up")
         return Flow.find(id, self)
 
     def _store(self, tasks: list[Task]) -> list[Handle]:
@@ -140,13 +148,17 @@ class QueueManager:
         task = given if isinstance(given, Task) else task_of(given, now)
         if task.version or task.status != Status.PENDING:
             raise InvalidTask(f"task {task.id} comes from a store: add a new Task, or use retry")
+        names.refuse_reserved(task)
+        return self._entering(task, now)
+
+    def _entering(self, task: Task, now: float) -> Task:
         return entering(task, now, codec.normalise(task.payload, self.max_payload, "payload"))
 
     # --- look
 
     def get(self, task_id: str) -> Task:
         """The task as it is now. Raises UnknownTask."""
-        for task in self.store.get([task_id]):
+        for task in self.store.get([task_id] if names.can_exist(task_id) else []):
             return task
         raise UnknownTask(f"no task has the id {task_id!r}: it was never added, or was deleted or cleaned up")
 
@@ -156,6 +168,7 @@ class QueueManager:
     ) -> list[Task]:  # fmt: skip
         """Up to `limit` tasks by id, oldest first; the next page follows the last id: `after=page[-1].id`. The ticks of
         schedules are shown only to those who ask for their queue."""
+        names.check_filters(queue=queue, type=type)
         if status is not None and status not in set(Status):
             raise InvalidTask(f"status is {status!r}; allowed: one of {', '.join(Status)}")
         _check_limit("limit", limit, PAGE)
@@ -191,6 +204,7 @@ class QueueManager:
         return self._change(task_id, lambda task: prioritise(task, priority))
 
     def _change(self, task_id: str, transition: Callable[[Task], Task]) -> Task:
+        _refuse_tick(task_id)
         while True:
             task = transition(self.get(task_id))
             if self.store.update([(task, webhooks.deliveries(task, self.clock()))]):
@@ -213,8 +227,10 @@ class QueueManager:
 
     def delete(self, *task_ids: str) -> int:
         """Remove these tasks, except those that run (cancel them first). Return how many were removed. What waits for
-        one of them gets UnknownTask."""
-        removed = self.store.delete(task_ids)
+        one of them gets UnknownTask. Raises IllegalTransition for the tick of a schedule."""
+        for task_id in task_ids:
+            _refuse_tick(task_id)
+        removed = self.store.delete([task_id for task_id in task_ids if names.can_exist(task_id)])
         self._poller.hint()
         return removed
 
@@ -226,11 +242,16 @@ class QueueManager:
         return total
 
     def pause(self, queue: str = "default") -> None:
-        """Nothing of this queue starts any more, on any node, until `resume`; what runs goes on."""
+        """Nothing of this queue starts any more, on any node, until `resume`; what runs goes on. Raises InvalidTask
+        where no user's queue can have this name."""
+        names.check_free("queue", queue)
         self.store.set_lane(queue=queue, paused=True)
         self.events.emit("queue:paused", self.clock(), queue=queue)
 
     def resume(self, queue: str = "default") -> None:
+        """Lets tasks of a paused queue start again. Raises InvalidTask where no user's queue can have this name."""
+        if not self._stands(queue, None, None):
+            names.check_free("queue", queue)
         self.store.set_lane(queue=queue, paused=False)
         self.events.emit("queue:resumed", self.clock(), queue=queue)
 
@@ -245,7 +266,7 @@ class QueueManager:
         if nothing is said), `max_running` how many may run. What is None stays as it is, 0 takes a limit away. Waiting
         costs no attempt. Raises DTQError, InvalidTask.
         """
-        Task(type="any" if type is None else type, queue="any" if queue is None else queue, limit_key=key or "")
+        _check_selector(queue, type, key)
         self.store.set_lane(queue, type, key, **limits.changes(rate, burst, max_running))
         return next((at for at in self.limits() if at.selector == (queue, type, key)), Limit(queue, type, key))
 
@@ -254,8 +275,15 @@ class QueueManager:
         return self.store.stats().limits
 
     def unlimit(self, queue: str | None = None, type: str | None = None, key: str | None = None) -> None:
-        """Takes the limit away that was set with these very names. A pause stays."""
+        """Takes the limit away that was set with these very names. A pause stays. Raises InvalidTask where no limit can
+        have them."""
+        if not self._stands(queue, type, key):
+            _check_selector(queue, type, key)
         self.store.set_lane(queue, type, key, rate=0, burst=1, max_running=0)
+
+    def _stands(self, *selector: str | None) -> bool:
+        """Whether there is a limit of these names, whatever they are: an older dtq accepted every name."""
+        return selector in [limit.selector for limit in self.limits()]
 
     def schedule(
         self, name: str, cron: str | None = None, type: str | None = None, payload: Any = None, *,
@@ -296,6 +324,7 @@ class QueueManager:
 
     def future_of(self, task_id: str) -> Future[Task]:
         """Return a future of the ended task; cancel it to stop waiting. Raises UnknownTask."""
+        names.can_exist(task_id)
         future = self._endings.future(task_id)
         try:
             self._endings.settle([self.get(task_id)])  # it may have ended before it was waited for
@@ -344,6 +373,23 @@ def _flow_id(id: str) -> str:
     if not id or "." in id:
         raise InvalidTask(f"the id of the flow is {id!r}; allowed: the id of a task, without a dot")
     return id
+
+
+def _check_selector(queue: str | None, type: str | None, key: str | None) -> None:
+    """Raise InvalidTask where no limit can have these names. Deliveries of webhooks may be held to one, ticks not."""
+    if queue is not None:
+        names.check_free("queue", queue)
+    if type is not None and type != webhooks.TYPE:
+        names.check_free("type", type)
+    if key is not None:
+        names.check_text("limit_key", key, 0)
+
+
+def _refuse_tick(task_id: str) -> None:
+    """Raise IllegalTransition for the tick of a schedule: only `schedules` changes these."""
+    if isinstance(task_id, str) and task_id.startswith(cron.FIRST_ID):
+        name = task_id.removeprefix(cron.FIRST_ID)
+        raise IllegalTransition(f"{task_id} is no task but the schedule {name!r}: use schedules.pause, resume, remove")
 
 
 def _check_limit(name: str, value: Any, most: int) -> None:

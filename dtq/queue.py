@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from dtq import courier, reports, staff, webhooks
 from dtq.courier import Courier
@@ -236,7 +236,7 @@ class TaskQueue(QueueManager):
         if not self._inline and webhooks.TYPE not in self.registry:
             waiting = self.store.stats().types.get(webhooks.TYPE, {})
             if any(waiting.get(status) for status in WAITING) and courier.is_installed():
-                self.registry.register(webhooks.TYPE, self._courier, courier.CONCURRENCY, give_up_on=courier.GIVE_UP_ON)
+                self.registry.enter(webhooks.TYPE, self._courier, courier.CONCURRENCY, give_up_on=courier.GIVE_UP_ON)
                 self._define(webhooks.TYPE)
 
     def _refresh(self, *_: object) -> None:
@@ -246,11 +246,10 @@ class TaskQueue(QueueManager):
 
     # --- what a manager does, where the loop has to know
 
-    def _task(self, given: Task | Mapping[str, Any], now: float | None = None) -> Task:
-        task = super()._task(given, now)
+    def _entering(self, task: Task, now: float) -> Task:
         if task.type not in self.registry:
             self._require_type(task.type)
-        return task
+        return super()._entering(task, now)
 
     def _require_type(self, type: str) -> None:
         """A type that is not handled here must be handled by another node that lives."""

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dtq import names
 from dtq.errors import HandlerError, UnknownType
-from dtq.task import Task
 from dtq.wire import Source
 
 Function = Callable[..., Any]
@@ -55,7 +55,13 @@ class Registry:
         Raises InvalidTask where the type cannot be one, and HandlerError, which says what is wrong with the handler and
         what to do. A file must exist now; a module is imported by the worker that first needs it.
         """
-        Task(type=type)
+        names.check_free("type", type)
+        self.enter(type, handler, concurrency, retry_on=retry_on, give_up_on=give_up_on)
+
+    def enter(
+        self, type: str, handler: Handler, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
+    ) -> None:
+        """The same without the check of the type, for handlers of dtq itself."""
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_CONCURRENCY:
             raise HandlerError(
                 f"concurrency of {type!r} is {concurrency!r}; allowed: a whole number from 1 to {MAX_CONCURRENCY:,}"

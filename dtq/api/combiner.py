@@ -72,7 +72,8 @@ class Combiner:
     def _add(self, group: list[list[Task]]) -> list[Outcome]:
         if len(group) > 1:
             try:
-                ids = iter([handle.id for handle in self._manager.add_many(task for tasks in group for task in tasks)])
+                handles = self._manager.add_checked(task for tasks in group for task in tasks)
+                ids = iter([handle.id for handle in handles])
                 return [[next(ids) for _ in tasks] for tasks in group]
             except StoreError as error:  # for each of them it would be the same
                 return [error] * len(group)
@@ -82,7 +83,7 @@ class Combiner:
 
     def _add_one(self, tasks: list[Task]) -> Outcome:
         try:
-            return [handle.id for handle in self._manager.add_many(tasks)]
+            return [handle.id for handle in self._manager.add_checked(tasks)]
         except Exception as error:
             return error
 

@@ -16,12 +16,13 @@ import msgspec
 from litestar import Response, delete, get, post
 from litestar.params import PathParameter, QueryParameter
 
+from dtq import names
 from dtq.api.bodies import JSON, Asked, Body
 from dtq.api.desk import MAX_WAITS, Desk
 from dtq.api.guards import SLASH
 from dtq.api.models import Accepted, Reason, TaskPage, TaskSummary
 from dtq.api.problems import Refusal
-from dtq.api.shapes import NewTask, OneOrMany, is_same, to_task
+from dtq.api.shapes import NAME, NewTask, OneOrMany, is_same, to_task
 from dtq.errors import IllegalTransition, InvalidTask
 from dtq.manager import QueueManager
 from dtq.task import Status, Task
@@ -31,7 +32,7 @@ PAGE = 50  # tasks that are read at once: each may carry megabytes
 MAX_WAIT = 60.0  # seconds
 
 NamePath = Annotated[str, PathParameter(max_length=200, description="A slash in it is written %2F.")]
-NameQuery = Annotated[str, QueryParameter(max_length=200)]
+NameQuery = Annotated[str, QueryParameter(max_length=200, pattern=f"^({NAME[1:-1]})?$")]
 
 
 def desk_of(request: Asked) -> Desk:
@@ -84,6 +85,7 @@ def _tasks(many: Sequence[NewTask], now: float, key: str | None) -> list[Task]:
             reason = "give a key, or the header Idempotency-Key, not both"
             raise Refusal(409, f"{where}key: {reason}", [Reason(f"{where}key", reason)])
         try:
+            names.refuse_reserved(new)
             tasks.append(to_task(new, now, f"{key}/{number}" if key else None))
         except InvalidTask as error:
             raise _refuse_field(where + str(error).partition(" ")[0], str(error)) from None

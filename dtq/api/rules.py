@@ -11,7 +11,7 @@ from dtq.api.bodies import Asked, Body
 from dtq.api.models import Reason, ScheduleView
 from dtq.api.problems import Refusal
 from dtq.api.routes import NamePath, answer, desk_of, name_in
-from dtq.api.shapes import NewLimit, NewSchedule
+from dtq.api.shapes import NAME, NewLimit, NewSchedule
 from dtq.cron import Schedule
 from dtq.limits import Limit
 from dtq.manager import QueueManager
@@ -66,7 +66,10 @@ async def resume_schedule(request: Asked, name: NamePath) -> Response[Schedule]:
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 LIMIT = Body(NewLimit)
-SelectorQuery = Annotated[str | None, QueryParameter(max_length=200, description="As in the limit; left out: any.")]
+SelectorQuery = Annotated[
+    str | None, QueryParameter(max_length=200, pattern=NAME, description="As in the limit; left out: any.")
+]
+KeyQuery = Annotated[str | None, QueryParameter(max_length=200, description="As in the limit; left out: any.")]
 
 
 @get("/limits", opt={"needs": "read"})
@@ -93,7 +96,7 @@ def _put_limit(manager: QueueManager, new: NewLimit) -> Limit:
 
 @delete("/limits", opt={"needs": "admin", "query": {"queue", "type", "key"}}, status_code=204)
 async def remove_limit(
-    request: Asked, queue: SelectorQuery = None, type: SelectorQuery = None, key: SelectorQuery = None
+    request: Asked, queue: SelectorQuery = None, type: SelectorQuery = None, key: KeyQuery = None
 ) -> None:
     """Take the limit away that has these very names; a pause stays. Harmless where there is none."""
     await desk_of(request).ask(desk_of(request).manager.unlimit, queue, type, key)

@@ -21,7 +21,6 @@ from dtq.api.routes import NamePath, answer, desk_of, name_in
 from dtq.errors import StoreError
 from dtq.prometheus import CONTENT_TYPE, exposition
 from dtq.stores import Stats
-from dtq.task import Task
 
 HERE = Path(__file__).parent
 
@@ -110,7 +109,6 @@ async def resume_queue(request: Asked, queue: NamePath) -> Response[QueueView]:
 
 
 async def _set_paused(desk: Desk, queue: str, paused: bool) -> Response[QueueView]:
-    Task(type="any", queue=queue)  # raises InvalidTask where the queue cannot have this name
     await desk.ask(desk.manager.pause if paused else desk.manager.resume, queue)
     stats = await desk.ask(desk.manager.stats)
     return answer(QueueView(queue, paused, stats.queues.get(queue, {})))
