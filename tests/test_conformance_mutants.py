@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import count, cycle
 from unittest.mock import patch
 
 import pytest
 from msgspec.structs import replace
 
 from dtq import conformance
+from dtq.conformance import Subject
 from dtq.limits import Gate
 from dtq.stores import Stats
+from dtq.stores.file import FileStore
 from dtq.stores.memory import MemoryStore
+from dtq.stores.replica import Change, Replica
 from dtq.task import TERMINAL, Status, Task
 
 BROKEN: list[tuple[type[MemoryStore], str]] = []
@@ -255,6 +258,55 @@ class DeletesRunningTasks(MemoryStore):
         return super().delete(ids)
 
 
+@caught_by("a_claim_of_a_deleted_task_cannot_reach_the_new_one")
+class CountsVersionsAnew(MemoryStore):
+    """Begins every new task at version 1, also one whose id was used before."""
+
+    def _add(self, tasks):
+        self._deleted = 0
+        return super()._add(tasks)
+
+
+@caught_by("a_claim_of_a_purged_task_cannot_reach_the_new_one")
+class ForgetsPurgedVersions(MemoryStore):
+    """Keeps the versions of tasks that are deleted, not of those that are purged."""
+
+    def purge(self, before, statuses):
+        highest = self._deleted
+        removed = super().purge(before, statuses)
+        self._deleted = highest
+        return removed
+
+
+@caught_by("a_successor_with_the_id_of_a_removed_task_is_fenced")
+class PlantsAtVersionOne(MemoryStore):
+    """Begins successors at version 1, whatever was removed."""
+
+    def update(self, outcomes):
+        highest, self._deleted = self._deleted, 0
+        accepted = super().update(outcomes)
+        self._deleted = highest
+        return accepted
+
+
+@caught_by("a_new_task_begins_above_every_removed_version")
+class KeepsTheLastVersionOnly(MemoryStore):
+    """Keeps the version of what was deleted last, not the highest."""
+
+    def delete(self, ids):
+        self._deleted = 0
+        return super().delete(ids)
+
+
+@caught_by("a_family_deleted_in_one_call_counts_as_it_was")
+class CountsItsOwnChanges(MemoryStore):
+    """Counts the version that a child got when its parent was deleted before it in the same call."""
+
+    def _delete(self, task: Task):
+        super()._delete(task)
+        self._deleted = max(self._deleted, task.version)
+
+
 @caught_by("the_oldest_is_the_one_that_waits_longest")
 class ForgetsTheOldest(MemoryStore):
     """Shows no waiting time."""
@@ -280,6 +332,41 @@ def test_a_broken_store_is_caught(store: type[MemoryStore], check: str):
     assert check in failed
     assert "expected" in failed[check].detail
     assert "got" in failed[check].detail
+
+
+class ForgetsWhatOthersDeleted(Replica):
+    """Reads from the journal which tasks are gone, and passes over their versions."""
+
+    def apply(self, change: Change, journal: int):
+        super().apply(replace(change, deleted=0), journal)
+
+
+class WritesNoDeletedVersion(Replica):
+    """Knows the highest deleted version and does not write it down."""
+
+    def take(self, journal: int):
+        if change := super().take(journal):
+            change.deleted = 0
+        return change
+
+
+@pytest.mark.parametrize(
+    ("replica", "check"),
+    [
+        (ForgetsWhatOthersDeleted, "a_claim_stays_fenced_when_another_process_deletes"),
+        (WritesNoDeletedVersion, "versions_do_not_recur_after_a_restart"),
+    ],
+)
+def test_a_file_store_with_a_broken_replica_is_caught(replica: type[Replica], check: str, tmp_path):
+    numbers = count()
+
+    def make() -> Subject:
+        path = tmp_path / f"queue{next(numbers)}"
+        return Subject(lambda: FileStore(path), FileStore.abandon)
+
+    with patch("dtq.stores.ledger.Replica", replica):
+        results = conformance.run(make, conformance.group("removal", "durable"))
+    assert check in {result.name for result in results if result.status == "failed"}
 
 
 def test_the_first_failure_reads_well():

@@ -96,6 +96,8 @@ class StoresAgree(RuleBasedStateMachine):
         self.turn = 0
         self.now = 1000.0
         self.ids = []
+        self.added = 0
+        self.task_of = {}  # id and version -> which of the tasks that had this id
         self.held = []  # every task as it was once claimed
         self.seen = []  # and as it was once looked at
         self.nodes = {}
@@ -122,14 +124,29 @@ class StoresAgree(RuleBasedStateMachine):
         self.both("add", wanted)
 
     def task(self, options, **more) -> Task:
+        """A new task, with a `retry_cap` of its own, by which it differs from an older one of the same id."""
+        self.added += 1
         expires = None if options["expires"] is None else self.now + options["expires"]
         at = {"run_at": self.now + options["run_at"], "expires": expires, "created_at": self.now}
-        return Task(**{**options, **at, **more})
+        return Task(**{**options, **at, "retry_cap": 1000.0 + self.added, **more})
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), options=tasks)
     def add_again(self, data, options):
         self.both("add", [self.task(options, id=data.draw(st.sampled_from(self.ids)))])
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), options=tasks, by=st.sampled_from(["delete", "purge"]))
+    def remove_and_add_again(self, data, options, by):
+        """A task that was claimed once is ended, removed, and added again, while that claim is still out."""
+        claim = data.draw(st.sampled_from(self.held[-10:]), label="claim")
+        if running := [task for task in self.both("get", [claim.id]) if not task.is_terminal]:
+            self.both("update", [(cancel(running[0], self.now), [])])
+        if by == "delete":
+            self.both("delete", [claim.id])
+        else:
+            self.both("purge", self.now + 1, set(Status))
+        self.both("add", [self.task(options, id=claim.id)])
 
     @rule(
         worker=st.sampled_from(WORKERS),
@@ -271,6 +288,12 @@ class StoresAgree(RuleBasedStateMachine):
     def the_same_tasks(self):
         wanted, got = self.everything(), self.stores[self.turn % 2].find(limit=10_000)
         assert got == wanted, [(a, b) for a, b in zip(wanted, got, strict=False) if a != b]
+
+    @invariant()
+    def no_version_of_an_id_comes_twice(self):
+        """Each version of an id belongs to one task, however often the id is removed and added again."""
+        for task in self.everything():
+            assert self.task_of.setdefault((task.id, task.version), task.retry_cap) == task.retry_cap, task
 
     @invariant()
     def the_same_statistics(self):

@@ -11,10 +11,20 @@ after a crash) takes a Subject instead of a store; where a store cannot be looke
 
 from __future__ import annotations
 
-from dtq.conformance import adding, claiming, dependencies, lanes, lasting, leases, looking, updating
+from dtq.conformance import adding, claiming, dependencies, fencing, lanes, lasting, leases, looking, updating
 from dtq.conformance.kit import CHECKS, Body, Broken, Check, Make, Result, Skipped, Subject, expect, group, promise, run
 
-GROUPS = (adding, claiming, updating, dependencies, leases, lanes, looking, lasting)  # each module enters its checks
+GROUPS = (
+    adding,
+    claiming,
+    updating,
+    dependencies,
+    leases,
+    lanes,
+    looking,
+    fencing,
+    lasting,
+)  # each module enters its checks
 
 __all__ = [
     "CHECKS",

@@ -93,7 +93,8 @@ class Store(Protocol):
         """Stores new tasks, in order; gives for each the id that now stands for it.
 
         - A task whose `id`, or whose `key`, is taken is not stored: the id of the one that has it is given.
-        - Stored at version 1, `pending`; or `blocked` while a task named in `after` is not terminal.
+        - Stored at version 1, or above every version that a deleted task had, so that no version of an id comes twice.
+        - It is `pending`; or `blocked` while a task named in `after` is not terminal.
         - `after` names tasks stored before or of the same call; an unknown one is InvalidTask, and nothing is stored.
           A task that is not stored, its id or key being taken, may name whom it likes: its parents may be gone by now.
         - A parent that has failed or was cancelled already dooms the task, unless `on_parent_failure` is "run".
@@ -195,7 +196,7 @@ class Store(Protocol):
 
     def delete(self, ids: Iterable[str]) -> int:
         """Removes these tasks, but none that is `processing`; gives how many. For waiting children it is as if
-        cancelled."""
+        cancelled. Their highest version is kept (see `add`), by `purge` too."""
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
         """Removes tasks of these terminal statuses that finished before this time, at most a few thousand a call;

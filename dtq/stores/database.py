@@ -63,20 +63,26 @@ class Database:
         return connection
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Makes the tables in an empty file; refuses a file of somebody else, or of a newer dtq."""
+        """Create the tables in an empty file, or upgrade the file of an older dtq. Refuse a file of another program or
+        of a newer dtq."""
         application = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if application == schema.APPLICATION_ID and version == schema.VERSION:
-            return
         if application == schema.APPLICATION_ID:
+            self._upgrade(db, version)
+        elif application or version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise StoreError(f"{self.path} is a database of another program: use another file")
+        else:
+            _run_all(db, schema.TABLES)
+
+    def _upgrade(self, db: sqlite3.Connection, version: int) -> None:
+        """Bring the file from its schema version to ours, one version after the other, within one transaction."""
+        if version != schema.VERSION and version not in schema.UPGRADES:
             raise StoreError(
                 f"{self.path} is of schema version {version}, this dtq knows version {schema.VERSION}: "
                 "upgrade dtq, or use another file"
             )
-        if application or version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise StoreError(f"{self.path} is a database of another program: use another file")
-        for statement in schema.TABLES.split(";\n"):
-            db.execute(statement)
+        for older in range(version, schema.VERSION):
+            _run_all(db, schema.UPGRADES[older])
 
     @contextmanager
     def _named_errors(self, verb: str) -> Iterator[None]:
@@ -129,3 +135,9 @@ class Database:
         with self._read_lock, closing(self._reader):
             self.committer.close()
             self.watch.close(leave)
+
+
+def _run_all(db: sqlite3.Connection, statements: str) -> None:
+    """Run these statements one by one: `executescript` would commit the transaction first."""
+    for statement in statements.split(";\n"):
+        db.execute(statement)

@@ -34,6 +34,7 @@ class Index:
         self._seq: dict[str, int] = {}  # order of insertion
         self._id: dict[int, str] = {}
         self._number = 0  # of the one that came last
+        self._deleted = 0  # the highest version that any deleted task had
         self._keys: dict[str, str] = {}
         self._parents: dict[str, set[str]] = {}  # of a blocked task: those it still waits for
         self._children: dict[str, set[str]] = defaultdict(set)
@@ -59,7 +60,8 @@ class Index:
         stands_for = dict(zip((task.id for task in tasks), ids, strict=True))
         for task, task_id in zip(tasks, ids, strict=True):
             if task.id == task_id and task_id not in self._tasks:
-                self._put(self._placed(replace(task, after=stand_ins(task, stands_for), version=1)))
+                new = replace(task, after=stand_ins(task, stands_for), version=self._deleted + 1)
+                self._put(self._placed(new))
         return ids
 
     def _require_parents(self, tasks: Sequence[Task], ceded: Collection[str | None] = ()) -> None:
@@ -312,9 +314,10 @@ class Index:
             del self._limits[limit.selector]
 
     def delete(self, ids: Iterable[str]) -> int:
-        gone = [task.id for task in self.get(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
-        for task_id in gone:
-            self._delete(self._tasks[task_id])  # looked up anew: it may be the child of one before it
+        gone = [task for task in self.get(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
+        self._deleted = max([self._deleted, *(task.version for task in gone)])
+        for task in gone:
+            self._delete(self._tasks[task.id])  # looked up anew: it may be the child of one before it
         return len(gone)
 
     def _delete(self, task: Task) -> None:

@@ -98,7 +98,8 @@ def new_record(task: Task) -> list[Any]:
 def _beginning(
     lane: str, priority: int, run_at: float, expires: float | None, on_parent_failure: str, key: str
 ) -> tuple[str, msgspec.Raw, msgspec.Raw]:
-    """The place of a new task; how far it is, packed, up to the number that the server gives it, and behind that."""
+    """The place of a new task; how far it is, packed, from its attempts up to the number that the server gives it, and
+    behind that."""
     plan = _plan(priority, run_at, expires)
     where = plan.split(_BETWEEN)[1]
     course = f"{plan}\x1f".encode()
@@ -109,8 +110,8 @@ def _beginning(
 
 @lru_cache(256)
 def _front(lane: str) -> bytes:
-    """The values of State before `course`, in MessagePack."""
-    return b"".join(map(pack, ("pending", 1, 0, "", lane, False, False, _BETWEEN * 4)))
+    """The values of State between `version` and `course`, in MessagePack."""
+    return b"".join(map(pack, (0, "", lane, False, False, _BETWEEN * 4)))
 
 
 def _as_it_is(value: bytes) -> msgspec.Raw:

@@ -53,6 +53,7 @@ class Change(msgspec.Struct, omit_defaults=True):
     served: float = 0.0  # the mark of the one served last
     nodes: list[tuple[str, Node]] = []  # each behind the peer through which it speaks
     left: list[str] = []  # nodes
+    deleted: int = 0  # where tasks are gone: the highest version that any deleted task had
 
 
 NOTHING = Change()
@@ -134,6 +135,7 @@ class Replica(Index):
                 change.put.append(self._entry(task_id))
             else:
                 change.moved.append(Moved(*_state(self._tasks[task_id])))
+        change.deleted = self._deleted if change.gone else 0
         self._note_policy(change)
         self._settle(journal)
         return change if change != NOTHING else None
@@ -168,6 +170,7 @@ class Replica(Index):
             if task_id in self._tasks:
                 self._free_children(task_id)
                 self._forget(self._tasks[task_id])
+        self._deleted = max(self._deleted, change.deleted)
         for entry in change.put:
             self._restore(entry)
         for moved in change.moved:
@@ -238,11 +241,11 @@ class Replica(Index):
         return Entry(self._seq[task_id], self._tasks[task_id], tuple(sorted(self._parents.get(task_id, ()))))
 
     def all_but_tasks(self) -> Change:
-        """Limits, shares and nodes, as one change from nothing."""
+        """Limits, shares, nodes and the highest deleted version, as one change from nothing."""
         nodes = [(self.peer_of[node.id], node) for node in self._nodes.values()]
         return Change(
             limits=list(self._limits.values()), owed=[(name, dict(at)) for name, at in self._next_at.items() if at],
-            marks=self._share.marks, served=self._share.now, nodes=nodes,
+            marks=self._share.marks, served=self._share.now, nodes=nodes, deleted=self._deleted,
         )  # fmt: skip
 
     def has_late(self, now: float) -> bool:

@@ -72,15 +72,15 @@ def stage_of(task: Task) -> int | None:
     return DOOMED if task.doom and stage is not None else stage
 
 
-def new_row(task: Task, lane: int) -> tuple[Any, ...]:
-    """What INSERT binds. `task` has its status and doom."""
+def new_row(task: Task, lane: int, version: int) -> tuple[Any, ...]:
+    """What INSERT binds. `task` has its status and doom; `version` is the one that new tasks begin at."""
     stage = stage_of(task)
     if stage == LATER and task.run_at <= task.created_at:
         stage = READY
     payload = None if task.payload is None else to_json(task.payload).decode()
     return (
-        task.id, lane, task.key, stage, task.status, task.priority, task.run_at, task.expires, task.created_at,
-        task.doom, options_of(task), payload,
+        task.id, lane, task.key, stage, task.status, version, task.priority, task.run_at, task.expires,
+        task.created_at, task.doom, options_of(task), payload,
     )  # fmt: skip
 
 

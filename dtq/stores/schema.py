@@ -15,10 +15,16 @@ from __future__ import annotations
 from dtq.task import Status
 
 APPLICATION_ID = 0x64747131  # "dtq1"
-VERSION = 1
+VERSION = 2
 BLOCKED, LATER, READY, DOOMED = range(4)
 
 COUNTERS = tuple(map(str, Status))
+
+# The highest version that any deleted task had: one row.
+DELETED = """
+CREATE TABLE deleted (version INTEGER NOT NULL);
+INSERT INTO deleted (version) VALUES (0);
+"""
 
 TABLES = f"""
 CREATE TABLE lane (
@@ -52,10 +58,18 @@ CREATE TABLE lane_limit (selector TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT 
 CREATE TABLE bucket (selector TEXT, key TEXT, next_at REAL NOT NULL, PRIMARY KEY (selector, key)) WITHOUT ROWID;
 CREATE TABLE share (key TEXT PRIMARY KEY, mark REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE node (id TEXT PRIMARY KEY, peer TEXT NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
-
+{DELETED}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
+
+# What makes a file of each older version one of the next.
+UPGRADES = {
+    1: f"""
+{DELETED}
+PRAGMA user_version = 2;
+""",
+}
 
 FIELDS = (
     "seq", "id", "lane", "key", "status", "version", "priority", "run_at", "expires", "created_at", "started_at",
@@ -67,13 +81,14 @@ ROW = ", ".join(FIELDS)
 # --- add
 INSERT = """INSERT INTO task
     (id, lane, key, stage, status, version, priority, run_at, expires, created_at, doom, options, payload)
-    VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 TOGETHER = 64  # tasks that one statement inserts: a third faster than one by one
 INSERT_TOGETHER = INSERT + f", {INSERT.partition('VALUES ')[2]}" * (TOGETHER - 1)
 IDS_AMONG = "SELECT id FROM task WHERE id IN (SELECT value FROM json_each(?))"
 KEYS_AMONG = "SELECT key, id FROM task WHERE key IN (SELECT value FROM json_each(?)) AND key IS NOT NULL"
 STATUS_AMONG = "SELECT id, status FROM task WHERE id IN (SELECT value FROM json_each(?))"
 SEQS_AMONG = "SELECT id, seq FROM task WHERE id IN (SELECT value FROM json_each(?))"
+BEGINNING = "SELECT version + 1 FROM deleted"
 INSERT_EDGE = "INSERT INTO edge (parent, child, strict) VALUES (?, ?, ?)"
 INSERT_LANE = "INSERT INTO lane (queue, type, key) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET key = key RETURNING id"
 LANES_AMONG = "SELECT id, queue, type, key FROM lane WHERE id IN (SELECT value FROM json_each(?))"
@@ -136,7 +151,8 @@ FIRST_EXPIRY = f"SELECT min(expires) FROM task WHERE expires IS NOT NULL AND sta
 OLDEST_BELOW = f"""SELECT priority, run_at FROM task WHERE stage = {READY} AND lane = ? AND priority < ?
     ORDER BY priority DESC, run_at LIMIT 1"""
 DELETE = """DELETE FROM task WHERE id IN (SELECT value FROM json_each(?)) AND status != 'processing'
-    RETURNING seq, id, lane, status"""
+    RETURNING seq, id, lane, status, version"""
+RAISE_DELETED = "UPDATE deleted SET version = max(version, ?)"
 FINISHED_BEFORE = """SELECT id FROM task WHERE finished_at IS NOT NULL AND finished_at < ?
     AND status IN (SELECT value FROM json_each(?)) ORDER BY finished_at LIMIT 1000"""
 DROP_EDGES_TO = "DELETE FROM edge WHERE child = ?"

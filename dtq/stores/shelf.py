@@ -1,7 +1,7 @@
 """Shelf: one JSON file for each task, to be looked at, and from which a queue starts. Written now and then, in batches.
 
     queue/tasks/7f/018f3c...e1.json     {"number": 12, "task": {"type": "email", ...}}
-    queue/queue.json, queue-copy.json   limits, shares and nodes, with a checksum: twice, for what no journal tells of
+    queue/queue.json, queue-copy.json   all else, with a checksum: twice, for what no journal tells of
     queue/quarantine/                   what could not be read: kept, and not in the way
 
 A file may be older than the journals that are still there, or as new as they, and never newer. The file of a task may
@@ -136,7 +136,7 @@ class Shelf:
                     self._put_aside(Path(path), ValueError(f"it holds the task {entry.task.id!r}"))
 
     def others(self) -> Change:
-        """Limits, shares and nodes, from the first of the two files that is whole. Where both are damaged they are
+        """All but the tasks, from the first of the two files that is whole. Where both are damaged they are
         lost, and the log says so."""
         damaged = False
         for path in self._others:

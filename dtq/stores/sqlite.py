@@ -69,11 +69,12 @@ class SQLiteStore:
         if any(task.after for task in new):
             require_parents(db, new, {task.id for task in tasks})
             new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
+        (version,) = db.execute(schema.BEGINNING).fetchone()
         moves = Moves()
         rows = []
         for task in new:
             lane = self._lanes.number(db, task.lane)
-            rows.append(new_row(task, lane))
+            rows.append(new_row(task, lane, version))
             moves.enter(lane, task.status)
         _insert(db, rows)
         if any(task.after for task in new):
@@ -278,8 +279,10 @@ class SQLiteStore:
         order = {id: at for at, id in enumerate(dict.fromkeys(ids))}  # the first to go is the one that children name
         rows = sorted(db.execute(schema.DELETE, (json_list(order),)), key=lambda row: order[row[1]])
         moves = Moves()
-        for _, _, lane, status in rows:
+        for _, _, lane, status, _ in rows:
             moves.leave(lane, status)
+        if rows:
+            db.execute(schema.RAISE_DELETED, (max(row[4] for row in rows),))
         db.executemany(schema.DROP_EDGES_TO, [(row[0],) for row in rows])
         settle(db, [(row[1], Status.CANCELLED) for row in rows], moves)
         moves.write(db)

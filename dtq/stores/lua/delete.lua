@@ -4,14 +4,17 @@
 -- ARGV[1]  {ids, each once; sender}
 -- reply    {how many were removed, how many parents have children that are still to be settled}
 
-local n = 0
+local gone = {}
+preload(input[1])
 for _, id in ipairs(input[1]) do
   local t = load(id)
   if t and t[STATUS] ~= "processing" then
-    remove(id, t)
-    n = n + 1
+    gone[#gone + 1] = id
+    note_version(t)
   end
 end
+for _, id in ipairs(gone) do remove(id, load(id)) end
 flush()
+keep_highest()
 tell(input[2])
-return {n, call("HLEN", root .. "settle")}
+return {#gone, call("HLEN", root .. "settle")}

@@ -6,6 +6,7 @@
 -- t hash          id -> how far it is (see below)           b hash         id -> what a task is (JSON); written once
 -- o hash          id -> what its attempts left (JSON)       k hash         key -> id
 -- open            ids that are not at their end, sorted     seq string     the number of the task that came last
+-- deleted string  the highest version that any deleted task had
 -- s:<status>      ids that are, sorted, by how they ended
 -- later           id by due time, until that has come       exp            id by the time at which it expires
 -- r:<lane>        what may be claimed: priority, due time and number as text that sorts, then the id

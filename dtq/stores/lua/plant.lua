@@ -1,7 +1,7 @@
 -- plant.lua: new tasks, for add and for the successors of update.
 --
--- A new task: {id, key, lane, place if it is ready now and does not expire, else "", how far it is (packed) up to the
--- number in FIXED, and behind it, body, parents if it has any}
+-- A new task: {id, key, lane, place if it is ready now and does not expire, else "", how far it is (packed) from
+-- ATTEMPTS up to the number in FIXED, and behind that number, body, parents if it has any}
 
 local NONE = {}
 local ID, KEY, PLACE, BODY, PARENTS = 1, 2, 4, 7, 8
@@ -80,17 +80,17 @@ local function place_anew(id, t) -- one that has come back from its end; parents
   wait_for(id, waits)
 end
 
-local function store(new, number) -- one that waits for nobody, and is ready: as most are
+local function store(new, front, number) -- one that waits for nobody, and is ready: as most are
   local id, _, lane, place, head, tail = unpack(new, 1, 6)
-  put(states, id, head .. number .. tail)
+  put(states, id, front .. head .. number .. tail)
   tasks[id] = nil -- to be read again, should somebody ask
   count(lane, "pending", 1)
   ready(id, lane, place, number)
 end
 
-local function store_any(new, number, parents) -- gives the parents that it waits for
+local function store_any(new, front, number, parents) -- gives the parents that it waits for
   local id, _, _, _, head, tail = unpack(new, 1, 6)
-  local t = {cmsgpack.unpack(head .. number .. tail)}
+  local t = {cmsgpack.unpack(front .. head .. number .. tail)}
   local _, strict, _, key = fixed_of(t)
   local status, reason, waits = begin(strict, parents)
   t[STATUS], t[FIXED] = status, number .. "\31" .. strict .. "\31" .. table.concat(parents, ",") .. "\31" .. key
@@ -118,15 +118,16 @@ local function plant(news, ids, fresh)
     depends = depends or new[PARENTS] ~= nil
   end
   local last = call("INCRBY", root .. "seq", #fresh) - #fresh
+  local front = cmsgpack.pack("pending", (call("GET", root .. "deleted") or 0) + 1) -- STATUS and VERSION
   for i, new in ipairs(fresh) do
     local id, key, number = new[ID], new[KEY], string.format("%014d", last + i)
     put(bodies, id, new[BODY])
     set("open", id, ZERO)
     if key ~= "" then call("HSET", root .. "k", key, id) end
     if depends or new[PLACE] == "" then
-      children[id] = store_any(new, number, parents_of(new, stands_for))
+      children[id] = store_any(new, front, number, parents_of(new, stands_for))
     else
-      store(new, number)
+      store(new, front, number)
     end
   end
   for id, waits in pairs(children) do wait_for(id, waits) end
