@@ -1,5 +1,5 @@
 """Courier: the handler of the type "dtq.webhook". An async one: who waits for a slow receiver takes no worker from
-others.
+others. It gets only deliveries that the end of a task planted (`webhooks.is_genuine`).
 
     secret, by its name --> sign (Standard Webhooks 1.0.0) --> resolve the name, once --> Guard: every address is public
                                                           --> connect to one of those very addresses, POST, look

@@ -297,9 +297,11 @@ class Loop:
                         self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority
                     )
                 self._answered_at = self._monotonic()
-                self._disregard(tasks)
-                self._take(group.pool, tasks, now)
                 short |= len(tasks) < n
+                self._disregard(tasks)
+                if webhooks.TYPE in types:
+                    tasks = self._without_forged(tasks, now)
+                self._take(group.pool, tasks, now)
         self._note_idleness(now, short)
         due = self._store.next_due(at) if short else None
         return float("inf") if due is None else due
@@ -307,6 +309,12 @@ class Loop:
     def _by_now(self, now: float) -> float:
         """What the time is, in a turn that began at `now`."""
         return now + self._monotonic() - self._began
+
+    def _without_forged(self, tasks: list[Task], now: float) -> list[Task]:
+        """Fail the deliveries that no ending planted. Return the other tasks."""
+        forged = [t for t in tasks if t.type == webhooks.TYPE and not t.doom and not webhooks.is_genuine(t)]
+        self._outcomes += [(webhooks.refuse(task, now), ()) for task in forged]
+        return [task for task in tasks if task not in forged] if forged else tasks
 
     def _disregard(self, tasks: Iterable[Task]) -> None:
         """They were claimed while workers were heard: an outcome of theirs is of an attempt that was lost before."""

@@ -6,15 +6,19 @@
 A delivery is an ordinary task of the same queue, priority and limit key: it is retried for about a day, sits among the
 failed ones if nobody takes it, and can be redriven from there. It has no webhook of its own. Its id is the
 `webhook-id`: the same at every attempt, so that the receiver can tell what it has seen before.
+
+Whoever adds a delivery could have any message signed. So its type and its form of an id are reserved (dtq.names), and
+the loop gives the courier only what is genuine.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from dtq.task import Task
+from dtq.task import ErrorInfo, Task, fail
 
 TYPE = "dtq.webhook"
 MAX_ATTEMPTS = 15  # with these delays: after 5, 10, 20, 40 s, ..., 4 h, about a day in all
@@ -45,6 +49,22 @@ def deliveries(task: Task, now: float) -> tuple[Task, ...]:
             retry_delay=RETRY_DELAY, retry_cap=RETRY_CAP, retry_jitter=RETRY_JITTER, created_at=now, run_at=now,
         ),
     )  # fmt: skip
+
+
+def is_genuine(delivery: Task) -> bool:
+    """Return whether `deliveries` made this. A task that was added as any other cannot pass for a delivery: its body
+    would have to foretell, to the microsecond, when it is created."""
+    match delivery.payload:
+        case {"url": str(), "secret": _, "body": {"timestamp": timestamp, "data": {"id": str(told)}}}:
+            form = re.escape(told) + r":webhook-\d+"
+            return timestamp == _iso(delivery.created_at) and re.fullmatch(form, delivery.id) is not None
+    return False
+
+
+def refuse(delivery: Task, now: float) -> Task:
+    """Fail a claimed delivery that is not genuine: whoever added it may not have anything signed."""
+    error = ErrorInfo("Forged", "this is no delivery that the end of a task planted: it is neither signed nor sent")
+    return fail(delivery, error, now, lambda: 0.0, final=True)
 
 
 def body(task: Task, now: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 
 import httpcore
 import pytest
+import servers
 from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook as Standard
 from test_loop import ScriptedPool, make
@@ -151,6 +152,40 @@ def test_a_manager_without_workers_plants_the_delivery_of_what_it_cancels():
         assert [task.payload["body"]["data"]["id"] for task in manager.find(type=webhooks.TYPE)] == [
             handle.id, replaced.id,
         ]  # fmt: skip
+
+
+def ended_hook(**fields):
+    return succeed(processing(**fields), 5, NOW)
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite", "file", "valkey"])
+def test_a_planted_delivery_is_genuine_also_as_it_comes_out_of_a_store(url, tmp_path):
+    if url == "valkey":
+        url = servers.url_of(url)
+    store = {"sqlite": str(tmp_path / "queue.db"), "file": f"file:{tmp_path / 'queue'}"}.get(url, url)
+    with QueueManager(store) as manager:
+        for n in range(50):
+            manager.add("a", id=f"a{n}.b@c:d", webhook="https://example.org/hook").cancel()
+        found = manager.find(type=webhooks.TYPE)
+        assert len(found) == 50
+        assert all(webhooks.is_genuine(delivery) for delivery in found)
+        (claimed,) = manager.store.claim("n", 1, 30, time.time() + 5, {webhooks.TYPE})
+        failed = fail(claimed, ErrorInfo("E"), NOW, lambda: 0, final=True)
+        assert webhooks.is_genuine(failed)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "y:webhook-2"}, {"id": "x:webhook-"}, {"id": "x"}, {"created_at": NOW + 1e-4}, {"payload": None},
+        {"payload": {}}, {"payload": {"url": "https://e.org", "secret": "shop", "body": {"any": "message"}}},
+        {"payload": {"url": "https://e.org", "secret": "shop", "body": 5}}, {"payload": "x"}, {"payload": [1]},
+    ],
+)  # fmt: skip
+def test_what_differs_from_a_planted_delivery_is_not_genuine(fields):
+    (planted,) = webhooks.deliveries(ended_hook(), NOW)
+    assert webhooks.is_genuine(planted)
+    assert not webhooks.is_genuine(replace(planted, **fields))
 
 
 @pytest.mark.parametrize("kind", ["expired", "parent", "dead node"])
@@ -402,6 +437,23 @@ def double(payload, context):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(webhooks, "RETRY_DELAY", 0.05)
+
+
+def test_a_delivery_that_no_ending_planted_is_neither_signed_nor_sent(tmp_path, quick):
+    """No user can add one by now; a store may hold one that was added before that."""
+    path = tmp_path / "queue.db"
+    with Receiver() as receiver, QueueManager(path) as manager:
+        told = {"type": "task.completed", "timestamp": "2026-12-01T10:05:00.000000Z", "data": {"id": "x"}}
+        for n, body in enumerate([{"pay": "ada"}, told, 5]):
+            payload = {"url": receiver.url, "secret": "shop", "body": body}
+            manager.store.add([Task(type=webhooks.TYPE, id=f"x:webhook-{n}", payload=payload, created_at=NOW)])
+        with TaskQueue(path, {"double": double}, pool_size=1, **LOOPBACK) as queue:
+            genuine = queue.add("double", 21, webhook={"url": receiver.url, "secret": "shop"})
+            queue.join(WAIT)
+            failed = queue.find(type=webhooks.TYPE, status="failed")
+        assert [task.error.type for task in failed] == ["Forged"] * 3
+        assert [body["data"]["id"] for _, _, body in receiver.got] == [genuine.id]
+        assert len(receiver.times) == 1
 
 
 def test_each_ending_is_told_once_and_verified(tmp_path, caplog, quick):
