@@ -1,7 +1,7 @@
 """Dead letters: the tasks that have failed for good. Not a queue of its own but a view: whatever is `failed` is in it,
 with its whole history, until it is redriven, purged, or cleaned up.
 
-    failed ---- redrive: revived in commits of a page, at a rate if need be ----> pending, or blocked by its parents
+    failed ---- redrive: revived, 50 in a commit, at a rate if need be ---------> pending, or blocked by its parents
            ---- purge, sweep: marked as ended long ago, then removed as such ---> gone
 
 Nothing is removed that somebody else has redriven meanwhile: the mark is a compare-and-set, and a store purges only
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from math import inf
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -22,7 +23,8 @@ from dtq.stores import Outcome, Store
 from dtq.task import Status, Task, fell_with_its_parent, revive
 
 T = TypeVar("T")
-PAGE = 1000
+PAGE = 1000  # brief tasks that are read at once
+WHOLE = 50  # whole tasks that are read and changed at once: each may carry megabytes
 FAILED = frozenset({Status.FAILED})
 LONG_AGO = 1.0  # UTC seconds: what ended before this was marked to be purged
 
@@ -48,12 +50,12 @@ class DeadLetters:
         return self._store.stats().counts[Status.FAILED]
 
     def __iter__(self) -> Iterator[Task]:
-        return self._matching()
+        return self._matching(brief=False)
 
-    def find(self, *, limit: int = 100, after: str = "", **filters: Any) -> list[Task]:
-        """Up to `limit` of them by id, oldest first; the next page follows the last id: `after=page[-1].id`."""
-        found = self._matching(after, **filters)
-        return list(islice(found, limit))
+    def find(self, *, limit: int = 100, after: str = "", brief: bool = False, **filters: Any) -> list[Task]:
+        """Return up to `limit` of them by id, oldest first; the next page follows the last id: `after=page[-1].id`.
+        With `brief`, without payload, result, history, log and traceback."""
+        return list(islice(self._matching(after, limit, brief=brief, **filters), limit))
 
     def get(self, task_id: str) -> Task:
         """One of them. Raises UnknownTask where there is none of this id, or it has not failed."""
@@ -64,21 +66,24 @@ class DeadLetters:
         raise UnknownTask(f"no task has the id {task_id!r}: it was never added, or was deleted or cleaned up")
 
     def errors(self, **filters: Any) -> dict[str, int]:
-        """How many there are of each type of error, most first. Looks at each of them."""
+        """Return how many there are of each type of error, most first. Looks at each of them, briefly."""
         counts: dict[str, int] = {}
         for task in self._matching(**filters):
             counts[_error(task)] = counts.get(_error(task), 0) + 1
         return dict(sorted(counts.items(), key=lambda entry: -entry[1]))
 
     def _matching(
-        self, after: str = "", *, queue: str | None = None, type: str | None = None, error: str | None = None,
-        since: float | None = None,
+        self, after: str = "", first: int = PAGE, *, brief: bool = True, queue: str | None = None,
+        type: str | None = None, error: str | None = None, since: float | None = None,
     ) -> Iterator[Task]:  # fmt: skip
+        """Yield them by id. Of the store, `first` are read at once, then more at a time."""
         names.check_filters(queue=queue, type=type)
         wanted: dict[str, Any] = {"status": Status.FAILED, "queue": queue, "type": type, "finished_after": since}
-        while page := self._store.find(after=after, limit=PAGE, **wanted):
+        largest = PAGE if brief else WHOLE
+        limit = min(first, largest)
+        while page := self._store.find(after=after, limit=limit, brief=brief, **wanted):
             yield from (task for task in page if error in (None, _error(task)))
-            after = page[-1].id
+            after, limit = page[-1].id, min(2 * limit, largest)
 
     # --- change
 
@@ -119,9 +124,8 @@ class DeadLetters:
         if task_ids and (filters or age):
             raise InvalidTask("purge takes ids or filters, not both")
         before = self._clock() - age
-        found = self._store.get(_known(task_ids)) if task_ids else self._matching(**filters)
-        dead = [task for task in found if task.status == Status.FAILED and (task.finished_at or 0.0) <= before]
-        return sum(_remove(self._store, page) for page in _pages(dead))
+        ids = _known(task_ids) if task_ids else _ids(self._matching(**filters))
+        return sum(_remove(self._store, page, before) for page in _pages(ids))
 
 
 def sweep(store: Store, now: float, age: float | None, limit: int | None) -> bool:
@@ -130,12 +134,15 @@ def sweep(store: Store, now: float, age: float | None, limit: int | None) -> boo
     aged = age is not None and store.purge(now - age, FAILED) > 0
     excess = 0 if limit is None else store.stats().counts[Status.FAILED] - limit
     if excess > 0:
-        _remove(store, store.find(status=Status.FAILED, limit=min(excess, PAGE)))
+        for ids in _pages(_ids(store.find(status=Status.FAILED, limit=min(excess, PAGE), brief=True))):
+            _remove(store, ids)
     return aged or excess > PAGE
 
 
-def _remove(store: Store, tasks: Sequence[Task]) -> int:
-    store.update([(replace(task, finished_at=0.0), ()) for task in tasks])
+def _remove(store: Store, ids: Sequence[str], before: float = inf) -> int:
+    """Remove those of these tasks that had failed by `before`; return how many went."""
+    found = [task for task in store.get(ids) if task.status == Status.FAILED and (task.finished_at or 0.0) <= before]
+    store.update([(replace(task, finished_at=0.0), ()) for task in found])
     removed = 0
     while step := store.purge(LONG_AGO, FAILED):
         removed += step
@@ -147,8 +154,12 @@ def _known(task_ids: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(task_id for task_id in task_ids if names.can_exist(task_id)))
 
 
+def _ids(tasks: Iterable[Task]) -> list[str]:
+    return [task.id for task in tasks]
+
+
 def _pages(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + PAGE] for start in range(0, len(items), PAGE))
+    return (items[start : start + WHOLE] for start in range(0, len(items), WHOLE))
 
 
 def _error(task: Task) -> str:

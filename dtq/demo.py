@@ -89,7 +89,7 @@ def _opened(where: str | Path, lane: str) -> Iterator[Store]:
 
 def _tasks(store: Store, lane: str, status: str | None = None) -> Iterator[Task]:
     last = ""
-    while page := store.find(queue=lane, status=status, after=last, limit=1000):
+    while page := store.find(queue=lane, status=status, after=last, limit=1000, brief=True):
         yield from page
         last = page[-1].id
 

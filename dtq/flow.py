@@ -66,9 +66,10 @@ class Flow:
         """The flow of this id, as far as its tasks are still stored. Raises UnknownTask where none is."""
         ids: list[str] = []
         after = start = prefix(id)
-        while page := keeper.store.find(after=after, limit=PAGE):
+        limit = 1  # enough to see that there is no such flow
+        while page := keeper.store.find(after=after, limit=limit, brief=True):
             ids += [task.id for task in page if task.id.startswith(start)]
-            after = page[-1].id
+            after, limit = page[-1].id, min(10 * limit, PAGE)
             if not after.startswith(start):
                 break
         if not ids:
@@ -91,13 +92,14 @@ class Flow:
         """The name of one of its tasks in it."""
         return name_in(self.id, task_id)
 
-    def tasks(self) -> list[Task]:
-        """All that are still stored, as they are now."""
-        return self._keeper.store.get(self.ids)
+    def tasks(self, *, brief: bool = False) -> list[Task]:
+        """Return all that are still stored, as they are now; with `brief`, without payload, result, history, log and
+        traceback."""
+        return self._keeper.store.get(self.ids, brief=brief)
 
     def state(self) -> FlowState:
         """How far it is; the properties below are of one look each."""
-        return FlowState.of(self.id, self.tasks())
+        return FlowState.of(self.id, self.tasks(brief=True))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -113,14 +115,15 @@ class Flow:
 
     def results(self) -> dict[str, Any]:
         """name -> result, of those that have completed by now."""
-        return {self.name(task.id): task.result for task in self.tasks() if task.status == Status.COMPLETED}
+        completed = [task.id for task in self.tasks(brief=True) if task.status == Status.COMPLETED]
+        return {self.name(task.id): task.result for task in self._keeper.store.get(completed)}
 
     # --- wait
 
     def wait(self, timeout: float | None = None) -> FlowStatus:
         """Returns when all have ended, however they did. Raises TimeoutError."""
         give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
-        while unfinished := [task.id for task in self.tasks() if not task.is_terminal]:
+        while unfinished := [task.id for task in self.tasks(brief=True) if not task.is_terminal]:
             left = give_up_at - time.monotonic()
             if left <= 0:
                 raise TimeoutError(
@@ -136,13 +139,21 @@ class Flow:
         Waits for all of the flow. Raises TaskFailed with the task that failed first, TaskCancelled, or TimeoutError.
         """
         self.wait(timeout)
-        tasks = self.tasks()
+        tasks = self.tasks(brief=True)
         awaited = {parent for task in tasks for parent in task.after}
         last = [task for task in tasks if task.id not in awaited]
         if any(task.status != Status.COMPLETED for task in last):
-            _raise(self.id, tasks)
-        values = [task.result for task in last]
+            raise self._failure(tasks)
+        values = [task.result for task in self._keeper.store.get([task.id for task in last])]
         return values[0] if len(values) == 1 else values
+
+    def _failure(self, tasks: Sequence[Task]) -> TaskFailed | TaskCancelled:
+        """Return the error for a flow of these brief tasks that came to no result."""
+        failed = [task for task in tasks if task.status == Status.FAILED]
+        if not failed:
+            return TaskCancelled(f"flow {self.id} was cancelled before it came to its result")
+        first = min(failed, key=lambda task: (fell_with_its_parent(task), task.finished_at or 0.0))
+        return TaskFailed(next(iter(self._keeper.store.get([first.id])), first))
 
     # --- change
 
@@ -157,9 +168,10 @@ class Flow:
     def _change(self, wanted: Callable[[Task], bool], transition: Callable[[Task, float], Task]) -> int:
         """In one commit; again for those of which somebody else was faster."""
         changed: set[str] = set()
-        while tasks := [task for task in self.tasks() if wanted(task) and task.id not in changed]:
+        while ids := [task.id for task in self.tasks(brief=True) if wanted(task) and task.id not in changed]:
             now = self._keeper.clock()
-            changed |= {task.id for task in self._keeper.apply([(transition(task, now), ()) for task in tasks])}
+            outcomes = [(transition(task, now), ()) for task in self._keeper.store.get(ids) if wanted(task)]
+            changed |= {task.id for task in self._keeper.apply(outcomes)}
         return len(changed)
 
     def __repr__(self) -> str:
@@ -170,10 +182,3 @@ def _status(counts: Mapping[str, int]) -> FlowStatus:
     if sum(counts.values()) > sum(counts[status] for status in TERMINAL):
         return "running"
     return "failed" if counts[Status.FAILED] else "cancelled" if counts[Status.CANCELLED] else "completed"
-
-
-def _raise(flow: str, tasks: Sequence[Task]) -> None:
-    failed = [task for task in tasks if task.status == Status.FAILED]
-    if failed:
-        raise TaskFailed(min(failed, key=lambda task: (fell_with_its_parent(task), task.finished_at or 0.0)))
-    raise TaskCancelled(f"flow {flow} was cancelled before it came to its result")

@@ -164,15 +164,21 @@ class QueueManager:
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
-        finished_after: float | None = None, after: str = "", limit: int = 100,
+        finished_after: float | None = None, after: str = "", limit: int = 100, brief: bool = False,
     ) -> list[Task]:  # fmt: skip
-        """Up to `limit` tasks by id, oldest first; the next page follows the last id: `after=page[-1].id`. The ticks of
-        schedules are shown only to those who ask for their queue."""
+        """Return up to `limit` tasks by id, oldest first; the next page follows the last id: `after=page[-1].id`. The
+        ticks of schedules are returned only where `queue` names their queue.
+
+        With `brief`, the tasks come without payload, result, history, log and traceback: a page then takes little
+        memory, however large its tasks are.
+        """
         names.check_filters(queue=queue, type=type)
         if status is not None and status not in set(Status):
             raise InvalidTask(f"status is {status!r}; allowed: one of {', '.join(Status)}")
         _check_limit("limit", limit, PAGE)
-        find = partial(self.store.find, status=status, queue=queue, type=type, finished_after=finished_after)
+        find = partial(
+            self.store.find, status=status, queue=queue, type=type, finished_after=finished_after, brief=brief
+        )
         page = find(after=after, limit=limit)
         shown = [task for task in page if task.queue != cron.QUEUE or queue == cron.QUEUE]
         if len(shown) < len(page) == limit:  # by their ids, all ticks stand together: the rest comes after them

@@ -329,6 +329,15 @@ def revive(task: Task, now: float) -> Task:
     )  # fmt: skip
 
 
+def brief_of(task: Task) -> Task:
+    """Return the task without what may be large: its payload, result, history and log, and the traceback of its error.
+
+    It is for lists and decisions. Never pass it to `Store.update`, which would erase what is missing here.
+    """
+    error = task.error and msgspec.structs.replace(task.error, traceback="")
+    return msgspec.structs.replace(task, payload=None, result=None, history=(), log="", error=error)
+
+
 def prioritise(task: Task, priority: int) -> Task:
     """The task waits with another priority from now on. One that was claimed, or has ended, waits no more."""
     _check_number("priority", priority, -1000, 1000, whole=True)

@@ -120,6 +120,22 @@ class ReapsTheLiving(MemoryStore):
         return super().reap(worker, n, lease, now + 5)
 
 
+@caught_by("a_brief_look_leaves_out_what_may_be_large")
+class ListsInFull(MemoryStore):
+    """Ignores `brief` in find."""
+
+    def find(self, *, brief=False, **wanted):
+        return super().find(**wanted)
+
+
+@caught_by("a_brief_look_leaves_out_what_may_be_large")
+class CutsShort(MemoryStore):
+    """Gives brief tasks to those who asked for whole ones."""
+
+    def get(self, ids, *, brief=False):
+        return super().get(ids, brief=True)
+
+
 @caught_by("a_child_waits_for_its_parent")
 class ForgetsDependencies(MemoryStore):
     """Starts children at once."""

@@ -77,7 +77,7 @@ class Feed:
         """The points of the last minutes, as far as the store knows what has ended then."""
         now = time.time()
         try:
-            ended = await self._ask(self._manager.find, finished_after=now - POINTS * EVERY, limit=SEED)
+            ended = await self._ask(self._manager.find, finished_after=now - POINTS * EVERY, limit=SEED, brief=True)
         except StoreError:
             return []
         return seed(ended, now) if len(ended) < SEED else list(self._history)
@@ -108,7 +108,7 @@ class Feed:
     async def _ended_since(self, now: float) -> list[Task]:
         """What has ended since the last look and was not told of yet, at most SAMPLE tasks; the latest last."""
         since = (self._last.at if self._last else now - EVERY) - OVERLAP
-        found = await self._ask(self._manager.find, finished_after=since, limit=SAMPLE)
+        found = await self._ask(self._manager.find, finished_after=since, limit=SAMPLE, brief=True)
         new = [task for task in found if task.id not in self._seen]
         self._seen = {task.id for task in found}
         return sorted(new, key=lambda task: task.finished_at or 0)

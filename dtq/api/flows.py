@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from litestar import Response, get, post
 from litestar.params import QueryParameter
 
 from dtq.api.bodies import Asked, Body
-from dtq.api.models import Reason, Redriven, Removed, TaskPage, TaskSummary
+from dtq.api.models import Reason, Redriven, Removed, TaskPage
 from dtq.api.problems import Refusal
-from dtq.api.routes import PAGE, NamePath, NameQuery, answer, desk_of, name_in
+from dtq.api.routes import NamePath, NameQuery, answer, desk_of, name_in, page_of
 from dtq.api.shapes import NewFlow, Purge, Redrive, Selection
-from dtq.deadletters import DeadLetters
 from dtq.flow import Flow, FlowState
 from dtq.manager import QueueManager
 from dtq.task import Task
@@ -84,19 +83,7 @@ async def list_dead(
 ) -> Response[TaskPage]:
     """What has failed for good, in the order of ids; `next` as in the list of tasks."""
     filters = _given(queue=queue, type=type, error=error, since=since)
-    tasks = await desk_of(request).ask(_summaries, desk_of(request).manager.dead, after, limit + 1, filters)
-    if len(tasks) <= limit:
-        return answer(TaskPage(tasks, None))
-    following = f"dead?{urlencode({**filters, 'limit': limit, 'after': tasks[limit - 1].id})}"
-    return answer(TaskPage(tasks[:limit], following), Link=f'<{following}>; rel="next"')
-
-
-def _summaries(dead: DeadLetters, after: str, limit: int, filters: dict[str, Any]) -> list[TaskSummary]:
-    found: list[TaskSummary] = []
-    while len(found) < limit and (page := dead.find(after=after, limit=min(PAGE, limit - len(found)), **filters)):
-        found += map(TaskSummary.of, page)
-        after = page[-1].id
-    return found
+    return await page_of(request, "dead", desk_of(request).manager.dead.find, after, limit, filters)
 
 
 @get("/dead/errors", opt={"needs": "read", "query": FILTERS})

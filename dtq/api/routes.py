@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
@@ -28,7 +29,8 @@ from dtq.manager import QueueManager
 from dtq.task import Status, Task
 
 KEY = re.compile("[!-~]{1,200}")
-PAGE = 50  # tasks that are read at once: each may carry megabytes
+READ_AT_ONCE = 100  # brief tasks
+PAGE_BYTES = 1 << 20  # of JSON, for the tasks of one page
 MAX_WAIT = 60.0  # seconds
 
 NamePath = Annotated[str, PathParameter(max_length=200, description="A slash in it is written %2F.")]
@@ -144,23 +146,38 @@ async def list_tasks(
 ) -> Response[TaskPage]:
     """Tasks in the order of their ids, oldest first: pages that stay stable while tasks come and go.
 
-    `next` is the address of what comes behind, relative to this one; null on the last page.
+    A page ends after `limit` tasks, or sooner, where it has 1 MiB. `next` is the address of what comes behind, relative
+    to this one; null on the last page.
     """
-    wanted = {"status": status, "queue": queue or None, "type": type or None, "finished_after": finished_after}
-    tasks = await desk_of(request).ask(_summaries, desk_of(request).manager, after, limit + 1, wanted)
-    if len(tasks) <= limit:
+    wanted = {"status": status, "queue": queue, "type": type, "finished_after": finished_after}
+    given = {name: value for name, value in wanted.items() if value not in (None, "")}
+    return await page_of(request, "tasks", desk_of(request).manager.find, after, limit, given)
+
+
+async def page_of(
+    request: Asked, path: str, find: Callable[..., list[Task]], after: str, limit: int, filters: dict[str, Any]
+) -> Response[TaskPage]:
+    """Return a page of what `find` finds, with the address of the next page."""
+    tasks, has_more = await desk_of(request).ask(_summaries, partial(find, **filters), after, limit)
+    if not has_more:
         return answer(TaskPage(tasks, None))
-    query = {name: value for name, value in wanted.items() if value is not None}
-    following = f"tasks?{urlencode({**query, 'limit': limit, 'after': tasks[limit - 1].id})}"
-    return answer(TaskPage(tasks[:limit], following), Link=f'<{following}>; rel="next"')
+    following = f"{path}?{urlencode({**filters, 'limit': limit, 'after': tasks[-1].id})}"
+    return answer(TaskPage(tasks, following), Link=f'<{following}>; rel="next"')
 
 
-def _summaries(manager: QueueManager, after: str, limit: int, wanted: dict[str, Any]) -> list[TaskSummary]:
+def _summaries(find: Callable[..., list[Task]], after: str, limit: int) -> tuple[list[TaskSummary], bool]:
+    """Read up to `limit` tasks, and at least one, but no more than have PAGE_BYTES as JSON. Return them, and True where
+    more follow."""
     tasks: list[TaskSummary] = []
-    while len(tasks) < limit and (page := manager.find(after=after, limit=min(PAGE, limit - len(tasks)), **wanted)):
-        tasks += map(TaskSummary.of, page)
-        after = page[-1].id
-    return tasks
+    size = 0
+    while found := find(after=after, limit=min(READ_AT_ONCE, limit + 1 - len(tasks)), brief=True):
+        for summary in map(TaskSummary.of, found):
+            size += len(msgspec.json.encode(summary))
+            if tasks and (len(tasks) == limit or size > PAGE_BYTES):
+                return tasks, True
+            tasks.append(summary)
+        after = found[-1].id
+    return tasks, False
 
 
 @get("/tasks/{task_id:str}/wait", opt={"needs": "read", "query": {"timeout"}})

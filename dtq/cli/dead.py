@@ -10,7 +10,7 @@ import typer
 
 from dtq.cli import common
 from dtq.cli.common import JsonOption, StoreOption, TypeOption, complain_of_all, existing, print_json, say
-from dtq.cli.look import print_table
+from dtq.cli.look import pages, print_table
 from dtq.errors import UnknownTask
 
 app = typer.Typer(no_args_is_help=True, help="The dead letters: tasks that have failed for good.")
@@ -39,12 +39,12 @@ def list_letters(
 ) -> None:
     """What has failed, oldest first; with --json one on each line."""
     with existing(store) as manager:
-        tasks = manager.dead.find(limit=limit, after=after, **_filters(queue, type, error, within))
-    if json:
-        for task in tasks:
-            print_json(task)
-    else:
-        print_table(tasks, limit)
+        filters = _filters(queue, type, error, within)
+        if json:
+            for task in pages(manager.dead, limit, after, brief=False, **filters):
+                print_json(task)
+        else:
+            print_table(manager.dead.find(limit=limit, after=after, brief=True, **filters), limit)
 
 
 @app.command()

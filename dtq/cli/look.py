@@ -11,11 +11,12 @@ import typer
 
 from dtq.cli import common
 from dtq.cli.common import JsonOption, StoreOption, TypeOption, existing, print_json, say
+from dtq.deadletters import DeadLetters
 from dtq.manager import QueueManager
 from dtq.stores import Stats
 from dtq.task import Status, Task
 
-PAGE = 1000
+PAGE, WHOLE = 1000, 50  # tasks that are read at once, brief or with all that they carry
 
 
 def get(
@@ -45,7 +46,7 @@ def list_tasks(
 ) -> None:
     """Tasks, oldest first; with --json one on each line."""
     with existing(store) as manager:
-        tasks = pages(manager, limit, after=after, status=status, queue=queue, type=type)
+        tasks = pages(manager, limit, after=after, status=status, queue=queue, type=type, brief=not json)
         if json:
             for task in tasks:
                 print_json(task)
@@ -53,9 +54,12 @@ def list_tasks(
             print_table(list(tasks), limit)
 
 
-def pages(manager: QueueManager, limit: int, after: str = "", **wanted: Any) -> Iterator[Task]:
-    """Up to `limit` tasks by id, fetched page by page."""
-    while limit > 0 and (page := manager.find(after=after, limit=min(limit, PAGE), **wanted)):
+def pages(
+    manager: QueueManager | DeadLetters, limit: int, after: str = "", brief: bool = True, **wanted: Any
+) -> Iterator[Task]:
+    """Yield up to `limit` tasks by id, fetched page by page."""
+    most = PAGE if brief else WHOLE
+    while limit > 0 and (page := manager.find(after=after, limit=min(limit, most), brief=brief, **wanted)):
         yield from page
         limit, after = limit - len(page), page[-1].id
 

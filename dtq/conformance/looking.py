@@ -6,6 +6,8 @@ import random
 from collections import Counter
 from typing import Any
 
+from msgspec.structs import replace
+
 from dtq.conformance.kit import (
     LEASE,
     NOW,
@@ -24,7 +26,7 @@ from dtq.conformance.kit import (
     the,
 )
 from dtq.stores import Store
-from dtq.task import ErrorInfo, Task, cancel, end_doomed, fail, interrupt, release, revive
+from dtq.task import ErrorInfo, Task, brief_of, cancel, end_doomed, fail, interrupt, release, revive, succeed
 
 
 @promise("look")
@@ -73,6 +75,23 @@ def check_pages_stay_stable_while_tasks_come_and_go(store: Store) -> None:
     original = [id for id in seen if not id.endswith("x")]
     expect(original, [f"t{n:02}" for n in range(0, 20, 2)], "ids seen")
     expect(len(set(seen)), len(seen), "how many of the ids seen are different")
+
+
+@promise("look")
+def check_a_brief_look_leaves_out_what_may_be_large(store: Store) -> None:
+    """With brief, get and find return the same tasks without payload, result, history, log and traceback."""
+    tricky = '"},"result":{},"history":[],"log":"'
+    error = ErrorInfo("OSError", tricky, tricky, signal=9)
+    store.add([job(id, payload={"x": tricky, "payload": ["}"], "created_at": 1}, max_attempts=2) for id in "abcd"])
+    a, b, c = start(store, "a b c", n=3)
+    logged = replace(fail(c, error, NOW, lambda: 0.0), log=tricky, note="n")
+    end(store, succeed(replace(a, log="printed"), {"error": {"type": tricky}}, NOW), broken(b), logged)
+    full = store.get("dcba")
+    expect(store.get("dcbax", brief=True), list(map(brief_of, full)), "get with brief")
+    expect(store.find(brief=True), list(map(brief_of, reversed(full))), "find with brief")
+    expect(store.find(status="retrying", brief=True), [brief_of(full[1])], "find of one status with brief")
+    expect(full[1].error, error, "the whole error, without brief")
+    expect((full[1].log, full[3].result), (tricky, {"error": {"type": tricky}}), "log and result, without brief")
 
 
 @promise("look")

@@ -156,8 +156,11 @@ class Store(Protocol):
         before its lease ends. Nodes known to be dead are forgotten when nothing is left of them.
         """
 
-    def get(self, ids: Iterable[str]) -> list[Task]:
-        """The tasks of these ids, in this order; unknown ones are left out."""
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
+        """Return the tasks of these ids, in this order; unknown ids are left out.
+
+        With `brief`, each task is as dtq.task.brief_of leaves it: without payload, result, history, log and traceback.
+        """
 
     def find(
         self,
@@ -168,9 +171,10 @@ class Store(Protocol):
         finished_after: float | None = None,
         after: str = "",
         limit: int = 100,
+        brief: bool = False,
     ) -> list[Task]:
-        """Up to `limit` tasks in the order of their ids, from behind the id `after`: pages that stay stable while
-        tasks come and go."""
+        """Return up to `limit` tasks in the order of their ids, starting after the id `after`: pages that stay stable
+        while tasks come and go. `brief`: as in `get`; a list of many large tasks then takes little memory."""
 
     def stats(self) -> Stats:
         """Counters by queue, type and status, the oldest waiting task, nodes and limits. The cost does not grow with

@@ -115,8 +115,8 @@ class FileStore:
 
         return self._ledger.write(work, flush=False, wake=None)
 
-    def get(self, ids: Iterable[str]) -> list[Task]:
-        return self._ledger.look(lambda replica: replica.get(ids))
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
+        return self._ledger.look(lambda replica: replica.get(ids, brief=brief))
 
     def find(self, **wanted: Any) -> list[Task]:
         return self._ledger.look(lambda replica: replica.find(**wanted))

@@ -23,7 +23,7 @@ from dtq.errors import InvalidTask
 from dtq.limits import Gate, Head, Lane, Limit, Selector, Share, pick
 from dtq.stores import Node, Outcome, Stats, count_up, doom_by, stand_ins
 from dtq.stores.room import WaitingRoom
-from dtq.task import STATE, WAITING, Status, Task
+from dtq.task import STATE, WAITING, Status, Task, brief_of
 
 
 class Index:
@@ -268,12 +268,13 @@ class Index:
 
     # --- look
 
-    def get(self, ids: Iterable[str]) -> list[Task]:
-        return [self._tasks[task_id] for task_id in ids if task_id in self._tasks]
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
+        found = [self._tasks[task_id] for task_id in ids if task_id in self._tasks]
+        return list(map(brief_of, found)) if brief else found
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
-        finished_after: float | None = None, after: str = "", limit: int = 100,
+        finished_after: float | None = None, after: str = "", limit: int = 100, brief: bool = False,
     ) -> list[Task]:  # fmt: skip
         def wanted(task: Task) -> bool:
             return (
@@ -284,7 +285,8 @@ class Index:
                 and (finished_after is None or (task.finished_at or 0) > finished_after)
             )
 
-        return nsmallest(limit, filter(wanted, self._tasks.values()), key=lambda task: task.id)
+        found = nsmallest(limit, filter(wanted, self._tasks.values()), key=lambda task: task.id)
+        return list(map(brief_of, found)) if brief else found
 
     def stats(self) -> Stats:
         rows = ((queue, type, str(status), n) for ((queue, type, _), status), n in self._counts.items())

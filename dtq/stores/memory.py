@@ -51,9 +51,9 @@ class MemoryStore(Index):
         with self._lock:
             return super().reap(worker, n, lease, now, dead)
 
-    def get(self, ids: Iterable[str]) -> list[Task]:
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
         with self._lock:
-            return super().get(ids)
+            return super().get(ids, brief=brief)
 
     def find(self, **wanted: Any) -> list[Task]:
         with self._lock:

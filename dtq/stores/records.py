@@ -16,11 +16,12 @@ import msgspec
 
 from dtq.codec import pack, to_json
 from dtq.limits import Lane
-from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook
+from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook, brief_of
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    payload: Any = None
+    """What a task is. The payload is written last, so that lib.lua can leave it out of a brief record."""
+
     created_at: float = 0.0
     max_attempts: int = 3
     timeout: float = 30.0
@@ -30,11 +31,14 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     retry_cap: float = DAY
     on_parent_failure: OnParentFailure = "fail"
     webhook: Webhook | None = None
+    payload: Any = None
 
 
 class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    result: Any = None
+    """What attempts left behind. The error is written first: it is all that lib.lua puts into a brief record."""
+
     error: ErrorInfo | None = None
+    result: Any = None
     history: tuple[Attempt, ...] = ()
     log: str = ""
 
@@ -84,8 +88,8 @@ def due_time(place: str) -> float:
 def new_record(task: Task) -> list[Any]:
     """A new task as plant.lua takes it."""
     body = Body(
-        task.payload, task.created_at, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff,
-        task.retry_jitter, task.retry_cap, task.on_parent_failure, task.webhook,
+        task.created_at, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff, task.retry_jitter,
+        task.retry_cap, task.on_parent_failure, task.webhook, task.payload,
     )  # fmt: skip
     lane, key = _BETWEEN.join(task.lane), task.key or ""
     where, head, tail = _beginning(lane, task.priority, task.run_at, task.expires, task.on_parent_failure, key)
@@ -134,7 +138,7 @@ def _left(task: Task) -> str:
     """What its attempts left; nothing, where that is what a new task has."""
     if task.result is None and task.error is None and not task.history and not task.log:
         return ""
-    return to_json(Remains(task.result, task.error, task.history, task.log)).decode()
+    return to_json(Remains(task.error, task.result, task.history, task.log)).decode()
 
 
 @lru_cache(256)
@@ -159,6 +163,11 @@ def tasks_of(reply: list[bytes]) -> list[Task]:
     """The tasks of records, as the scripts give them: for each its id, state, body and remains."""
     parts = iter(reply)
     return [_task_of(*record) for record in zip(parts, parts, parts, parts, strict=True)]
+
+
+def brief_tasks_of(reply: list[bytes]) -> list[Task]:
+    """Return the tasks of brief records."""
+    return list(map(brief_of, tasks_of(reply)))
 
 
 def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:

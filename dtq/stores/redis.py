@@ -38,7 +38,7 @@ from dtq.stores.bell import Bell
 from dtq.stores.doubts import Doubts
 from dtq.stores.ear import Ear
 from dtq.stores.link import Errand, Link
-from dtq.stores.records import due_time, heard_text, lane_of, new_record, outcome_record, tasks_of
+from dtq.stores.records import brief_tasks_of, due_time, heard_text, lane_of, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
 CHUNK = 128  # tasks in one script
@@ -210,25 +210,27 @@ class RedisStore:
 
     # --- look
 
-    def get(self, ids: Iterable[str]) -> list[Task]:
-        errand = Errand("get", _parts(list(ids)), read=tasks_of)
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
+        read = brief_tasks_of if brief else tasks_of
+        errand = Errand("get", _parts(list(ids)), lambda part: [part, brief], read)
         return [task for tasks in self.link.calls(errand) for task in tasks]
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
-        finished_after: float | None = None, after: str = "", limit: int = 100,
+        finished_after: float | None = None, after: str = "", limit: int = 100, brief: bool = False,
     ) -> list[Task]:  # fmt: skip
         ended_after = "" if finished_after is None else repr(finished_after)
         tasks: list[Task] = []
         for which in [status] if status else ["open", *sorted(TERMINAL)]:
-            tasks += self._find(which, queue or "", type or "", ended_after, after, limit)
+            tasks += self._find([which, queue or "", type or "", ended_after], after, limit, brief)
         return sorted(tasks, key=lambda task: task.id)[:limit]
 
-    def _find(self, which: str, queue: str, type: str, ended_after: str, after: str, limit: int) -> list[Task]:
+    def _find(self, filters: list[str], after: str, limit: int, brief: bool) -> list[Task]:
+        read = brief_tasks_of if brief else tasks_of
         tasks: list[Task] = []
         while (wanted := min(CHUNK, limit - len(tasks))) > 0:
-            last, found = self.link.call("find", [which, queue, type, ended_after, after, wanted, STRETCH])
-            tasks += tasks_of(found)
+            last, found = self.link.call("find", [*filters, after, wanted, STRETCH, brief])
+            tasks += read(found)
             if not last:
                 break
             after = last.decode()

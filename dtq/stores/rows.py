@@ -1,7 +1,8 @@
 """Between tasks and rows: which field is a column of its own, and which ones share a JSON column.
 
 What queries ask for has its own column. What is set once (`options`) and what an attempt leaves behind (`outcome`) are
-JSON, and NULL where nothing differs from the defaults, as for most tasks; the payload is never written again.
+JSON, and NULL where nothing differs from the defaults, as for most tasks; the payload is never written again. The
+`error` of the latest attempt is apart from the rest of its outcome, so that lists need not read results and logs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     result: Any = None
-    error: ErrorInfo | None = None
     history: tuple[Attempt, ...] = ()
     log: str = ""
 
@@ -39,6 +39,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 NO_OPTIONS, NO_OUTCOME = Options(), Outcome()
 _options = msgspec.json.Decoder(Options).decode
 _outcome = msgspec.json.Decoder(Outcome).decode
+_error = msgspec.json.Decoder(ErrorInfo).decode
 _STATUS = {str(status): status for status in Status}
 _STAGE = {Status.BLOCKED: BLOCKED, Status.PENDING: LATER, Status.RETRYING: LATER}
 
@@ -63,7 +64,7 @@ def options_of(task: Task) -> str | None:
 
 
 def outcome_of(task: Task) -> str | None:
-    return _json(Outcome(task.result, task.error, task.history, task.log))
+    return _json(Outcome(task.result, task.history, task.log))
 
 
 def stage_of(task: Task) -> int | None:
@@ -89,7 +90,7 @@ def state_row(task: Task, seq: int) -> tuple[Any, ...]:
     return (
         stage_of(task), task.status, task.priority, task.expires, task.run_at, task.started_at, task.finished_at,
         task.attempts, task.interruptions, task.worker, task.lease_until, task.doom, task.progress, task.note,
-        outcome_of(task), seq,
+        None if task.error is None else to_json(task.error).decode(), outcome_of(task), seq,
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def task_of(row: tuple[Any, ...], lanes: Mapping[int, Lane]) -> Task:
     """The task of a row of FIELDS."""
     (
         _, id, lane, key, status, version, priority, run_at, expires, created_at, started_at, finished_at, attempts,
-        interruptions, worker, lease_until, doom, progress, note, options, outcome, payload,
+        interruptions, worker, lease_until, doom, progress, note, options, error, outcome, payload,
     ) = row  # fmt: skip
     queue, type, limit_key = lanes[lane]
     o = NO_OPTIONS if options is None else _options(options)
@@ -109,5 +110,6 @@ def task_of(row: tuple[Any, ...], lanes: Mapping[int, Lane]) -> Task:
         doom=doom, progress=progress, note=note, payload=None if payload is None else from_json(payload),
         max_attempts=o.max_attempts, timeout=o.timeout, retry_delay=o.retry_delay, retry_backoff=o.retry_backoff,
         retry_jitter=o.retry_jitter, retry_cap=o.retry_cap, after=o.after, on_parent_failure=o.on_parent_failure,
-        webhook=o.webhook, result=r.result, error=r.error, history=r.history, log=r.log,
+        webhook=o.webhook, result=r.result, history=r.history, log=r.log,
+        error=None if error is None else _error(error),
     )  # fmt: skip

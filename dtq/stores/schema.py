@@ -40,7 +40,7 @@ CREATE TABLE task (
     run_at REAL NOT NULL, expires REAL, created_at REAL NOT NULL, started_at REAL, finished_at REAL,
     attempts INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0,
     worker TEXT, lease_until REAL, doom TEXT, progress REAL NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '',
-    options TEXT, outcome TEXT, payload TEXT
+    options TEXT, error TEXT, outcome TEXT, payload TEXT
 );
 CREATE INDEX task_later ON task (run_at) WHERE stage = 1;
 CREATE INDEX task_ready ON task (lane, priority DESC, run_at, seq) WHERE stage = 2;
@@ -74,9 +74,10 @@ PRAGMA user_version = 2;
 FIELDS = (
     "seq", "id", "lane", "key", "status", "version", "priority", "run_at", "expires", "created_at", "started_at",
     "finished_at", "attempts", "interruptions", "worker", "lease_until", "doom", "progress", "note", "options",
-    "outcome", "payload",
+    "error", "outcome", "payload",
 )  # fmt: skip
 ROW = ", ".join(FIELDS)
+BRIEF_ROW = ROW.replace("outcome, payload", "NULL, NULL")  # they stand last, so SQLite does not read their pages
 
 # --- add
 INSERT = """INSERT INTO task
@@ -118,7 +119,7 @@ SHARE = "SELECT key, mark FROM share"
 STANDING = "SELECT id, version, seq, lane, status, key FROM task WHERE id IN (SELECT value FROM json_each(?))"
 REPLACE = """UPDATE task SET version = version + 1, stage = ?, status = ?, priority = ?, expires = ?, run_at = ?,
     started_at = ?, finished_at = ?, attempts = ?, interruptions = ?, worker = ?, lease_until = ?, doom = ?,
-    progress = ?, note = ?, outcome = ? WHERE seq = ?"""
+    progress = ?, note = ?, error = ?, outcome = ? WHERE seq = ?"""
 ANY_EDGE = "SELECT 1 FROM edge LIMIT 1"
 EDGES_OF = "DELETE FROM edge WHERE parent = ? RETURNING child, strict"
 IS_BLOCKED = f"SELECT lane, EXISTS (SELECT 1 FROM edge WHERE child = seq) FROM task WHERE seq = ? AND stage = {BLOCKED}"
@@ -144,6 +145,7 @@ TAKE_OVER = f"""UPDATE task SET version = version + 1, worker = ?, lease_until =
 
 # --- look, remove
 GET = f"SELECT {ROW} FROM task WHERE id IN (SELECT value FROM json_each(?))"
+GET_BRIEF = f"SELECT {BRIEF_ROW} FROM task WHERE id IN (SELECT value FROM json_each(?))"
 COUNTS = f"SELECT queue, type, {', '.join(COUNTERS)} FROM lane"
 PENDING_LANES = "SELECT id FROM lane WHERE pending + retrying > 0"
 FIRST_LATER = f"SELECT min(run_at) FROM task WHERE stage = {LATER}"
@@ -159,9 +161,10 @@ DROP_EDGES_TO = "DELETE FROM edge WHERE child = ?"
 
 
 def find_query(
-    status: str | None, queue: str | None, type: str | None, finished_after: float | None, after: str
+    columns: str, status: str | None, queue: str | None, type: str | None, finished_after: float | None, after: str
 ) -> tuple[str, list[str | float]]:
-    """The statement that finds these tasks, page by page, and what it binds; the last that it wants is the limit."""
+    """Return the statement that reads these columns of tasks, page by page, and the values that it binds before the
+    limit."""
     where, index = ["id > ?"], ""
     values: list[str | float] = [after]
     if status is not None:  # written out, so that SQLite can use the index of that status
@@ -175,4 +178,4 @@ def find_query(
         values.append(finished_after)
         if status != Status.FAILED:  # else SQLite looks at every task, in the order of their ids
             index = " INDEXED BY task_finished"
-    return f"SELECT {ROW} FROM task{index} WHERE {' AND '.join(where)} ORDER BY id LIMIT ?", values
+    return f"SELECT {columns} FROM task{index} WHERE {' AND '.join(where)} ORDER BY id LIMIT ?", values

@@ -32,7 +32,7 @@ from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
 from dtq.stores.peers import Fates, Peers
 from dtq.stores.rows import json_list, new_row, state_row, task_of
 from dtq.stores.schema import find_query
-from dtq.task import TERMINAL, Status, Task
+from dtq.task import TERMINAL, Status, Task, brief_of
 
 Row = tuple[Any, ...]
 _node = msgspec.json.Decoder(Node).decode
@@ -232,19 +232,24 @@ class SQLiteStore:
 
     # --- look
 
-    def get(self, ids: Iterable[str]) -> list[Task]:
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
         ids = list(ids)
-        with self.database.reading() as db:
-            found = {task.id: task for task in self._tasks(db, db.execute(schema.GET, (json_list(ids),)).fetchall())}
+        tasks = self._read(brief, schema.GET_BRIEF if brief else schema.GET, (json_list(ids),))
+        found = {task.id: task for task in tasks}
         return [found[id] for id in ids if id in found]
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
-        finished_after: float | None = None, after: str = "", limit: int = 100,
+        finished_after: float | None = None, after: str = "", limit: int = 100, brief: bool = False,
     ) -> list[Task]:  # fmt: skip
-        query, values = find_query(status, queue, type, finished_after, after)
+        columns = schema.BRIEF_ROW if brief else schema.ROW
+        query, values = find_query(columns, status, queue, type, finished_after, after)
+        return self._read(brief, query, (*values, limit))
+
+    def _read(self, brief: bool, query: str, values: tuple[Any, ...]) -> list[Task]:
         with self.database.reading() as db:
-            return self._tasks(db, db.execute(query, (*values, limit)).fetchall())
+            tasks = self._tasks(db, db.execute(query, values).fetchall())
+        return list(map(brief_of, tasks)) if brief else tasks
 
     def stats(self) -> Stats:
         with self.database.reading() as db:

@@ -38,7 +38,7 @@ from dtq.errors import StoreError
 from dtq.lab import exercise, explore, time_passes
 from dtq.stores import Stats, count_up
 from dtq.stores.bell import Bell
-from dtq.task import succeed
+from dtq.task import brief_of, succeed
 
 # --- around the experiments -------------------------------------------------------------------------------------------
 
@@ -174,16 +174,18 @@ class Table:
 
     # --- looks and counts
 
-    def get(self, ids):
-        return [task for id in ids for task in self.select("id = :id", id=id)]
+    def get(self, ids, *, brief=False):
+        tasks = [task for id in ids for task in self.select("id = :id", id=id)]
+        return [*map(brief_of, tasks)] if brief else tasks
 
-    def find(self, *, status=None, queue=None, type=None, finished_after=None, after="", limit=100):
-        return self.select(
+    def find(self, *, status=None, queue=None, type=None, finished_after=None, after="", limit=100, brief=False):
+        tasks = self.select(
             """id > :after AND status = ifnull(:status, status) AND queue = ifnull(:queue, queue)
             AND type = ifnull(:type, type) AND ifnull(finished_at, 0) > ifnull(:finished_after, -1)
             ORDER BY id LIMIT :limit""",
             status=status, queue=queue, type=type, finished_after=finished_after, after=after, limit=limit,
         )  # fmt: skip
+        return [*map(brief_of, tasks)] if brief else tasks
 
     def stats(self):
         counts = count_up(self._rows("queue, type, status, count(*)", "true GROUP BY 1, 2, 3", {}))

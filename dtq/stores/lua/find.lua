@@ -2,10 +2,10 @@
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {status, or "open" for all that have not ended, queue, type, time after which they must have ended ("" each where it does not matter), id to begin
---           behind, how many at most, how many to look at}
+--           behind, how many at most, how many to look at, whether the tasks are to be brief}
 -- reply    {the id to go on behind, or "" at the end; tasks (records of lib.lua)}
 
-local status, queue, type_, ended_after, after, limit, stretch = unpack(input)
+local status, queue, type_, ended_after, after, limit, stretch, is_brief = unpack(input)
 local index = root .. (TERMINAL[status] and "s:" .. status or "open")
 local ids = call("ZRANGEBYLEX", index, after == "" and "-" or "(" .. after, "+", "LIMIT", 0, stretch)
 preload(ids)
@@ -24,4 +24,4 @@ for i, id in ipairs(ids) do
     end
   end
 end
-return {all_seen and "" or last, records(found)}
+return {all_seen and "" or last, records(found, is_brief)}

@@ -272,7 +272,24 @@ local function settle_some(budget) -- goes on with what was left
   return call("HLEN", root .. "settle")
 end
 
-local function records(ids) -- of each that is there: id, how far it is, what it is, what its attempts left behind
+local function without_payload(body) -- the payload is written last (records.py)
+  local at = string.find(body, ',"payload":', 1, true)
+  return at and string.sub(body, 1, at - 1) .. "}" or body
+end
+
+local function error_alone(left) -- of what attempts left; the error is written first (records.py), quotes in it escaped
+  if string.sub(left, 1, 9) ~= '{"error":' then return "" end
+  local last = #left - 1
+  for _, name in ipairs({"result", "history", "log"}) do
+    local at = string.find(left, '},"' .. name .. '":', 1, true)
+    if at and at < last then last = at end
+  end
+  return string.sub(left, 1, last) .. "}"
+end
+
+-- Of each task that is there: id, how far it is, what it is, what its attempts left. A brief record has neither payload,
+-- result, history nor log.
+local function records(ids, is_brief)
   preload(ids)
   local there, left, found = {}, {}, {}
   for _, id in ipairs(ids) do
@@ -283,10 +300,11 @@ local function records(ids) -- of each that is there: id, how far it is, what it
     end
   end
   local texts = {}
-  read("o", left, function(i, text) texts[left[i]] = text end)
+  read("o", left, function(i, text) texts[left[i]] = is_brief and error_alone(text) or text end)
   read("b", there, function(i, body)
     local n, id = #found, there[i]
-    found[n + 1], found[n + 2], found[n + 3], found[n + 4] = id, packed[id], body, texts[id] or ""
+    found[n + 1], found[n + 2], found[n + 4] = id, packed[id], texts[id] or ""
+    found[n + 3] = is_brief and without_payload(body) or body
   end)
   return found
 end
