@@ -17,6 +17,7 @@ import msgspec
 from dtq.codec import to_json
 from dtq.limits import Gate, Head, Lane, Limit, Share, pick
 from dtq.stores import schema
+from dtq.stores.readable import readable
 from dtq.stores.rows import json_list
 
 _limit = msgspec.json.Decoder(Limit).decode
@@ -108,7 +109,7 @@ class Lanes:
 
 
 def read_limits(db: sqlite3.Connection) -> list[Limit]:
-    return [_limit(body) for (body,) in db.execute(schema.LIMITS)]
+    return readable(_limit, (body for (body,) in db.execute(schema.LIMITS)), "a limit")
 
 
 def change_limit(

@@ -24,6 +24,7 @@ from dtq.stores.journal import Diverged, Journal
 from dtq.stores.lockfile import Lockfile
 from dtq.stores.peers import Peers, Wake
 from dtq.stores.replica import Change, Entry, Replica
+from dtq.stores.salvage import salvaged
 from dtq.stores.shelf import Shelf
 from dtq.stores.turnstile import Job, Turnstile
 from dtq.stores.watch import Watch
@@ -149,9 +150,11 @@ class Ledger:
         lines, damaged = self._journal.begin()
         for number, body in [*lines, *((self._journal.number, body) for body in self._written)]:
             try:
-                replica.apply(_change(body), number)
+                change = _change(body)
             except msgspec.DecodeError:
                 damaged.append(body)
+                change = salvaged(body)
+            replica.apply(change, number)
         self._shelf.keep_damaged(damaged)
         replica.settle_orphans()
         self._replica = replica

@@ -24,7 +24,6 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -38,6 +37,7 @@ from dtq.stores.bell import Bell
 from dtq.stores.doubts import Doubts
 from dtq.stores.ear import Ear
 from dtq.stores.link import Errand, Link
+from dtq.stores.readable import readable
 from dtq.stores.records import brief_tasks_of, due_time, heard_text, lane_of, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
@@ -238,14 +238,12 @@ class RedisStore:
 
     def stats(self) -> Stats:
         counters, heads, later, nodes, limits = _reply(self.link.call("stats"))
-        rows = []
-        for name, n in zip(islice(counters, 0, None, 2), islice(counters, 1, None, 2), strict=True):
-            lane, _, status = name.rpartition("\x1f")
-            queue, type, _ = lane_of(lane)
-            rows.append((queue, type, status, int(n)))
+        rows = readable(_counter, _pairs(counters), "a counter")
         times = [due_time(head) for head in heads] + ([float(later)] if later else [])
         oldest = min(times, default=None)
-        return Stats(*count_up(rows), oldest, [_node(body) for body in nodes], [_limit(body) for body in limits])
+        return Stats(
+            *count_up(rows), oldest, readable(_node, nodes, "a node"), readable(_limit, limits[1::2], "a limit")
+        )
 
     def next_due(self, now: float) -> float | None:
         if now in self._foreseen:
@@ -257,14 +255,14 @@ class RedisStore:
     def set_lane(
         self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
     ) -> None:
-        selector = Limit(queue, type, key)
+        nothing = Limit(queue, type, key)
+        selector = to_json(nothing.selector).decode()
         while True:
-            known = next((k for k in self.stats().limits if k.selector == selector.selector), None)
-            limit = _limit(to_json((known or selector).with_changes(changes)))  # 3 becomes 3.0, as it will be read
-            old = "" if known is None else to_json(known).decode()
+            old = dict(_pairs(_reply(self.link.call("stats"))[4])).get(selector, "")  # as it stands there, to the byte
+            known = next(iter(readable(_limit, [old], "a limit")), nothing) if old else nothing
+            limit = _limit(to_json(known.with_changes(changes)))  # 3 becomes 3.0, as it will be read
             new = "" if limit.is_void else to_json(limit).decode()
-            is_new_rate = limit.rate != (known or selector).rate
-            if self.link.call("limit", [to_json(limit.selector).decode(), old, new, is_new_rate, self._id]):
+            if self.link.call("limit", [selector, old, new, limit.rate != known.rate, self._id]):
                 return self._changed()
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -312,6 +310,17 @@ class RedisStore:
             self._ear.close()
         self._bell.close()
         self.link.close()
+
+
+def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
+    """Fields and values, which a hash gives by turns."""
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _counter(pair: tuple[str, str]) -> tuple[str, str, str, int]:
+    lane, _, status = pair[0].rpartition("\x1f")
+    queue, type, _ = lane_of(lane)
+    return queue, type, status, int(pair[1])
 
 
 def _parts(items: Sequence[Any], whole: bool = False) -> list[Sequence[Any]]:

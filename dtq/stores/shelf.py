@@ -27,6 +27,7 @@ from dtq.codec import from_json
 from dtq.errors import InvalidTask
 from dtq.stores.disk import Disk
 from dtq.stores.replica import Change, Entry
+from dtq.stores.salvage import salvaged
 from dtq.task import Attempt, ErrorInfo, Task, Webhook, check
 
 log = logging.getLogger("dtq")
@@ -72,11 +73,14 @@ def seal(change: Change) -> bytes:
 
 
 def unseal(data: bytes) -> Change:
-    """Raises one of _DAMAGE where it is not what was sealed."""
+    """What was sealed, as far as it can be read. Raises one of _DAMAGE where it is not what was sealed."""
     sealed = _sealed(data)
     if crc32(sealed.change) != sealed.crc32:
         raise ValueError("its checksum is another one")
-    return _change(sealed.change)
+    try:
+        return _change(sealed.change)
+    except msgspec.DecodeError:  # of another version: no damage
+        return salvaged(bytes(sealed.change))
 
 
 class Shelf:
@@ -162,4 +166,4 @@ class Shelf:
             self.quarantine.mkdir(exist_ok=True)
             path = self.quarantine / f"line-{sha256(line).hexdigest()[:16]}"
             path.write_bytes(line)
-            log.warning("a line of the journal is damaged, and is kept as %s; what it said is lost", path)
+            log.warning("a line of the journal is damaged, and is kept as %s; what of it cannot be read is lost", path)

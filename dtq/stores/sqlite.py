@@ -30,6 +30,7 @@ from dtq.stores.database import Database
 from dtq.stores.edges import insert_edges, place, place_anew, require_parents, settle
 from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
 from dtq.stores.peers import Fates, Peers
+from dtq.stores.readable import readable
 from dtq.stores.rows import json_list, new_row, state_row, task_of
 from dtq.stores.schema import find_query
 from dtq.task import TERMINAL, Status, Task, brief_of
@@ -256,7 +257,7 @@ class SQLiteStore:
             lanes = db.execute(schema.COUNTS).fetchall()
             names = schema.COUNTERS
             rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(names, counts, strict=True))
-            nodes = [_node(body) for _, _, body in db.execute(schema.NODES)]
+            nodes = readable(_node, (body for _, _, body in db.execute(schema.NODES)), "a node")
             return Stats(*count_up(rows), oldest(db), nodes, read_limits(db))
 
     def next_due(self, now: float) -> float | None:

@@ -6,8 +6,8 @@ local function times_to_come(now_text) -- as text
   times[#times + 1] = call("ZRANGEBYSCORE", root .. "exp", "(" .. now_text, "+inf", "WITHSCORES", "LIMIT", 0, 1)[2]
   local limits = call("HGETALL", root .. "limits")
   for i = 1, #limits, 2 do
-    local limit = cjson.decode(limits[i + 1])
-    if limit.rate > 0 then
+    local limit = limit_of(limits[i + 1])
+    if limit and limit.rate > 0 then
       local ahead = (limit.burst - 1) / limit.rate
       local from = "(" .. number(now + ahead)
       local first = call("ZRANGEBYSCORE", root .. "tat:" .. limits[i], from, "+inf", "WITHSCORES", "LIMIT", 0, 1)[2]

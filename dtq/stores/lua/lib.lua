@@ -91,6 +91,13 @@ local function add_to(hash, field, by)
   if call("HINCRBY", root .. hash, field, by) <= 0 then call("HDEL", root .. hash, field) end
 end
 
+local function limit_of(body) -- nothing, where it cannot be read: it then holds nothing back
+  local is_json, limit = pcall(cjson.decode, body)
+  local function is_number(name) return type(limit[name]) == "number" end
+  return is_json and type(limit) == "table" and is_number("rate") and is_number("burst") and is_number("max_running")
+    and limit or nil
+end
+
 local tasks, packed = {}, {} -- by id: how far it is, or false; the same, packed
 local dirty = {} -- ids that are to be written
 local states, bodies, lefts = {}, {}, {} -- what is new in t, b and o: ids and values by turns

@@ -25,7 +25,8 @@ local function gates_of_limits()
   local gates, known = {}, call("HGETALL", root .. "limits")
   if #known == 0 then return gates end
   for i = 1, #known, 2 do
-    gates[#gates + 1] = {selector = known[i], limit = cjson.decode(known[i + 1]), running = {}, next_at = {}}
+    local limit = limit_of(known[i + 1])
+    if limit then gates[#gates + 1] = {selector = known[i], limit = limit, running = {}, next_at = {}} end
   end
   local run = call("HGETALL", root .. "run")
   for i = 1, #run, 2 do

@@ -3,7 +3,7 @@
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  nothing
 -- reply    {counters: "<lane> <status>", how many, ...; the order of the first of each priority that is due; the first
---          due time to come, or ""; descriptions of the nodes; limits}
+--          due time to come, or ""; descriptions of the nodes; selector, limit, ...}
 
 local heads = {}
 for _, lane in ipairs(call("ZRANGE", root .. "lanes", 0, -1)) do
@@ -16,4 +16,4 @@ for _, lane in ipairs(call("ZRANGE", root .. "lanes", 0, -1)) do
 end
 local later = call("ZRANGE", root .. "later", 0, 0, "WITHSCORES")
 return cmsgpack.pack({call("HGETALL", root .. "n"), heads, later[2] or "", call("HVALS", root .. "nodes"),
-                      call("HVALS", root .. "limits")})
+                      call("HGETALL", root .. "limits")})
