@@ -10,10 +10,11 @@
         "data": {"name": "Ada", "number": 7},
     })
 
-    payload -> check -> render -> message -> SMTP server
+    payload -> check -> render -> message -> check -> SMTP server
 
-Where the mail goes is configuration of the worker, not of the task: a payload cannot name a server. An attempt that is
-repeated sends the same Message-ID again, by which the receiving side can tell that it is no new mail.
+Where the mail goes is configuration of the worker, not of the task: a payload cannot name a server. Nor can it add a
+header: the finished message is read back before it is sent. An attempt that is repeated sends the same Message-ID
+again, by which the receiving side can tell that it is no new mail.
 
     DTQ_SMTP_HOST, DTQ_SMTP_PORT, DTQ_SMTP_FROM     127.0.0.1, 25, dtq@localhost
     DTQ_SMTP_TLS=starttls                           encrypt; a certificate that is not valid fails the mail
@@ -22,12 +23,14 @@ repeated sends the same Message-ID again, by which the receiving side can tell t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import smtplib
 import ssl
+from email import message_from_bytes
+from email.errors import InvalidHeaderDefect, MessageError
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import parseaddr
 from typing import Any, NoReturn
 
 TIMEOUT = 10.0  # seconds for each answer of the server
@@ -106,10 +109,24 @@ def payload_recipients(payload: dict[str, Any]) -> list[Any]:
 
 
 def check_address(address: Any) -> None:
-    """An address is of one line, and has a name and a domain; whether it exists, only the server knows."""
-    usable = isinstance(address, str) and address.isprintable() and "," not in address
-    if not usable or not all(parseaddr(address)[1].rpartition("@")):
+    """Refuse all but one address, of one line, with a name and a domain. Only the server knows whether it exists."""
+    usable = isinstance(address, str) and address.isprintable() and "," not in address and "=?" not in address
+    if not usable or bare(address) is None:
         refuse("address", address, "one such as ada@example.org or Ada <ada@example.org>")
+
+
+def bare(address: str) -> str | None:
+    """Return the ada@example.org in an address; None where there is not exactly one."""
+    message = EmailMessage(policy=SMTP)
+    try:
+        message["To"] = address
+        header = message["To"]
+        (found,) = header.addresses
+    except (ValueError, IndexError):  # none, several, or one that Python cannot read
+        return None
+    broken = any(isinstance(defect, InvalidHeaderDefect) for defect in header.defects)
+    is_group = any(group.display_name for group in header.groups)
+    return None if broken or is_group or not (found.username and found.domain) else str(found.addr_spec)
 
 
 def sender() -> str:
@@ -181,11 +198,37 @@ def compose(payload: dict[str, Any], task_id: str) -> EmailMessage:
     message["From"] = payload.get("from", sender())
     message["To"] = ", ".join(payload_recipients(payload))
     message["Subject"] = payload["subject"]
-    message["Message-ID"] = f"<{task_id}@dtq>"  # of the task, not of the attempt
+    message["Message-ID"] = message_id(task_id)
     message.set_content(payload["text"])
     if "html" in payload:
         message.add_alternative(payload["html"], subtype="html")
+    check_composed(message, payload)
     return message
+
+
+def message_id(task_id: str) -> str:
+    """Return the Message-ID of a task, the same for each of its attempts. An id may hold what a Message-ID must not."""
+    return f"<{hashlib.sha256(task_id.encode()).hexdigest()[:32]}@dtq>"
+
+
+def check_composed(message: EmailMessage, payload: dict[str, Any]) -> None:
+    """Read the message back as it will be sent: it has our headers, with the values that were given, and no other.
+
+    Python decodes an encoded word such as =?utf-8?q?a=0D=0ABcc:_b=40c.org?= where a header is set, and writes what it
+    finds there, line breaks too.
+    """
+    to = [bare(address) for address in payload_recipients(payload)]
+    is_ascii = (str(message["From"]) + str(message["To"])).isascii()
+    try:
+        sent = message_from_bytes(message.as_bytes(policy=SMTP.clone(utf8=not is_ascii)), policy=SMTP)
+    except (MessageError, ValueError) as error:
+        raise ValueError(f"the mail cannot be written: {error}") from error
+    if str(sent["Subject"]).split() != payload["subject"].split():
+        refuse("subject", payload["subject"], "text without an encoded word such as =?utf-8?q?...?=")
+    if [address.addr_spec for address in sent["To"].addresses] != to:
+        refuse("to", payload["to"], "addresses that a mail can name beside each other")
+    if sent.keys() != message.keys():
+        refuse("the list of headers", sent.keys(), ", ".join(message.keys()))
 
 
 def send(message: EmailMessage, context: Any) -> None:
@@ -199,7 +242,7 @@ def send(message: EmailMessage, context: Any) -> None:
         if login:
             log_in(server, *login)
             context.progress(70, f"logged in as {login[0]}")
-        refused = server.send_message(message)
+        refused = server.send_message(message, to_addrs=[address.addr_spec for address in message["To"].addresses])
     if refused:
         raise smtplib.SMTPRecipientsRefused(refused)
 

@@ -7,8 +7,11 @@ import collections
 import contextlib
 import email
 import email.policy
+import hashlib
 import importlib.util
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -37,16 +40,22 @@ class Sink:
 
     def __init__(self) -> None:
         self.mails: list[email.message.Message] = []
+        self.recipients: list[str] = []
 
     async def handle_RCPT(self, server, session, envelope, address, options):
         if address == "nobody@example.org":
             return "550 no such user"
         envelope.rcpt_tos.append(address)
+        self.recipients.append(address)
         return "250 OK"
 
     async def handle_DATA(self, server, session, envelope):
         self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
         return "250 OK"
+
+
+def message_id(task_id: str) -> str:
+    return f"<{hashlib.sha256(task_id.encode()).hexdigest()[:32]}@dtq>"
 
 
 def free_port() -> int:
@@ -104,14 +113,14 @@ def test_a_mail_arrives_as_it_was_written(handler, sink):
         ["How", "are", "you?"],
     )
     assert mail["To"] == "Ada <ada@example.org>, bob@example.org"
-    assert told["message_id"] == mail["Message-ID"] == "<t1@dtq>"
+    assert told["message_id"] == mail["Message-ID"] == message_id("t1")
     assert context.seen == [25, 50, 100]
 
 
 def test_a_repeated_attempt_has_the_same_message_id(handler, sink):
     for _ in range(2):
         handler.execute(MAIL, Context())
-    assert {mail["Message-ID"] for mail in sink.mails} == {"<t1@dtq>"}
+    assert {mail["Message-ID"] for mail in sink.mails} == {message_id("t1")}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +140,103 @@ def test_a_payload_that_can_never_work_is_refused_by_name(handler, sink, change,
     assert sink.mails == []
 
 
+EVIL = "=?utf-8?q?a=0D=0ABcc:_evil=40x.org?="
+HEADERS = ["From", "To", "Subject", "Message-ID", "Content-Type", "Content-Transfer-Encoding", "MIME-Version"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("subject", EVIL),
+        ("subject", f"Hello {EVIL} you"),
+        ("subject", "=?utf-8?b?YQ0KQmNjOiBldmlsQHgub3Jn?="),
+        ("subject", "=?utf-8?q?Caf=C3=A9?="),
+        ("to", f"{EVIL} <ada@example.org>"),
+        ("to", f"{EVIL}@example.org"),
+        ("from", f"{EVIL} <me@example.org>"),
+        ("to", "=?utf-8?q?Bob?= <ada@example.org>"),
+    ],
+)
+def test_an_encoded_word_cannot_become_a_header_or_another_text(handler, sink, field, value):
+    with pytest.raises(ValueError, match=re.escape(value[:30])):
+        handler.execute(MAIL | {field: value}, Context())
+    if field == "subject":
+        with pytest.raises(ValueError, match="subject"):
+            handler.execute(MAIL | {"html": "<p>", "subject": "{{ s }}", "data": {"s": value}}, Context())
+    assert sink.mails == []
+
+
+def test_whatever_a_subject_holds_the_mail_has_our_headers_and_the_subject_that_was_given(handler):
+    """Random texts of pieces that mean something in a header; seen in the message as it would be sent."""
+    pieces = [
+        "=?utf-8?q?",
+        "=?utf-8?b?",
+        "?=",
+        "=0D=0A",
+        "DQo=",
+        "Bcc: e@x.org",
+        "_",
+        " ",
+        "  ",
+        "ü",
+        "😀",
+        "<",
+        "x" * 70,
+        ":",
+    ]
+    accepted = 0
+    for seed in range(1500):
+        subject = "".join(random.Random(seed).choices(pieces, k=1 + seed % 9)).strip()
+        try:
+            message = handler.compose(handler.check_payload(MAIL | {"subject": subject}), "t1")
+        except ValueError:
+            continue
+        accepted += 1
+        sent = email.message_from_bytes(message.as_bytes(), policy=email.policy.default)
+        assert (sent.keys(), sent["Subject"].split()) == (HEADERS, subject.split()), (seed, subject)
+    assert accepted > 500
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "a@b.org;c@d.org", "a@b.org c@d.org", "<a@b.org> <c@d.org>", "friends: a@b.org;", "friends: a@b.org, c@d.org;",
+        "undisclosed:;", "a b@c.org", "a@b@c.org", "a@b.org>", "@b.org", "a@", "",
+    ],
+)  # fmt: skip
+def test_what_is_not_one_address_is_refused(handler, sink, to):
+    for recipients in (to, ["ada@example.org", to]):
+        with pytest.raises(ValueError, match="allowed: one such as"):
+            handler.execute(MAIL | {"to": recipients}, Context())
+    assert sink.mails == []
+
+
+def test_every_recipient_that_is_reported_gets_the_mail(handler, sink):
+    to = [
+        "Ada <ada@example.org>",
+        "A. Lovelace <bob@example.org>",
+        '"O\'Hara; Jo" <jo@example.org>',
+        "<eve@example.org>",
+    ]
+    told = handler.execute(MAIL | {"to": to}, Context())
+    assert told["to"] == to
+    assert sink.recipients == ["ada@example.org", "bob@example.org", "jo@example.org", "eve@example.org"]
+
+
+def test_tasks_whose_ids_differ_at_their_end_have_different_message_ids(handler, sink):
+    """As the tasks of a schedule do, of which a Message-ID would keep what stands before the first colon."""
+    context = Context()
+    for context.task_id in (
+        "nightly@2026-11-25T10:05:00Z",
+        "nightly@2026-11-25T10:10:00Z",
+        "nightly@2026-11-25T10:05:00Z",
+    ):
+        handler.execute(MAIL, context)
+    first, other, again = (mail["Message-ID"] for mail in sink.mails)
+    assert first == again != other
+    assert re.fullmatch("<[0-9a-f]{32}@dtq>", first)
+
+
 def test_a_server_that_is_not_there_or_refuses_fails_the_attempt(handler, sink, monkeypatch):
     with pytest.raises(handler.smtplib.SMTPException):
         handler.execute(MAIL | {"to": "nobody@example.org"}, Context())
@@ -147,10 +253,10 @@ def test_mails_go_out_once_each_through_the_queue(sink, tmp_path):
         with pytest.raises(TaskFailed, match="SMTPRecipientsRefused"):
             bad.result()
         assert [handle.result() for handle in handles] == [
-            {"message_id": f"<{handle.id}@dtq>", "to": ["ada@example.org"]} for handle in handles
+            {"message_id": message_id(handle.id), "to": ["ada@example.org"]} for handle in handles
         ]
     assert sorted(int(mail["Subject"]) for mail in sink.mails) == list(range(20))
-    assert {mail["Message-ID"] for mail in sink.mails} == {f"<{handle.id}@dtq>" for handle in handles}
+    assert {mail["Message-ID"] for mail in sink.mails} == {message_id(handle.id) for handle in handles}
 
 
 # --- templates --------------------------------------------------------------------------------------------------------
@@ -162,7 +268,7 @@ def test_a_template_is_filled_in_with_the_data_and_so_is_the_subject(handler, si
     (mail,) = sink.mails
     assert (mail["Subject"], mail.get_content_type()) == ("Order 7", "text/plain")
     assert mail.get_content().splitlines() == ["Dear Ada & Bob,", "bye"]
-    assert mail["Message-ID"] == "<t1@dtq>"
+    assert mail["Message-ID"] == message_id("t1")
     assert context.seen == [10, 25, 50, 100]
 
 
@@ -345,25 +451,25 @@ class DeadlySink(Sink):
         self.queue = None
         self.kills = kills
         self.seen = 0
-        self.killed: collections.Counter[str] = collections.Counter()  # by task
+        self.killed: collections.Counter[str] = collections.Counter()  # by Message-ID
         self.arrived: collections.Counter[str] = collections.Counter()
 
     async def handle_DATA(self, server, session, envelope):
         mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
-        task_id = mail["Message-ID"].removeprefix("<").removesuffix("@dtq>")
+        mail_id = mail["Message-ID"]
         self.seen += 1
         deadly = self.seen % 7 == 0 and self.killed.total() < self.kills
         if deadly:
-            os.kill(await self.worker_of(task_id), signal.SIGKILL)
-            self.killed[task_id] += 1
+            os.kill(await self.worker_of(mail_id), signal.SIGKILL)
+            self.killed[mail_id] += 1
         if not deadly or self.killed.total() % 2:
-            self.arrived[task_id] += 1
+            self.arrived[mail_id] += 1
         return "250 OK"
 
-    async def worker_of(self, task_id):
+    async def worker_of(self, mail_id):
         while True:
             for worker in self.queue.workers():
-                if worker.task_id == task_id:
+                if worker.task_id and message_id(worker.task_id) == mail_id:
                     return worker.pid
             await asyncio.sleep(0.002)  # the queue hears of it in a moment
 
@@ -379,7 +485,7 @@ def test_kills_of_workers_lose_no_mail_and_repeat_only_what_had_arrived(tmp_path
             {"type": "email", "payload": LETTER | {"data": DATA | {"n": n}}, **options} for n in range(100)
         )
         queue.join(WAIT)
-        tasks = {handle.id: handle.task for handle in handles}
+        tasks = {message_id(handle.id): handle.task for handle in handles}
     assert {task.status for task in tasks.values()} == {"completed"}
     assert sink.killed.total() == 16
     assert sink.arrived.keys() == tasks.keys()  # by Message-ID: each once
