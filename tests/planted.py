@@ -73,9 +73,9 @@ def reap_ignores_live_nodes() -> None:
     """Everybody else counts as dead."""
 
     def planted(self, dead, now, lease):
-        with self.database.reading() as db:
-            mine = self.database.watch.peers.name
-            return Fates([id for id, peer, _ in db.execute(schema.NODES) if peer != mine], [])
+        mine = self.database.watch.peers.name
+        nodes = self.database.read(lambda db: db.execute(schema.NODES).fetchall())
+        return Fates([id for id, peer, _ in nodes if peer != mine], [])
 
     SQLiteStore._fates = planted
 

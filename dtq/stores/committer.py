@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dtq.stores.turnstile import Job, Turnstile
+from dtq.stores.turnstile import Batch, Job, Turnstile
 
 T = TypeVar("T")
 BUSY_TIMEOUT = 10.0  # seconds to wait for a foreign program that has locked the database
@@ -22,43 +22,67 @@ class Committer:
     def __init__(self, path: str, connection: sqlite3.Connection, forget: Callable[[], None]) -> None:
         self.connection = connection
         self._forget = forget
-        self._flush = True
-        self._turnstile = Turnstile(f"{path}-lock", self._transaction, self._perform)
+        self._flush: bool | None = True  # None: not known
+        self._is_clean = True  # no transaction is open, and nothing is remembered of one that was taken back
+        self._turnstile = Turnstile(f"{path}-lock", self._carry)
 
     def run(self, work: Callable[[sqlite3.Connection], T], *, flush: bool) -> T:
         """The value of `work`, committed; with `flush` it is on the disk before this returns, and survives a power
         cut."""
         return self._turnstile.run(work, flush=flush)
 
-    @contextmanager
-    def _transaction(self, flush: bool) -> Iterator[None]:
+    def _carry(self, batch: Batch[sqlite3.Connection]) -> None:
+        """Do all jobs in one transaction. An interrupt that comes right behind the commit finds it done."""
         connection = self.connection
+        is_committing = False
         try:
-            if flush != self._flush:
-                connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
-                self._flush = flush
-            connection.execute("BEGIN IMMEDIATE")
-            yield
+            self._begin(batch.flush)
+            for job in batch.jobs:
+                self._perform(job)
+            is_committing = True
             connection.execute("COMMIT")
-        except BaseException:
-            self._forget()
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            batch.is_done = self._is_clean = True
+        except sqlite3.Error as error:
+            self._take_back()
+            batch.fail(error)
+        except BaseException as error:
+            if is_committing and not connection.in_transaction:
+                batch.is_done = True
+            self._take_back()
+            traceback.clear_frames(error.__traceback__)  # a cursor in one of them would keep the database locked
             raise
+
+    def _begin(self, flush: bool) -> None:
+        """Begin a transaction, after taking back what is left of one that was interrupted."""
+        if not self._is_clean:
+            self._take_back()
+        if flush != self._flush:
+            self._flush = None
+            self.connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
+            self._flush = flush
+        self._is_clean = False
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def _take_back(self) -> None:
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+        self._forget()
+        self._is_clean = True
 
     def _perform(self, job: Job[sqlite3.Connection, Any]) -> None:
         """Does the work within a savepoint, so that a job which fails takes nothing else back."""
         connection = self.connection
+        job.error = None
         connection.execute("SAVEPOINT job")
         try:
             job.value = job.work(connection)
         except Exception as error:
             job.error = error
             self._forget()
-            if connection.in_transaction:  # a full disk may have taken all of it back already
-                connection.execute("ROLLBACK TO job")
-        if connection.in_transaction:
-            connection.execute("RELEASE job")
+            if not connection.in_transaction:  # a full disk may have taken all of it back already
+                raise
+            connection.execute("ROLLBACK TO job")
+        connection.execute("RELEASE job")
 
     def close(self) -> None:
         self._turnstile.close(self.connection.close)

@@ -2,7 +2,7 @@
 
 write(work)  --> Committer: one connection, waiting works share a commit --.
                                                                            +--> queue.db, queue.db-wal
-reading()    --> a second connection, kept waiting by nobody --------------'
+read(look)   --> a second connection, kept waiting by nobody --------------'
 wait         <-- Watch: datagrams from whoever commits (queue.db-nodes/)
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,15 +102,19 @@ class Database:
             peers.wake(wake)
             return value
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """The read connection, with all statements of the block looking at the same moment."""
-        with self._read_lock, self._named_errors("read"):
-            self._reader.execute("BEGIN")
+    def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `look` sees on the read connection; all its statements look at the same moment. (A function, as
+        a `with` block written in Python could be left with the lock held, by an interrupt right before its body.)"""
+        with self._named_errors("read"), self._read_lock:
             try:
-                yield self._reader
+                self._reader.execute("BEGIN")
+                return look(self._reader)
+            except BaseException as error:
+                traceback.clear_frames(error.__traceback__)  # a cursor in one of them would hold on to this moment
+                raise
             finally:
-                self._reader.execute("COMMIT")
+                if self._reader.in_transaction:
+                    self._reader.execute("COMMIT")
 
     # --- others
 
@@ -131,10 +136,12 @@ class Database:
     # --- end
 
     def close(self, leave: Callable[[Peers], None] = Peers.close) -> None:
-        """Let go of the file. `leave` is what becomes of this process among its peers."""
-        with self._read_lock, closing(self._reader):
-            self.committer.close()
-            self.watch.close(leave)
+        """Let go of the file. `leave` is what becomes of this process among its peers. An interrupted close can be
+        repeated."""
+        self.watch.close(leave)
+        self.committer.close()
+        with self._read_lock:
+            self._reader.close()
 
 
 def _run_all(db: sqlite3.Connection, statements: str) -> None:

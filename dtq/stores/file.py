@@ -158,8 +158,8 @@ class FileStore:
                 with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
                     self.heartbeat(node, [], 0, node.seen_at)
             leave = Peers.close if self._is_gone() else Peers.abandon
-            self._closed = True
             self._ledger.close(leave)
+            self._closed = True
 
     def _is_gone(self) -> bool:
         """Return whether nothing speaks through this process any more. A node that still has tasks, or that could not
@@ -170,5 +170,5 @@ class FileStore:
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
-        self._closed = True
         self._ledger.abandon()
+        self._closed = True

@@ -118,6 +118,7 @@ class Journal:
     def append(self, bodies: Sequence[bytes], *, flush: bool) -> None:
         """Raises OSError where they cannot be written; then it is as if it had not been tried."""
         lines = b"".join(map(format_line, count(self._next_line), bodies))
+        offset, next_line = self._offset + len(lines), self._next_line + len(bodies)
         try:
             self._disk.append(self._file, lines)
             if flush:
@@ -126,8 +127,7 @@ class Journal:
             with suppress(OSError):  # what is torn is cut off by the next one who writes
                 self._take_back()
             raise
-        self._offset += len(lines)
-        self._next_line += len(bodies)
+        self._offset, self._next_line = offset, next_line
 
     def _take_back(self) -> None:
         """Cuts off what was written. Whole lines of it may have been read: then what follows stands in a new journal,

@@ -26,7 +26,7 @@ from dtq.stores.peers import Peers, Wake
 from dtq.stores.replica import Change, Entry, Replica
 from dtq.stores.salvage import salvaged
 from dtq.stores.shelf import Shelf
-from dtq.stores.turnstile import Job, Turnstile
+from dtq.stores.turnstile import Batch, Job, Turnstile
 from dtq.stores.watch import Watch
 
 log = logging.getLogger("dtq")
@@ -38,7 +38,7 @@ _to_json = msgspec.json.Encoder().encode
 _change = msgspec.json.Decoder(Change).decode
 
 
-class Batch(NamedTuple):
+class Files(NamedTuple):
     """What the files have to say so that these journals may go."""
 
     journals: list[int]
@@ -71,7 +71,7 @@ class Ledger:
             self._occupy()
             self._shelf = Shelf(directory, disk)
             self._journal = Journal(directory, disk)
-            self._turnstile = Turnstile(f"{directory}/lock", self._transaction, self._perform)
+            self._turnstile = Turnstile(f"{directory}/lock", self._carry)
             self._turnstile.run(lambda _: None, flush=False)
 
     def _occupy(self) -> None:
@@ -113,15 +113,18 @@ class Ledger:
             peers.wake(wake)
             return value
 
-    @contextmanager
-    def _transaction(self, flush: bool) -> Iterator[None]:
+    def _carry(self, batch: Batch[Replica]) -> None:
+        """Do all jobs, and append what they have changed: that is the commit. Behind it there is no moment at which an
+        interrupt could come before `is_done`."""
         with self._lock:
-            self._written = []
             try:
+                self._written = []
                 self._read_up(alone=True)
-                yield
+                for job in batch.jobs:
+                    self._perform(job)
                 if self._written:
-                    self._journal.append(self._written, flush=flush)
+                    self._journal.append(self._written, flush=batch.flush)
+                batch.is_done = True
             except BaseException:
                 self._replica = None  # it knows of what was not written
                 raise
@@ -129,6 +132,7 @@ class Ledger:
     def _perform(self, job: Job[Replica, Any]) -> None:
         """Does the work, and keeps what it has changed for the journal. What fails half-way is forgotten."""
         replica = self._replica or self._begin()
+        job.error = None
         try:
             job.value = job.work(replica)
             if change := replica.take(self._journal.number):
@@ -178,6 +182,9 @@ class Ledger:
                     self._replica.apply(_change(body), number)
             except (Diverged, msgspec.DecodeError):
                 self._replica = None
+            except BaseException:  # it knows a half of something
+                self._replica = None
+                raise
         return self._replica is not None
 
     # --- the files, now and then
@@ -185,8 +192,9 @@ class Ledger:
     def _begin_to_persist(self) -> None:
         with self._lock:
             if self._thread is None and not self._closing.is_set():
-                self._thread = threading.Thread(target=self._persist_now_and_then, name="dtq-files", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._persist_now_and_then, name="dtq-files", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: an interrupt may have come before the thread began
 
     def _persist_now_and_then(self) -> None:
         while not self._closing.wait(self._interval):
@@ -203,11 +211,11 @@ class Ledger:
                 self._persist_alone()
 
     def _persist_alone(self) -> None:
-        if batch := self._turnstile.run(self._turn_over, flush=False):
-            self._shelf.put(batch.entries, batch.gone, batch.others)
-            self._turnstile.run(lambda _: self._journal.remove(batch.journals), flush=False)
+        if files := self._turnstile.run(self._turn_over, flush=False):
+            self._shelf.put(files.entries, files.gone, files.others)
+            self._turnstile.run(lambda _: self._journal.remove(files.journals), flush=False)
 
-    def _turn_over(self, replica: Replica) -> Batch | None:
+    def _turn_over(self, replica: Replica) -> Files | None:
         """Begins a new journal; gives what the files have to say before the old ones may go."""
         journals = self._journal.numbers()
         replica.dirty = {number: ids for number, ids in replica.dirty.items() if number in journals}
@@ -216,7 +224,7 @@ class Ledger:
         ids = set().union(*replica.dirty.values())
         self._journal.rotate()
         entries = replica.entries(ids)
-        return Batch(journals, entries, ids - {entry.task.id for entry in entries}, replica.all_but_tasks())
+        return Files(journals, entries, ids - {entry.task.id for entry in entries}, replica.all_but_tasks())
 
     # --- others, end
 

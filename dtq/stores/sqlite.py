@@ -188,8 +188,8 @@ class SQLiteStore:
         known = self._published.get(node.id)
         if known is None or replace(node, seen_at=0) != replace(known, seen_at=0):
             return False
-        with self.database.reading() as db:
-            return db.execute(schema.HAS_NODE, (node.id, self.database.watch.peers.name)).fetchone() is not None
+        peer = self.database.watch.peers.name
+        return self.database.read(lambda db: db.execute(schema.HAS_NODE, (node.id, peer)).fetchone() is not None)
 
     def _heartbeat(
         self, db: sqlite3.Connection, node: Node, held: Sequence[Task], lease: float, now: float
@@ -208,11 +208,15 @@ class SQLiteStore:
     def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
         dead = self.database.dead_peers()
         nodes, missing = self._fates(dead, now, lease)
-        with self.database.reading() as db:
+
+        def look(db: sqlite3.Connection) -> tuple[list[str], bool]:
             forgotten = [node for node in missing if not db.execute(schema.HOLDS, (node,)).fetchone()]
-            if not nodes and not forgotten and not db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone():
-                self._forget(dead)
-                return []
+            return forgotten, db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone() is not None
+
+        forgotten, is_overdue = self.database.read(look)
+        if not nodes and not forgotten and not is_overdue:
+            self._forget(dead)
+            return []
 
         def work(db: sqlite3.Connection) -> list[Task]:
             overdue = [seq for (seq,) in db.execute(schema.OVERDUE, (now, json_list(nodes), n))]
@@ -223,8 +227,8 @@ class SQLiteStore:
         return self.database.write(work, flush=False, wake=None)
 
     def _fates(self, dead: list[str], now: float, lease: float) -> Fates:
-        with self.database.reading() as db:
-            peer_of = {id: peer for id, peer, _ in db.execute(schema.NODES)}
+        nodes = self.database.read(lambda db: db.execute(schema.NODES).fetchall())
+        peer_of = {id: peer for id, peer, _ in nodes}
         return self.database.watch.peers.fates(peer_of, dead, now, lease)
 
     def _forget(self, dead: list[str]) -> None:
@@ -248,27 +252,20 @@ class SQLiteStore:
         return self._read(brief, query, (*values, limit))
 
     def _read(self, brief: bool, query: str, values: tuple[Any, ...]) -> list[Task]:
-        with self.database.reading() as db:
-            tasks = self._tasks(db, db.execute(query, values).fetchall())
+        tasks = self.database.read(lambda db: self._tasks(db, db.execute(query, values).fetchall()))
         return list(map(brief_of, tasks)) if brief else tasks
 
     def stats(self) -> Stats:
-        with self.database.reading() as db:
-            lanes = db.execute(schema.COUNTS).fetchall()
-            names = schema.COUNTERS
-            rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(names, counts, strict=True))
-            nodes = readable(_node, (body for _, _, body in db.execute(schema.NODES)), "a node")
-            return Stats(*count_up(rows), oldest(db), nodes, read_limits(db))
+        return self.database.read(_stats)
 
     def next_due(self, now: float) -> float | None:
-        with self.database.reading() as db:
-            times = [
-                db.execute(schema.FIRST_LATER).fetchone()[0],
-                db.execute(schema.FIRST_EXPIRY, (now,)).fetchone()[0],
-            ]
-            times += [
-                at for gate in self._lanes.gates(db) for bucket in gate.next_at if (at := gate.opens_at(bucket)) > now
-            ]
+        return self.database.read(lambda db: self._next_due(db, now))
+
+    def _next_due(self, db: sqlite3.Connection, now: float) -> float | None:
+        times = [db.execute(schema.FIRST_LATER).fetchone()[0], db.execute(schema.FIRST_EXPIRY, (now,)).fetchone()[0]]
+        times += [
+            at for gate in self._lanes.gates(db) for bucket in gate.next_at if (at := gate.opens_at(bucket)) > now
+        ]
         return min((time for time in times if time is not None), default=None)
 
     # --- lanes, removal, waking
@@ -279,6 +276,7 @@ class SQLiteStore:
         self.database.write(lambda db: change_limit(db, (queue, type, key), changes), flush=True)
 
     def delete(self, ids: Iterable[str]) -> int:
+        ids = list(ids)  # the work may be done again
         return self.database.write(lambda db: self._delete(db, ids), flush=True)
 
     def _delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
@@ -313,20 +311,29 @@ class SQLiteStore:
                 with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
                     self.heartbeat(node, [], 0, node.seen_at)
             leave = Peers.close if self._is_gone() else Peers.abandon
-            self._closed = True
             self.database.close(leave)
+            self._closed = True
 
     def _is_gone(self) -> bool:
         """Return whether nothing speaks through this process any more. A node that still has tasks, or that could not
         be removed, stays in the store: its file has to show that it is dead."""
-        with suppress(StoreError), self.database.reading() as db:
-            return db.execute(schema.HAS_PEER, (self.database.watch.name,)).fetchone() is None
+        with suppress(StoreError):
+            return self.database.read(
+                lambda db: db.execute(schema.HAS_PEER, (self.database.watch.name,)).fetchone() is None
+            )
         return False
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
-        self._closed = True
         self.database.close(Peers.abandon)
+        self._closed = True
+
+
+def _stats(db: sqlite3.Connection) -> Stats:
+    lanes = db.execute(schema.COUNTS).fetchall()
+    rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(schema.COUNTERS, counts, strict=True))
+    nodes = readable(_node, (body for _, _, body in db.execute(schema.NODES)), "a node")
+    return Stats(*count_up(rows), oldest(db), nodes, read_limits(db))
 
 
 def _insert(db: sqlite3.Connection, rows: list[Row]) -> None:

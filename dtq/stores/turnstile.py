@@ -6,15 +6,17 @@
 
 A commit costs a disk flush; ten threads that add at the same time pay for one. Between processes a file lock is taken,
 for which the kernel lets them stand in a line (SQLite's own way, sleep and try again, lets one starve the others).
+
+An interrupt (Ctrl-C, a notebook's Stop, the timeout of a handler that runs in a thread) may strike at any moment. Only
+the thread that it strikes raises it. Each thread enters its own job and takes it out again, whatever happens; a batch
+is done in one step, by one assignment. So the jobs of others are either done, or still waiting for the next thread.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 try:
@@ -27,74 +29,90 @@ T = TypeVar("T")
 
 
 class Job(Generic[S, T]):
-    """A piece of work of one thread; `flush` asks that it be on the disk before the thread goes on."""
+    """A piece of work of one thread, which may be done again where a batch was interrupted. `flush` asks that it be on
+    the disk before the thread goes on."""
 
     def __init__(self, work: Callable[[S], T], flush: bool) -> None:
         self.work = work
         self.flush = flush
-        self.done = False
+        self.batch: Batch[S] | None = None  # the last one that took it through
         self.value: T
-        self.error: BaseException | None = None
+        self.error: Exception | None = None  # of its own
+
+    @property
+    def is_done(self) -> bool:
+        """Return False also for a job that failed: its own thread tries it again, as an exception that was meant for
+        the other thread may have been to blame."""
+        return self.batch is not None and self.batch.is_done and self.error is None
 
     def outcome(self) -> T:
-        if self.error is not None:
-            raise self.error
+        if error := self.error or (self.batch and self.batch.error):
+            raise error
         return self.value
 
 
-class Turnstile(Generic[S]):
-    """`transaction(flush)` begins one, and commits it at its end; `perform` does one job within it.
+class Batch(Generic[S]):
+    """Jobs that share a transaction. Where that has failed, `error` is why, and none of them was done."""
 
-    A job that raises must leave no trace. Where the transaction raises, none of its jobs was done, and each raises
-    that.
+    def __init__(self, jobs: Sequence[Job[S, Any]]) -> None:
+        self.jobs = jobs
+        self.flush = any(job.flush for job in jobs)
+        self.is_done = False
+        self.error: Exception | None = None
+        for job in jobs:
+            job.batch = self
+
+    def fail(self, error: Exception) -> None:
+        """Let every thread hear why the transaction failed."""
+        self.error = error
+        self.is_done = True
+
+
+class Turnstile(Generic[S]):
+    """`carry` does the jobs of a batch within one transaction, and sets `is_done` once that is committed.
+
+    A job that raises must leave no trace. An error of the disk is for the whole batch (`fail`, or an OSError that
+    `carry` raises). Anything else that `carry` raises is for its own thread alone: the jobs of the others are done, if
+    `is_done` is set, or else done again.
     """
 
-    def __init__(
-        self,
-        path: str,
-        transaction: Callable[[bool], AbstractContextManager[None]],
-        perform: Callable[[Job[S, Any]], None],
-    ) -> None:
-        self._transaction = transaction
-        self._perform = perform
-        self._waiting: deque[Job[S, Any]] = deque()
+    def __init__(self, path: str, carry: Callable[[Batch[S]], None]) -> None:
+        self._carry = carry
+        self._waiting: dict[Job[S, Any], None] = {}
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def run(self, work: Callable[[S], T], *, flush: bool) -> T:
         """The value of `work`, committed; with `flush` it is on the disk before this returns."""
         job = Job(work, flush)
-        self._waiting.append(job)
-        with self._lock:
-            if not job.done:
-                self._let_through([self._waiting.popleft() for _ in range(len(self._waiting))])
+        try:
+            self._waiting[job] = None
+            with self._lock:
+                if not job.is_done:
+                    self._let_through(Batch([job for job in list(self._waiting) if not job.is_done]))
+        finally:
+            self._waiting.pop(job, None)
         return job.outcome()
 
-    def _let_through(self, jobs: list[Job[S, Any]]) -> None:
+    def _let_through(self, batch: Batch[S]) -> None:
+        """Do the batch while no other process writes. The lock is given back by the first call of `finally`, before
+        which no second interrupt can strike; giving back what was not taken does no harm."""
         try:
-            with self._among_processes(), self._transaction(any(job.flush for job in jobs)):
-                for job in jobs:
-                    self._perform(job)
-        except BaseException as error:  # an interrupt too: nothing was committed, and everybody has to hear of it
-            for job in jobs:
-                job.error = job.error or error
+            if fcntl:
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._carry(batch)
+        except OSError as error:
+            if batch.is_done:
+                raise
+            batch.fail(error)
         finally:
-            for job in jobs:
-                job.done = True
-
-    @contextmanager
-    def _among_processes(self) -> Iterator[None]:
-        if not fcntl:
-            yield
-            return
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            if fcntl:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self, let_go: Callable[[], None]) -> None:
-        """When nobody is inside: lets go of what works are done on, and of the lock."""
+        """When nobody is inside: lets go of what works are done on, and of the lock. Harmless when repeated."""
         with self._lock:
             let_go()
-            os.close(self._file)
+            if self._file >= 0:
+                file, self._file = self._file, -1
+                os.close(file)
