@@ -59,7 +59,12 @@ class InlinePool(LocalPool):
 
     def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
         for task in tasks:
-            self._run(task, parents.get(task.id, b""))
+            try:
+                call = self.call(task, parents.get(task.id, b""))
+            except Exception as error:
+                self._reports.append(reports.unfit(task, error))
+            else:
+                self._run(task, call)
 
     def poll(self) -> list[reports.Report]:
         self._bell.quiet()
@@ -87,8 +92,8 @@ class InlinePool(LocalPool):
     def close(self, kill: bool = False) -> None:
         self._release()
 
-    def _run(self, task: Task, parents: bytes) -> None:
-        done = self._perform(task, self.call(task, parents))
+    def _run(self, task: Task, call: wire.Call) -> None:
+        done = self._perform(task, call)
         self._unreported += 1
         self._done += 1
         self._busy_seconds += done.seconds
@@ -149,7 +154,11 @@ class ThreadPool(LocalPool):
 
     def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
         for task in tasks:
-            job = Job(self._shared, task, self.call(task, parents.get(task.id, b"")))
+            try:
+                job = Job(self._shared, task, self.call(task, parents.get(task.id, b"")))
+            except Exception as error:
+                self._reports.append(reports.unfit(task, error))
+                continue
             self._jobs[job.call.number] = job
             self._counts[task.type] += 1
             if self._is_known_as_async(task.type):
@@ -160,7 +169,7 @@ class ThreadPool(LocalPool):
     def poll(self) -> list[reports.Report]:
         self._bell.quiet()
         for _ in range(len(self._shared.mail)):
-            self._take(*self._shared.mail.popleft())
+            self._take_safely(*self._shared.mail.popleft())
         self._enforce(monotonic())
         self._say_farewell()
         ready, self._reports = self._reports, []
@@ -223,6 +232,16 @@ class ThreadPool(LocalPool):
         self._workers.append(worker)
         worker.thread.start()
         self._reports += arrival(worker.name)
+
+    def _take_safely(self, job: Job, message: wire.ToPool) -> None:
+        """A message that cannot be used fails the call that it is about."""
+        try:
+            self._take(job, message)
+        except Exception as error:
+            if job.call.number in self._jobs:
+                self._forget(job)
+                job.ask(Stopped)
+                self._reports.append(reports.unfit(job.task, error))
 
     def _take(self, job: Job, message: wire.ToPool) -> None:
         if job.call.number not in self._jobs or job.worker is None:

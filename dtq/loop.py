@@ -13,6 +13,9 @@ A turn waits for nothing but the store. While the server of one is busy with a c
 (dtq.stores.meanwhile), and what they say is for the next turn. Time comes in from outside, and so do the store, the
 pools and chance: the same loop runs under a thread, under a test that steps it by hand, and under a simulation with a
 clock of its own.
+
+`turn` raises nothing. Each step on one task has a guard of its own (see guarded.py): an exception fails that attempt
+alone. After any other exception the loop keeps its claims and outcomes, and tries again.
 """
 
 from __future__ import annotations
@@ -23,34 +26,33 @@ import random
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
-from dtq import cron, deadletters, parents, reports, webhooks
+from dtq import parents, reports, webhooks
+from dtq.attempts import OF_ENDINGS, Attempts
+from dtq.cleaner import Cleaner
 from dtq.errors import StoreError
 from dtq.events import Emitter
+from dtq.guarded import SHORTEST, Sieve, announced
 from dtq.handle import Endings
-from dtq.meter import Meter
-from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
 from dtq.staff import Staff
-from dtq.stores import Node, Outcome, Store, ahead_of_here
+from dtq.stores import Node, Outcome, Store
 from dtq.stores.meanwhile import meanwhile
-from dtq.task import EXPIRED, TERMINAL, Status, Task, cancel, end_doomed, fail, interrupt, release, succeed
+from dtq.task import Task, fail, release
 from dtq.ticker import Ticker
 
 log = logging.getLogger("dtq")
 
 BEAT = 1.0  # seconds between heartbeats, and between looks for dead nodes
-CLEANUP = 60.0  # seconds between clean-ups
-PURGES = 10  # steps of the clean-up in one beat: a store removes up to a thousand tasks in each
 REAP = 100  # tasks taken over in one turn
-TROUBLE = 2.0  # seconds, at most, until a store that failed is tried again
 
 
-class Loop:
+class Loop(Attempts):
     """One node's loop. All methods are called by one thread, except `post`."""
 
     def __init__(
@@ -60,33 +62,24 @@ class Loop:
         ticks: bool = True, each_beat: Callable[[], None] = lambda: None,
         chance: Callable[[], float] = random.random, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
-        self.held: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
-        self.draining = False
+        id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
+        super().__init__(id, store, staff, events, Ticker(store, id, lease), chance, monotonic)
         self.idle = True  # nothing held, and nothing found at the last look
-        self._store = store
-        self._staff = staff
-        self._events = events
         self._endings = endings
         self._lease = lease
         self._types = types
-        self._cleanup_age = cleanup_age
-        self._dead_age = cleanup_age if dead_age is None else dead_age
-        self._dead_limit = dead_limit
+        self._cleaner = Cleaner(store, cleanup_age, dead_age, dead_limit)
         self._max_parents = max_parents
         self._ticks = ticks
         self._each_beat = each_beat
-        self._chance = chance
-        self._ticker = Ticker(store, self.id, lease)
-        self._meter = Meter(monotonic)
-        self._monotonic = monotonic
+        self._census: list[reports.WorkerInfo] = []  # as last taken
+        self._metrics: dict[str, Any] = {}
         self._began = 0.0  # this turn, by the monotonic clock
         self._posts: deque[Callable[[], None]] = deque()
-        self._outcomes: list[Outcome] = []
-        self._next_beat = self._next_cleanup = 0.0
         self._started_at = 0.0
         self._answered_at = float("-inf")  # by `monotonic`
-        self._trouble = 0.0  # seconds to wait before the store is tried again; 0 while all is well
+        self._careful = False  # a dispatch has failed: the next claim is of one task, so that the one to blame is known
+        self._sieve = Sieve(lambda outcomes: store.update(outcomes), self._instead)
 
     def post(self, action: Callable[[], None]) -> None:
         """Has the action done at the beginning of the next turn, by the loop's thread. From any thread."""
@@ -97,95 +90,59 @@ class Loop:
         infinite before the first. From any thread."""
         return self._monotonic() - self._answered_at
 
+    @property
+    def trouble(self) -> Exception | None:
+        """Return what went wrong in the last turn without a task being to blame; None while all is well."""
+        return self._trouble.error
+
     def turn(self, now: float) -> float:
-        """Does all that can be done now; gives the time by which the next turn is due."""
-        self._began = self._monotonic()
+        """Do all that can be done now. Return the time by which the next turn is due."""
+        self._began, self._now = self._monotonic(), now
+        self._trouble.begin_turn()
         self._do_posts()
         self._hear(now)
+        due = now
         try:
-            beats = self._beat(now)
-            self._tick(now)
-            self._commit(now, listens=not beats)
-            if beats:  # only now: what has ended here must not be taken over from us, least of all by us
-                self._sweep(now)
-                self._commit(now)
-            due = self._claim(now)
-            self._trouble = 0.0
-            if beats:
-                self._answered_at = self._monotonic()
-        except StoreError as error:
-            due = now + self._hold_on(error)
-        if self._posts or (self._outcomes and not self._trouble):  # that came in this turn: the wake-up may be spent
+            due = self._serve(now)
+        except Exception as error:
+            self._hold_on(error)
+        self._trouble.end_turn()
+        pools = min(self._pool_deadlines(now), default=float("inf"))
+        if self._trouble.wait:
+            return min(now + self._trouble.wait, max(pools, now + SHORTEST))
+        if self._posts or self._outcomes:  # that came in this turn: the wake-up may be spent
             return now
-        return min(due, self._next_beat, self._next_tick(), *self._pool_deadlines(now))
+        return min(due, self._next_beat, self._next_tick(), pools)
+
+    def _serve(self, now: float) -> float:
+        """Do what needs the store. Return when there may be more to do."""
+        beats = self._beat(now)
+        self._tick(now)
+        self._commit(now, listens=not beats)
+        if beats:  # only now: what has ended here must not be taken over from us, least of all by us
+            self._sweep(now)
+            self._commit(now)
+        due = self._claim(now)
+        if beats:
+            self._answered_at = self._monotonic()
+        return due
 
     def _do_posts(self) -> None:
         while self._posts:
-            self._posts.popleft()()
+            try:
+                self._posts.popleft()()
+            except Exception:
+                log.exception("an action that was posted to the loop failed; the node goes on")
 
-    def _hold_on(self, error: StoreError) -> float:
-        """The store cannot be reached or written: outcomes are kept, and it is tried again after a growing while."""
-        if not self._trouble:
-            log.error("the store failed; work goes on and outcomes are kept: %s", error)
-        self._trouble = min(self._trouble * 2 or 0.05, TROUBLE)
-        return self._trouble
-
-    def _pool_deadlines(self, now: float) -> Iterable[float]:
-        return (now + seconds for group in self._staff if (seconds := group.pool.deadline()) is not None)
-
-    # --- hear: reports become outcomes
-
-    def _hear(self, now: float) -> None:
+    def _pool_deadlines(self, now: float) -> Iterator[float]:
         for group in self._staff:
-            said = group.pool.poll()
-            self._meter.hear(said)
-            for report in said:
-                self._hear_one(report, now)
-
-    def _hear_one(self, report: Report, now: float) -> None:
-        if isinstance(report, WorkerChanged):
-            self._next_beat = now  # others want to know
-            self._tell_of_worker(report, now)
-        elif (task := self._current(report.task)) is None:
-            return  # cancelled, or lost to another node: whatever became of it is no longer ours to say
-        elif isinstance(report, Finished):
-            self._finish(task, report)
-        elif isinstance(report, Returned):
-            self._end(release(task))
-        elif isinstance(report, Started):
-            if self._events.hears("task:started"):
-                self._events.emit("task:started", report.at + ahead_of_here(self._store), task, report.worker)
-        elif isinstance(report, Progressed):
-            self.held[task.id] = task = replace(task, progress=report.percent, note=report.note)
-            self._events.emit("task:progress", now, task)
-        elif isinstance(report, Logged):
-            self._events.emit("task:log", now, task, text=report.text)
-
-    def _current(self, task: Task) -> Task | None:
-        """The task as it is held, if this very attempt is."""
-        held = self.held.get(task.id)
-        return held if held is not None and held.version == task.version else None
-
-    def _finish(self, task: Task, report: Finished) -> None:
-        started_at = report.started_at + ahead_of_here(self._store)  # what it says is by the worker's clock
-        ended_at = started_at + report.seconds
-        task = replace(task, worker=f"{self.id}/{report.worker}", started_at=started_at, log=report.log)
-        if report.error is None:
-            self._end(succeed(task, report.result, ended_at))
-        elif report.discarded:
-            self._end(cancel(task, ended_at, report.error.message, report.error.type))
-        else:
-            self._end(fail(task, report.error, ended_at, self._chance, final=report.final, delay=report.delay))
-
-    def _end(self, task: Task) -> None:
-        del self.held[task.id]
-        self._outcomes.append((task, ()))
-
-    def _tell_of_worker(self, report: WorkerChanged, now: float) -> None:
-        self._events.emit(
-            f"worker:{report.state}", now, None, f"{self.id}/{report.worker}", pid=report.pid, signal=report.signal,
-            exit_code=report.exit_code, reason=report.reason,
-        )  # fmt: skip
+            try:
+                seconds = group.pool.deadline()
+            except Exception as error:
+                self._hold_on(error)
+            else:
+                if seconds is not None:
+                    yield now + seconds
 
     # --- beat and sweep: once a second
 
@@ -195,49 +152,39 @@ class Loop:
             return False
         self._next_beat = now + min(BEAT, self._lease / 3)
         self._started_at = self._started_at or now
-        for task_id in self._store.heartbeat(self.node(now), list(self.held.values()), self._lease, now):
+        try:
+            lost = self._store.heartbeat(self.node(now), list(self.held.values()), self._lease, now)
+        except Exception as error:
+            self._next_beat = now
+            if not isinstance(error, StoreError):  # what a handler said of its progress may be what cannot be written
+                self.held = {id: replace(task, progress=0.0, note="") for id, task in self.held.items()}
+            raise
+        for task_id in lost:
             self.drop(task_id)
         return True
 
     def _sweep(self, now: float) -> None:
-        for task in self._store.reap(self.id, REAP, self._lease, now):
-            self._outcomes.append(self._ending(task, now) if task.doom else (interrupt(task, now), ()))
-        self._clean_up(now)
-        self._each_beat()
-
-    def _clean_up(self, now: float) -> None:
-        """Removes what ended long ago: some at each beat while there is any, and then a look each CLEANUP."""
-        if self._cleanup_age is not None and not now < self._next_cleanup <= now + CLEANUP:
-            has_more = all(self._remove_old(now, self._cleanup_age) for _ in range(PURGES))
-            self._next_cleanup = now if has_more else now + CLEANUP
-
-    def _remove_old(self, now: float, age: float) -> bool:
-        """One step of it; says whether there is more."""
-        removed = self._store.purge(now - age, TERMINAL - deadletters.FAILED)
-        return deadletters.sweep(self._store, now, self._dead_age, self._dead_limit) or removed > 0
+        try:
+            lost = self._store.reap(self.id, REAP, self._lease, now)
+        except Exception:
+            self._next_beat = now
+            raise
+        self._outcomes += [self._outcome(task, now) for task in lost]
+        self._aside.do("the clean-up", self._cleaner.turn, now)
+        self._aside.do("the look for webhooks", self._each_beat)
 
     def node(self, now: float) -> Node:
-        workers = self.workers()
-        busy = sum(worker.outstanding > 0 for worker in workers)
+        self._aside.do("the census of the workers", self._take_census)
+        busy = sum(worker.outstanding > 0 for worker in self._census)
         types = tuple(sorted(self._types()))
         return Node(
-            self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(workers), busy, types,
-            self._meter.reading(workers),
+            self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(self._census), busy, types,
+            self._metrics,
         )  # fmt: skip
 
-    def workers(self) -> list[reports.WorkerInfo]:
-        return [worker for group in self._staff for worker in group.pool.workers()]
-
-    def drop(self, task_id: str) -> None:
-        """The attempt is no longer ours: it is stopped, and what it gives is not heard."""
-        if task := self.held.pop(task_id, None):
-            for group in self._staff:
-                group.pool.stop(task)
-
-    def end_by_request(self, task: Task) -> None:
-        """The task was cancelled here, whether it waited or ran."""
-        self._meter.count([task])
-        self.drop(task.id)
+    def _take_census(self) -> None:
+        self._census = self.workers()
+        self._metrics = self._meter.reading(self._census)
 
     # --- tick
 
@@ -254,33 +201,23 @@ class Loop:
         if not self._outcomes:
             return
         kept, self._outcomes = self._outcomes, []
-        outcomes = webhooks.announced(kept, now)
         try:
-            with meanwhile(partial(self._hear, now)) if listens else nullcontext():  # outcomes for the next time
-                accepted = self._store.update(outcomes)
-        except StoreError:
-            self._outcomes = kept + self._outcomes
-            raise
+            self._sieve.commit(kept, partial(self._hand_in, now, listens))
+        finally:
+            if self._sieve.left:
+                self._outcomes = [*self._sieve.left, *self._outcomes]
+
+    def _hand_in(self, now: float, listens: bool, kept: Sequence[Outcome]) -> None:
+        outcomes = announced(kept, now)
+        with meanwhile(partial(self._hear, now)) if listens else nullcontext():  # outcomes for the next time
+            accepted = self._store.update(outcomes)
         ended = [task for task, _ in outcomes if task.id in accepted]
-        self._tell_of_successors(outcomes, accepted, now)
-        self._meter.count(ended)
-        if self._endings or self._events.hears_any(_OF_ENDINGS):
+        self._aside.do("an event", self._tell_of_successors, outcomes, accepted, now)
+        self._aside.do("the meter", self._meter.count, ended)
+        if self._endings or self._events.hears_any(OF_ENDINGS):
             ended = [replace(task, version=task.version + 1) for task in ended]  # as they are stored
-            self._tell_of_endings(ended, now)
-            self._endings.settle(ended)
-
-    def _tell_of_endings(self, ended: Iterable[Task], now: float) -> None:
-        for task in ended:
-            if task.error is not None and task.error.type == EXPIRED:
-                self._events.emit("task:expired", now, task)
-            if task.status != Status.PENDING:
-                self._events.emit(_ENDINGS[task.status], now, task, task.worker)
-
-    def _tell_of_successors(self, outcomes: Iterable[Outcome], accepted: Container[str], now: float) -> None:
-        if self._events.hears("task:added"):
-            for task, successors in outcomes:
-                for successor in successors if task.id in accepted else ():
-                    self._events.emit("task:added", now, successor)
+            self._aside.do("an event", self._tell_of_endings, ended, now)
+            self._aside.do("the notice of an ending", self._endings.settle, ended)
 
     # --- claim
 
@@ -292,6 +229,7 @@ class Loop:
         for group in self._staff:
             for n, types in group.pool.wants():
                 at = self._by_now(now)  # a rate that is told an earlier time lets pass too much
+                n = 1 if self._careful else n
                 with meanwhile(partial(self._hear, now)):
                     tasks = self._store.claim(
                         self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority
@@ -310,32 +248,21 @@ class Loop:
         """What the time is, in a turn that began at `now`."""
         return now + self._monotonic() - self._began
 
-    def _without_forged(self, tasks: list[Task], now: float) -> list[Task]:
-        """Fail the deliveries that no ending planted. Return the other tasks."""
-        forged = [t for t in tasks if t.type == webhooks.TYPE and not t.doom and not webhooks.is_genuine(t)]
-        self._outcomes += [(webhooks.refuse(task, now), ()) for task in forged]
-        return [task for task in tasks if task not in forged] if forged else tasks
-
-    def _disregard(self, tasks: Iterable[Task]) -> None:
-        """They were claimed while workers were heard: an outcome of theirs is of an attempt that was lost before."""
-        if self._outcomes:
-            claimed = {task.id for task in tasks}
-            self._outcomes = [outcome for outcome in self._outcomes if outcome[0].id not in claimed]
-
-    def _give_back(self, tasks: list[Task]) -> None:
-        for task in tasks:
-            self.drop(task.id)  # an earlier attempt, of which nobody has said yet that it is lost
-            self._outcomes.append((release(task), ()))
-
     def _is_late(self, tasks: Iterable[Task], now: float) -> bool:
         """Whether half of a lease is over before anything was done: the process was frozen in this turn, or waited for
         one that was, or was answered late. Others may take such tasks over at any moment, so they go back."""
         now = self._by_now(now)
         return any((task.lease_until or 0.0) - now < self._lease / 2 for task in tasks)
 
+    def _without_forged(self, tasks: list[Task], now: float) -> list[Task]:
+        """Fail the deliveries that no ending planted. Return the other tasks."""
+        forged = [t for t in tasks if t.type == webhooks.TYPE and not t.doom and not webhooks.is_genuine(t)]
+        self._outcomes += [(webhooks.refuse(task, now), ()) for task in forged]
+        return [task for task in tasks if task not in forged] if forged else tasks
+
     def _take(self, pool: reports.Pool, tasks: list[Task], now: float) -> None:
         doomed = [task for task in tasks if task.doom]
-        self._outcomes += [self._ending(task, now) for task in doomed]
+        self._outcomes += [self._outcome(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
         if self._is_late(runnable, now):
             self._give_back(runnable)
@@ -343,8 +270,24 @@ class Loop:
             self.held.update({task.id: task for task in runnable})
             left = self._left_by_parents(runnable, now)
             self._do_posts()  # a handler that was registered before its task was added comes before it here too
-            tasks = [task for task in runnable if task.id in self.held]
+            self._dispatch(pool, [task for task in runnable if task.id in self.held], left, now)
+
+    def _dispatch(self, pool: reports.Pool, tasks: list[Task], left: Mapping[str, bytes], now: float) -> None:
+        """A pool reports a task that it cannot hand over. Where it raises all the same, a lone task is to blame; of
+        several all go back, and come again one by one."""
+        try:
             pool.dispatch(tasks, left) if left else pool.dispatch(tasks)
+            self._careful = False
+        except (OSError, MemoryError) as error:
+            self._give_back(tasks)
+            self._hold_on(error)
+        except Exception as error:
+            self._careful = len(tasks) > 1
+            if self._careful:
+                log.error("a pool has failed to take %d tasks: they come again one by one", len(tasks), exc_info=error)
+                self._give_back(tasks)
+            else:
+                self._fail(tasks[0], error, now)
 
     def _left_by_parents(self, tasks: list[Task], now: float) -> dict[str, bytes]:
         """What the parents of these tasks left, by the task's id. A task for which it is too much fails."""
@@ -352,20 +295,38 @@ class Loop:
         if not children:
             return {}
         try:
-            left = parents.gather(self._store.get, children, self._max_parents)
+            left = self._gather(children, now)
         except StoreError:
             for task in tasks:
-                self._end(release(task))
+                if task.id in self.held:
+                    self._end(release(task))
             raise
         for task in children:
-            if task.id not in left:
+            if task.id not in left and task.id in self.held:
                 error = parents.too_large(task, self._max_parents)
                 self._end(fail(task, error, now, self._chance, final=True))
         return left
 
-    def _ending(self, task: Task, now: float) -> Outcome:
-        """The outcome of a task that `claim` gave out marked: not to be run."""
-        return self._ticker.fire([task], now)[0] if task.type == cron.TYPE else (end_doomed(task, now), ())
+    def _gather(self, children: list[Task], now: float) -> dict[str, bytes]:
+        """Gather for all at once or, where that raises, one by one: a child whose parents cannot be read fails."""
+        try:
+            return parents.gather(self._get, children, self._max_parents)
+        except StoreError:
+            raise
+        except Exception as error:
+            if len(children) == 1:
+                self._fail(children[0], error, now)
+                return {}
+        return {id: left for child in children for id, left in self._gather([child], now).items()}
+
+    def _get(self, ids: list[str]) -> list[Task]:
+        """Whatever a look at the store raises, no child is to blame for it."""
+        try:
+            return self._store.get(ids)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"the store cannot be read: {type(error).__name__}: {error}") from error
 
     def _note_idleness(self, now: float, short: bool) -> None:
         was_idle, self.idle = self.idle, short and not self.held and not self._outcomes
@@ -374,30 +335,9 @@ class Loop:
 
     # --- end
 
-    def drain(self) -> None:
-        """No more claims; what has not started comes back."""
-        self.draining = True
-        self.recall()
-
-    def recall(self) -> None:
-        for group in self._staff:
-            group.pool.recall()
-
-    def is_drained(self) -> bool:
-        return self.draining and not self.held and not self._outcomes
-
     def leave(self, now: float) -> None:
         """The last words: what still runs is given back as if it had not begun, and the node takes its leave."""
         self._outcomes += [(release(task), ()) for task in self.held.values()]
         self.held.clear()
         self._commit(now)
         self._store.heartbeat(self.node(now), (), 0, now)
-
-
-_ENDINGS: Mapping[Status, str] = {
-    Status.COMPLETED: "task:completed",
-    Status.FAILED: "task:failed",
-    Status.RETRYING: "task:retrying",
-    Status.CANCELLED: "task:cancelled",
-}
-_OF_ENDINGS = frozenset({*_ENDINGS.values(), "task:expired"})

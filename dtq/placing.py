@@ -16,6 +16,7 @@ from dtq import wire
 from dtq.codec import to_json
 from dtq.member import Job, Member
 from dtq.pace import Gait, Pace
+from dtq.reports import Report, Returned, unfit
 from dtq.task import Task
 
 Heap = list[tuple[float, int, Member]]  # load, turn: the least comes first
@@ -40,23 +41,30 @@ class Placing:
 
     def place(
         self, tasks: Sequence[Task], now: float, parents: Mapping[str, bytes] = NONE
-    ) -> tuple[dict[Member, list[wire.Call]], list[Task]]:
-        """The new calls of each member, in the order of the tasks, and the tasks that nobody is there for."""
+    ) -> tuple[dict[Member, list[wire.Call]], list[Report]]:
+        """The new calls of each member, in the order of the tasks; and reports of tasks without a worker, and of tasks
+        that cannot be written as a call."""
         heaps: dict[str, Heap] = {}  # parallel types have one each, as not every worker may be open for them
         placed: dict[Member, list[wire.Call]] = {}
-        homeless = []
+        others: list[Report] = []
         for task in tasks:
             gait = self._pace.gait(task.type)
             side = task.type if gait.parallel else ""
             if side not in heaps:
                 heaps[side] = self._takers(task.type, gait.parallel, now)
-            if heaps[side]:
-                handed = parents.get(task.id, b"") if parents else b""
-                member, call = self._assign(task, gait, heaps[side], now, handed)
-                placed.setdefault(member, []).append(call)
-            else:
-                homeless.append(task)
-        return placed, homeless
+            if not heaps[side]:
+                others.append(Returned(task))
+                continue
+            try:
+                payload = to_json(task.payload)
+            except Exception as error:
+                others.append(unfit(task, error))
+                continue
+            handed = parents.get(task.id, b"") if parents else b""
+            member, number = self._assign(task, gait, heaps[side], now)
+            call = wire.Call(number, task.id, task.type, payload, task.attempts, task.timeout, handed)
+            placed.setdefault(member, []).append(call)
+        return placed, others
 
     def _takers(self, type: str, parallel: bool, now: float) -> Heap:
         """Who may get such calls; where nobody should, whoever lives."""
@@ -68,7 +76,7 @@ class Placing:
         heapify(heap)
         return heap
 
-    def _assign(self, task: Task, gait: Gait, heap: Heap, now: float, handed: bytes) -> tuple[Member, wire.Call]:
+    def _assign(self, task: Task, gait: Gait, heap: Heap, now: float) -> tuple[Member, int]:
         member = heap[0][2]
         number = next(self._numbers)
         member.turn = next(self._turns)
@@ -77,5 +85,4 @@ class Placing:
             heappop(heap)
         else:
             heapreplace(heap, (member.loads[gait.parallel], member.turn, member))
-        payload = to_json(task.payload)
-        return member, wire.Call(number, task.id, task.type, payload, task.attempts, task.timeout, handed)
+        return member, number

@@ -17,6 +17,7 @@ untouched. What had not started goes back in any case.
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 import time
@@ -35,6 +36,8 @@ from dtq.placing import NONE, Placing
 from dtq.reports import Report, WorkerInfo
 from dtq.task import Task
 from dtq.wire import MAX_RESULT
+
+log = logging.getLogger("dtq")
 
 MAX_CALLS = 128  # in one frame
 CLOSE_WITHIN = 5.0  # seconds that `close` gives to calls that run
@@ -95,8 +98,8 @@ class WorkerPool:
         return self._placing.wants(self._clock())
 
     def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = NONE) -> None:
-        placed, homeless = self._placing.place(tasks, self._clock(), parents)
-        self._reports += map(reports.Returned, homeless)
+        placed, others = self._placing.place(tasks, self._clock(), parents)
+        self._reports += others
         for member, calls in placed.items():
             for start in range(0, len(calls), MAX_CALLS):
                 member.channel.send(wire.Calls(calls[start : start + MAX_CALLS]))
@@ -221,12 +224,25 @@ class WorkerPool:
         try:
             for body in member.channel.receive():
                 for message in wire.to_pool(body):
-                    self._hear(member, message, now)
+                    self._hear_safely(member, message, now)
         except msgspec.DecodeError as error:
             member.channel.close()
             self._crew.kill(member, f"killed: it sent what is no message ({error})", now)
         if not member.channel.is_open:
             member.gone_by = min(member.gone_by, now + GONE_WITHIN)
+
+    def _hear_safely(self, member: Member, message: wire.ToPool, now: float) -> None:
+        """A message that cannot be used fails the call that it is about."""
+        try:
+            self._hear(member, message, now)
+        except Exception as error:
+            number = getattr(message, "number", 0)
+            if job := member.jobs.get(number):
+                member.stop(number, now, self._grace)
+                member.remove(number, now)
+                self._reports.append(reports.unfit(job.task, error))
+            else:
+                log.exception("worker %s sent %s, which cannot be used", member.name, type(message).__name__)
 
     def _hear(self, member: Member, message: wire.ToPool, now: float) -> None:
         """The two that come with every call are asked for first."""
@@ -253,6 +269,7 @@ class WorkerPool:
             member.started(job, message, now, self._grace)
 
     def _hear_done(self, member: Member, message: wire.Done, now: float) -> None:
+        result = from_json(message.result)
         job = member.remove(message.number, now)
         if job is not None:
             member.done += 1
@@ -261,8 +278,8 @@ class WorkerPool:
             self._pace.learn(job.gait, message.seconds)
             self._reports.append(
                 reports.Finished(
-                    job.task, member.name, message.started_at, message.seconds, from_json(message.result),
-                    message.error, message.log, message.final, message.delay, message.discarded,
+                    job.task, member.name, message.started_at, message.seconds, result, message.error,
+                    message.log, message.final, message.delay, message.discarded,
                 )
             )  # fmt: skip
 

@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from dtq import courier, reports, staff, webhooks
 from dtq.courier import Courier
-from dtq.errors import DTQError, StoreError, UnknownType
+from dtq.errors import DTQError, UnknownType
+from dtq.guarded import Trouble
 from dtq.loop import Loop
 from dtq.manager import MIB, QueueManager
 from dtq.parents import MAX_PARENTS
@@ -105,6 +107,8 @@ class TaskQueue(QueueManager):
         self._give_up_at = float("inf")  # by the monotonic clock
         self._idle = threading.Condition()
         self._state: Literal["new", "running", "stopped"] = "new"
+        self._failure = ""  # why the loop has ended without being asked to
+        self._deaf = Trouble(time.monotonic)
 
     @property
     def node(self) -> str:
@@ -142,20 +146,42 @@ class TaskQueue(QueueManager):
     def _run(self) -> None:
         try:
             due = self._loop.turn(self.clock())
-            while not self._loop.is_drained() and time.monotonic() < self._give_up_at:
+            while not self._is_over():
                 self._wait(due)
                 due = self._loop.turn(self.clock())
-        except BaseException as error:
-            log.exception("the loop of %s has failed: its workers are stopped", self.node)
-            self._endings.give_up(f"the loop failed (see the log): {error!r}")
+            if self._loop.failure:
+                self._fail(self._loop.failure)
+        except BaseException as error:  # an interrupt that has reached this thread, say
+            self._fail(repr(error), error)
         finally:
             self._leave()
+
+    def _is_over(self) -> bool:
+        return bool(self._loop.failure) or self._loop.is_drained() or time.monotonic() >= self._give_up_at
+
+    def _fail(self, why: str, error: BaseException | None = None) -> None:
+        """Everybody who waits here hears of it; what was added stays in the store."""
+        log.error("the loop of %s has failed, and its workers are stopped: %s", self.node, why, exc_info=error)
+        self._failure = why
+        self._endings.give_up(f"the loop failed: {why} (see the log)")
+        with self._idle:
+            self._idle.notify_all()
 
     def _wait(self, due: float) -> None:
         if self._loop.idle:
             with self._idle:
                 self._idle.notify_all()
-        self._staff[0].pool.wait(max(0.0, min(due - self.clock(), LOOK)))
+        self._deaf.begin_turn()
+        try:
+            self._listen(max(0.0, min(due - self.clock(), LOOK)))
+        except Exception as error:  # it goes on by looking at the store itself
+            self._deaf.note(error, "this node hears of no changes, and looks for them now and then")
+            time.sleep(self._deaf.wait)
+            return
+        self._deaf.end_turn()
+
+    def _listen(self, seconds: float) -> None:
+        self._staff[0].pool.wait(seconds)
         for group in self._staff[1:]:
             group.pool.wait(0)
         if self.store.wait(0):
@@ -164,10 +190,13 @@ class TaskQueue(QueueManager):
     def _leave(self) -> None:
         """Workers first: what is given back to the store must not run any more."""
         for group in self._staff:
-            group.pool.close(kill=bool(self._loop.held))
+            try:
+                group.pool.close(kill=bool(self._loop.held))
+            except Exception:
+                log.exception("a pool of %s could not be closed", self.node)
         try:
             self._loop.leave(self.clock())
-        except StoreError as error:
+        except Exception as error:
             log.error("the store failed while %s was leaving; its tasks will be taken over: %s", self.node, error)
 
     def shutdown(self, timeout: float = 30.0, force: bool = False) -> None:
@@ -214,7 +243,7 @@ class TaskQueue(QueueManager):
         worker. `retry_on` and `give_up_on`: after which of its exceptions there is another attempt, or none."""
         self.registry.register(type, handler, concurrency, retry_on=retry_on, give_up_on=give_up_on)
         if self._state == "running":
-            self._post(lambda: self._define(type))
+            self._post(partial(self._define, type))
 
     def handler(
         self, type: str, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
@@ -247,6 +276,7 @@ class TaskQueue(QueueManager):
     # --- what a manager does, where the loop has to know
 
     def _entering(self, task: Task, now: float) -> Task:
+        self._require_loop()
         if task.type not in self.registry:
             self._require_type(task.type)
         return super()._entering(task, now)
@@ -279,8 +309,14 @@ class TaskQueue(QueueManager):
     def _run_due(self, now: float) -> float | None:
         """Runs what is due; gives the time at which something else will be."""
         while self._loop.turn(now) <= now:
-            pass
+            self._raise_trouble()
+        self._raise_trouble()
         return self.store.next_due(now) if self.stats().unfinished else None
+
+    def _raise_trouble(self) -> None:
+        """What no task is to blame for fails the call that runs the tasks."""
+        if self._loop.trouble is not None:
+            raise self._loop.trouble
 
     def get(self, task_id: str) -> Task:
         """The task as it is now, with the progress of one that runs here. Raises UnknownTask."""
@@ -300,9 +336,16 @@ class TaskQueue(QueueManager):
         super().resume(queue)
         self._post(lambda: None)
 
-    def resize(self, size: int, pool: int = 0) -> None:
-        """So many workers from now on (in the pool of this position, where there are several)."""
-        self._post(lambda: self._staff[pool].pool.resize(size))
+    def resize(self, size: int, pool: str | int = 0) -> None:
+        """Let this pool have `size` workers from now on: 0 to 1,000. `pool` is its name, or its position where there
+        are several. Raises DTQError where there is no such pool, or the size is not allowed."""
+        staff.check_size(size)
+        group = staff.named(self._staff, pool)
+        if self._state == "stopped":
+            raise DTQError("the queue is shut down, and has no workers to resize: make a new TaskQueue")
+        self._require_loop()
+        change = partial(group.pool.resize, size)
+        self._post(change) if self._state == "new" else self._ask(change)
 
     def workers(self) -> list[reports.WorkerInfo]:
         """The workers of this queue at this moment."""
@@ -313,21 +356,26 @@ class TaskQueue(QueueManager):
         return self._ask(lambda: self._loop.node(self.clock()))
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until every task in the store has ended, schedules aside. Raises TimeoutError, which names what is left,
-        and DTQError where this queue does not run, or its loop has failed."""
+        """Waits until every task in the store has ended, schedules aside. Raises TimeoutError, saying what is left."""
         give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
         while (left := self.stats()).unfinished:
             seconds = give_up_at - time.monotonic()
             if seconds <= 0:
                 raise TimeoutError(f"{left.unfinished} tasks have not ended after {timeout} s: {_nonzero(left.counts)}")
-            if self._endings.over:
-                raise DTQError(f"{left.unfinished} tasks had not ended when {self._endings.over}")
+            self._require_loop()
             if self._state != "running":
                 raise DTQError(
                     f"nobody is at work here, and {left.unfinished} tasks have not ended: start the queue first"
                 )
             with self._idle:
                 self._idle.wait(min(seconds, LOOK))
+
+    def _require_loop(self) -> None:
+        if self._failure:
+            raise DTQError(
+                f"the loop of this queue has failed: {self._failure} (see the log). What was added is in the store: "
+                "shut this queue down, and start a new TaskQueue on the same store"
+            )
 
     def _has_loop(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -337,15 +385,23 @@ class TaskQueue(QueueManager):
         self._staff[0].pool.wake()
 
     def _ask(self, question: Callable[[], T]) -> T:
-        """The answer that the loop's thread gives; the question may look at what only that thread may touch."""
-        if self._thread is None or not self._thread.is_alive():
+        """Return the answer of the loop's thread, or raise what the question raises there. It may look at what only
+        that thread may touch."""
+        if self._thread is None or not self._thread.is_alive() or self._thread is threading.current_thread():
             return question()
         answer: Future[T] = Future()
-        self._post(lambda: answer.set_result(question()))
+        self._post(partial(_answer, answer, question))
         while self._thread.is_alive():
             with suppress(TimeoutError):
                 return answer.result(LOOK)
-        return question()  # the loop had ended before it came to this
+        return answer.result(0) if answer.done() else question()  # the loop had ended before it came to this
+
+
+def _answer(answer: Future[T], question: Callable[[], T]) -> None:
+    try:
+        answer.set_result(question())
+    except Exception as error:
+        answer.set_exception(error)
 
 
 def _nonzero(counts: Mapping[str, int]) -> str:

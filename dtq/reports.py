@@ -12,10 +12,12 @@ at once in the caller is the pool's own business, so that one loop serves them a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import time
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from dtq.guarded import internal_error
 from dtq.task import ErrorInfo, Task
 from dtq.wire import Source
 
@@ -78,6 +80,11 @@ class WorkerChanged(Struct, frozen=True):
     reason: str = ""
 
 
+def unfit(task: Task, error: Exception) -> Finished:
+    """Report a task that a pool cannot hand to a worker."""
+    return Finished(task, "none", time(), 0.0, None, internal_error(error), "", False)
+
+
 Report = Started | Progressed | Logged | Finished | Returned | WorkerChanged
 
 
@@ -110,8 +117,9 @@ class Pool(Protocol):
         the next step is asked for."""
 
     def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
-        """Run these. All of them are taken, also more than `wants` asked for. `parents`: by id, what the parents of a
-        task left, for those that have any."""
+        """Run these. All of them are taken, also more than `wants` asked for; one that cannot be handed to a worker is
+        reported as Finished, with an error. `parents`: by id, what the parents of a task left, for those that have
+        any."""
 
     def poll(self) -> list[Report]:
         """What happened since the last call, in order. Fires timeouts and replaces workers on the way; never blocks."""

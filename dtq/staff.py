@@ -7,7 +7,7 @@ TaskQueue(pools={"urgent": Pool(1, min_priority=5),             a worker that is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -34,6 +34,7 @@ class Staff(Struct, frozen=True):
 
     spec: Pool
     pool: reports.Pool
+    name: str = ""
 
 
 def check(pools: Mapping[str, Pool], executor: Executor) -> None:
@@ -45,9 +46,24 @@ def check(pools: Mapping[str, Pool], executor: Executor) -> None:
         raise DTQError(f"executor is {executor!r}; allowed: {', '.join(map(repr, EXECUTORS))}, or a pool of your own")
 
 
+def check_size(size: object) -> None:
+    """Raises DTQError where a pool cannot have so many workers."""
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_WORKERS:
+        raise DTQError(f"the size of a pool is {size!r}; allowed: a whole number from 0 to {MAX_WORKERS:,}")
+
+
+def named(groups: Sequence[Staff], pool: object) -> Staff:
+    """Return the pool of this name, or of this position. Raises DTQError where there is none."""
+    for position, group in enumerate(groups):
+        if pool == group.name or (type(pool) is int and pool == position):
+            return group
+    names = ", ".join(repr(group.name) for group in groups)
+    raise DTQError(f"there is no pool {pool!r}; allowed: {names}, or a position from 0 to {len(groups) - 1}")
+
+
 def hire(pools: Mapping[str, Pool], executor: Executor, max_tasks: int | None, max_result: int) -> list[Staff]:
     """The pools, made and not yet started."""
-    return [Staff(spec, _make(executor, name, spec.size, max_tasks, max_result)) for name, spec in pools.items()]
+    return [Staff(spec, _make(executor, name, spec.size, max_tasks, max_result), name) for name, spec in pools.items()]
 
 
 def _make(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> reports.Pool:

@@ -149,9 +149,9 @@ def deaths_cost_nothing() -> None:
 @breaks("runs_are_paid_for")
 def interruptions_cost_nothing() -> None:
     """What a dead node had goes back as if it had never been touched."""
-    import dtq.loop
+    import dtq.attempts
 
-    dtq.loop.interrupt = lambda task, now: replace(interrupt(task, now), interruptions=0)
+    dtq.attempts.interrupt = lambda task, now: replace(interrupt(task, now), interruptions=0)
 
 
 @breaks("only_what_was_accepted_is_told", seed=FREEZES)

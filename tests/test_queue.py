@@ -343,6 +343,37 @@ def test_the_pool_grows_and_shrinks(queue):
     assert queue.add("echo", 1).result(WAIT) == 1
 
 
+@pytest.mark.parametrize("size", ["3", -1, 1001, 2.0, True, None])
+def test_a_size_that_no_pool_can_have_is_refused_where_resize_is_called(queue, size):
+    with pytest.raises(DTQError, match="allowed: a whole number from 0 to 1,000"):
+        queue.resize(size)
+    assert queue.add("echo", 1).result(WAIT) == 1
+
+
+@pytest.mark.parametrize("pool", [1, -1, "urgent", None, True, 0.0])
+def test_resize_refuses_a_pool_that_does_not_exist(queue, pool):
+    with pytest.raises(DTQError, match=r"there is no pool .*; allowed: 'w', or a position from 0 to 0"):
+        queue.resize(3, pool=pool)
+    assert queue.add("echo", 1).result(WAIT) == 1
+
+
+def test_a_pool_is_resized_by_its_name(path):
+    with TaskQueue(path, HANDLERS, pools={"urgent": Pool(1, min_priority=5), "rest": Pool(1)}) as queue:
+        queue.resize(3, pool="rest")
+        queue.resize(2, 0)
+        wait_until(lambda: sorted(worker.id[:4] for worker in queue.workers()) == ["rest"] * 3 + ["urge"] * 2)
+    with pytest.raises(DTQError, match="shut down"):
+        queue.resize(1)
+
+
+def test_a_resize_that_the_pool_cannot_do_fails_its_caller(queue, monkeypatch):
+    monkeypatch.setattr(queue._staff[0].pool, "resize", lambda size: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        queue.resize(2)
+    monkeypatch.undo()
+    assert queue.add("echo", 1).result(WAIT) == 1
+
+
 def test_a_worker_is_replaced_after_its_tasks(path):
     with TaskQueue(path, HANDLERS, pool_size=1, max_tasks_per_worker=5) as queue:
         pids = set()
