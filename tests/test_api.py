@@ -79,6 +79,11 @@ def test_a_task_is_added_run_and_awaited(tmp_path):
         assert problem(client.post("/tasks", json={"type": "unknown"}), 409)["errors"][0]["field"] == "type"
 
 
+def test_a_webhook_may_name_any_port(client):
+    for port in (1, 8080, 65535):
+        add(client, webhook={"url": f"http://127.0.0.1:{port}/hook"})
+
+
 def test_what_was_answered_with_201_is_in_the_store(api, client):
     id = add(client, payload=[1])
     with QueueManager(api._queue.url) as other:

@@ -21,7 +21,7 @@ MAX_BATCH = 1000  # tasks in one request
 MAX_STEPS = 10_000  # tasks in a flow
 MAX_DEPTH = 64  # arrays and objects within each other, in a payload
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}$"
-WEB_ADDRESS = r"^https?://[A-Za-z0-9.-]{1,200}(:[1-9][0-9]{0,3})?(/[!-~]{0,1500})?$"
+WEB_ADDRESS = r"^https?://[A-Za-z0-9.-]{1,200}(:[1-9][0-9]{0,4})?(/[!-~]{0,1500})?$"
 
 Name = Annotated[str, Meta(pattern=NAME, min_length=1, max_length=200)]
 StepName = Annotated[str, Meta(pattern=NAME, min_length=1, max_length=100)]
