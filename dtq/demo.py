@@ -70,7 +70,7 @@ def run(tasks: int, workers: int, store: str, api_port: int | None = None) -> bo
             work = _make_work(home, tasks)
             queue = _make_queue(opened, workers, lane)
             show = Show(console, queue, lane, len(work))
-            with queue, _counter(queue, api_port, console) as add:
+            with _files_below(home), queue, _counter(queue, api_port, console) as add:
                 add([{**task, "queue": lane} for task in work])
                 show.watch()
             return _report(console, opened, lane, _expected(tasks), show.complaints() + _missing(home / "out", tasks))
@@ -85,6 +85,18 @@ def _opened(where: str | Path, lane: str) -> Iterator[Store]:
         finally:
             for status in WAITING:
                 store.delete([task.id for task in _tasks(store, lane, status)])
+
+
+@contextmanager
+def _files_below(home: Path) -> Iterator[None]:
+    """Allow the workers that start within to touch the files of the demo, and no others."""
+    before = os.environ.get("DTQ_FILES")
+    os.environ["DTQ_FILES"] = str(home)
+    try:
+        yield
+    finally:
+        del os.environ["DTQ_FILES"]
+        os.environ.update({} if before is None else {"DTQ_FILES": before})
 
 
 def _tasks(store: Store, lane: str, status: str | None = None) -> Iterator[Task]:

@@ -14,6 +14,9 @@
     source or records -> frame --+--> operation --+--> results, in order, as plain JSON
                                  +--> operation --+
 
+A source must lie below the directories that the node names in DTQ_FILES (dtq.files says more): whoever may add a task
+of this type may read any CSV file there. Errors quote nothing of a file.
+
 Nothing is written and nothing but the data is looked at, so a task may run twice. JSON has no NaN and no infinity:
 both become null. Dates and durations become ISO 8601 text. pandas is imported where this file is: in the worker
 that first runs a task of this type, and in no other.
@@ -25,12 +28,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from pandas.errors import EmptyDataError, ParserError
+
+from dtq.files import reading
 
 MAX_BYTES = 100_000_000  # of a file; its frame takes several times as much memory, more where rows are cut short
 MAX_CELLS = 10_000_000  # of records: a key that one of them has is a column for all
@@ -69,8 +74,8 @@ def run(where: str, operation: Callable[..., Result], frame: pd.DataFrame, optio
     try:
         with np.errstate(all="ignore"):  # of infinite numbers no mean is known, which the result says by null
             return operation(frame, **options)
-    except TypeError as error:  # where text stands among numbers, say
-        raise ValueError(f"{where} does not fit the data: {error.__cause__ or error}") from error
+    except TypeError:  # where text stands among numbers, say; what pandas says may quote it
+        raise ValueError(f"{where} does not fit the data: it is not supported for the values of a column") from None
 
 
 # The payload: no other field is known, and all are checked before a file is touched.
@@ -162,7 +167,8 @@ def refusal(field: str, value: object, allowed: str) -> ValueError:
 
 def read(payload: dict[str, Any]) -> pd.DataFrame:
     """All of it, with a row at least, and the columns named by `dates` as dates."""
-    frame = read_csv(Path(payload["source"])) if "source" in payload else pd.DataFrame(payload["records"])
+    frame = read_csv(payload["source"]) if "source" in payload else pd.DataFrame(payload["records"])
+    frame.attrs["quotable"] = "records" in payload  # by an error: who sent them knows them
     if frame.empty:
         rows, columns = frame.shape
         raise ValueError(f"the data have {rows} rows and {columns} columns; allowed: at least one of each")
@@ -172,18 +178,20 @@ def read(payload: dict[str, Any]) -> pd.DataFrame:
     return frame
 
 
-def read_csv(source: Path) -> pd.DataFrame:
+def read_csv(source: str) -> pd.DataFrame:
     """The file, which is in UTF-8. It is read in one go, so that it cannot grow over its bound meanwhile."""
-    with source.open("rb") as file:
+    with reading(source) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise refusal("payload.source", str(source), f"a file of at most {MAX_BYTES:,} bytes")
+        raise refusal("payload.source", source, f"a file of at most {MAX_BYTES:,} bytes")
     try:
         frame = pd.read_csv(BytesIO(data), low_memory=False)
-    except ValueError as error:  # not UTF-8, empty, or rows of unequal length
-        raise ValueError(f"source {str(source)!r} is no readable CSV: {str(error).strip()}") from error
+    except (EmptyDataError, ParserError) as error:  # empty, or rows of unequal length, by their numbers
+        raise ValueError(f"source {source!r} is no readable CSV: {str(error).strip()}") from None
+    except ValueError:  # what pandas says may quote the file
+        raise ValueError(f"source {source!r} is no readable CSV: it is not UTF-8 text") from None
     if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first column for the names of the rows
-        raise ValueError(f"source {str(source)!r} is no readable CSV: its rows have more fields than its header")
+        raise ValueError(f"source {source!r} is no readable CSV: its rows have more fields than its header")
     return frame
 
 
@@ -192,10 +200,9 @@ def as_dates(column: pd.Series) -> pd.Series:
         raise refusal(f"dates: column {column.name!r}", column.dtype.name, "ISO 8601 text such as 2024-12-31")
     try:
         return pd.to_datetime(column, format="ISO8601")
-    except ValueError as error:
+    except ValueError:  # what pandas says quotes the value
         wanted = "ISO 8601 dates with the same offset from UTC, or all without"
-        found = str(error).partition(". ")[0]  # then follows advice on how to call pandas
-        raise ValueError(f"dates: column {column.name!r} must hold {wanted}: {found}") from error
+        raise ValueError(f"dates: column {column.name!r} must hold {wanted}") from None
 
 
 def check_columns(operations: Iterable[tuple[str, dict[str, Any]]], frame: pd.DataFrame) -> None:
@@ -207,7 +214,7 @@ def check_columns(operations: Iterable[tuple[str, dict[str, Any]]], frame: pd.Da
 
 def check_column(where: str, name: str, frame: pd.DataFrame) -> None:
     if name not in frame.columns:
-        there = ", ".join(frame.columns)
+        there = ", ".join(frame.columns) if frame.attrs["quotable"] else f"{len(frame.columns)} with other names"
         raise ValueError(f"{where} names {name!r}; the columns there are: {there:.1000}")
 
 

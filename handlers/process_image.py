@@ -9,6 +9,9 @@
 
     source -> read -> operation -> operation -> ... -> temporary file -> os.replace -> target
 
+Both paths must lead below the directories that the node names in DTQ_FILES (dtq.files says more): whoever may add a
+task of this type may read any image there, and overwrite it.
+
 A task may run twice (after a kill, say), so the target appears whole or not at all, and it may not be the
 source: a second attempt would process the output of the first.
 """
@@ -18,13 +21,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageFilter, ImageOps
+
+from dtq.files import reading, replacing
 
 MAX_PIXELS = 50_000_000  # 200 MB in memory; Pillow itself warns of decompression bombs from 89 million
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
@@ -46,15 +49,15 @@ def execute(payload: Any, context: Any) -> dict[str, Any] | None:
     operations = check_payload(payload)
     source, target = Path(payload["source"]), Path(payload["target"])
     steps = len(operations) + 2  # to read and to write are steps too
-    bytes_in = source.stat().st_size
-    picture = Picture(read(source), {})
+    image, bytes_in = read(source)
+    picture = Picture(image, {})
     context.progress(100 / steps, f"read {source.name}: {picture}")
     for done, (name, options) in enumerate(operations, start=2):
         if context.cancelled:
             return None
         picture = OPERATIONS[name][0](picture, **options)
         context.progress(100 * done / steps, f"{name}: {picture}")
-    write(picture, target)
+    bytes_out = write(picture, target)
     context.progress(100, f"wrote {target.name}")
     return {
         "target": str(target),
@@ -62,7 +65,7 @@ def execute(payload: Any, context: Any) -> dict[str, Any] | None:
         "height": picture.image.height,
         "format": FORMATS[target.suffix.lower()],
         "bytes_in": bytes_in,
-        "bytes_out": target.stat().st_size,
+        "bytes_out": bytes_out,
         "operations": [name for name, _ in operations],
         "seconds": round(time.perf_counter() - started, 6),
     }
@@ -205,9 +208,11 @@ def check_pixels(width: int, height: int) -> None:
         raise refusal("width x height", (width, height), f"at most {MAX_PIXELS:,} pixels")
 
 
-def read(source: Path) -> Image.Image:
-    """The image, upright (cameras store a turn beside the pixels), in one of the four modes of a Picture."""
-    with source.open("rb") as file:
+def read(source: Path) -> tuple[Image.Image, int]:
+    """Return the image, upright (cameras store a turn beside the pixels), in one of the four modes of a Picture, and
+    the size of its file in bytes."""
+    with reading(source) as file:
+        size = os.fstat(file.fileno()).st_size
         try:
             lazy = Image.open(file, formats=READABLE)
             check_pixels(*lazy.size)  # known from the header, before the pixels are decoded
@@ -215,17 +220,20 @@ def read(source: Path) -> Image.Image:
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"source {str(source)!r} is no readable image: {error}") from error
     if image.mode in ("L", "LA", "RGB", "RGBA"):
-        return image
+        return image, size
     if image.mode.startswith("I"):  # Pillow would clip these to white
         raise refusal("source", str(source), "8 bits a channel, not 16")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB"), size
 
 
-def write(picture: Picture, target: Path) -> None:
+def write(picture: Picture, target: Path) -> int:
+    """Write the file, and return its size in bytes."""
     kind = FORMATS[target.suffix.lower()]
     image = on_white(picture.image) if kind == "JPEG" else picture.image
     with replacing(target) as file:
         image.save(file, kind, **picture.encoding)
+        file.flush()
+        return os.fstat(file.fileno()).st_size
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -235,20 +243,3 @@ def on_white(image: Image.Image) -> Image.Image:
     canvas = Image.new("RGBA", image.size, "white")
     canvas.alpha_composite(image.convert("RGBA"))
     return canvas.convert("RGB")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A file beside `target` that becomes it when the block ends well, and goes away when it does not.
-
-    Its name is new each time: two attempts at once (one may be on a node that was cut off) never share it.
-    """
-    part = target.with_name(f".{target.name}.{uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # the task's own record is on disk too before anyone is told
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

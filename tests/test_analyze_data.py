@@ -30,6 +30,13 @@ AGGREGATE = {"op": "aggregate", "by": ["city"], "values": {"price": ["sum"]}}
 CORRELATE = {"op": "correlate", "columns": NUMBERS, "method": "pearson"}
 
 
+@pytest.fixture(autouse=True)
+def allowed(tmp_path, monkeypatch):
+    """The node of these tests lets handlers touch what lies below `tmp_path`, which is the working directory too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DTQ_FILES", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def handler():
     spec = importlib.util.spec_from_file_location("analyze_data", PATH)
@@ -316,6 +323,8 @@ def test_a_refused_operation_names_its_place_too_and_nothing_is_read(handler, co
     ],
 )
 def test_an_unknown_column_is_told_before_any_operation_runs(handler, context, data, operation, message):
+    if "source" in data[0]:  # whose first line the error must not quote
+        message = message.partition("city")[0] + "5 with other names"
     with pytest.raises(ValueError, match=re.escape(message)):
         handler.execute(data[0] | {"operations": [DESCRIBE, operation]}, context)
     assert context.reports == []
@@ -355,7 +364,7 @@ def test_more_groups_than_anyone_reads_are_refused(handler):
     [
         (b"", "is no readable CSV: No columns to parse from file"),
         (b"price\n", "the data have 0 rows and 1 columns; allowed: at least one of each"),
-        (b"\x89PNG\r\n\x1a\n\xff", "is no readable CSV: 'utf-8' codec can't decode"),
+        (b"\x89PNG\r\n\x1a\n\xff", "is no readable CSV: it is not UTF-8 text"),
         (
             b"price,a\n1,2\n1,2,3\n",
             "is no readable CSV: Error tokenizing data. C error: Expected 2 fields in line 3, saw 3",

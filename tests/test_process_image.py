@@ -14,6 +14,13 @@ PATH = Path(__file__).parent.parent / "handlers" / "process_image.py"
 SIZE = 60, 40
 
 
+@pytest.fixture(autouse=True)
+def allowed(tmp_path, monkeypatch):
+    """The node of these tests lets handlers touch what lies below `tmp_path`, which is the working directory too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DTQ_FILES", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def handler():
     spec = importlib.util.spec_from_file_location("process_image", PATH)

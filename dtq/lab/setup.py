@@ -60,6 +60,9 @@ def start(chapter: int) -> Chapter:
     """Begins a chapter, and shows where it is on the map. Everything that it starts has to have ended when
     `lab.assert_clean` is called.
 
+    Handlers that take paths may touch what lies below the chapter's own directory and the working directory, or those
+    that DTQ_FILES names.
+
     Two switches are read from the environment, here, and so may be set before the notebook server starts, or in a cell
     above this one with %env: DTQ_FAST=1 asks for less work, and DTQ_INSTRUCTOR=1 is instructor mode, which makes type
     and figures larger, and records complete experiments in recorded/ to fall back on when one fails.
@@ -71,6 +74,7 @@ def start(chapter: int) -> Chapter:
     plt.style.use(STYLE | LARGE if instructor else STYLE)
     path = Path(tempfile.mkdtemp(prefix=f"dtq-chapter-{chapter:02}-"))
     hygiene.begin(path)
+    os.environ["DTQ_FILES"] = os.pathsep.join([str(path), os.environ.get("DTQ_FILES") or os.getcwd()])
     print(
         f"dtq {dtq.__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         f"{os.cpu_count()} cores{', fast mode' if fast else ''}"
