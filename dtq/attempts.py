@@ -21,7 +21,7 @@ from dtq.guarded import PATIENCE, Aside, Trouble, failed
 from dtq.meter import Meter
 from dtq.reports import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
 from dtq.staff import Staff
-from dtq.stores import Outcome, Store, ahead_of_here
+from dtq.stores import Outcome
 from dtq.task import EXPIRED, Status, Task, cancel, end_doomed, fail, interrupt, release, succeed
 from dtq.ticker import Ticker
 
@@ -32,16 +32,16 @@ class Attempts:
     """For the loop's thread alone."""
 
     def __init__(
-        self, id: str, store: Store, staff: Sequence[Staff], events: Emitter, ticker: Ticker,
+        self, id: str, staff: Sequence[Staff], events: Emitter, ticker: Ticker, ahead: Callable[[], float],
         chance: Callable[[], float], monotonic: Callable[[], float],
     ) -> None:  # fmt: skip
         self.id = id
         self.held: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
         self.draining = False
         self.failure = ""  # why the loop has given up; it drains then
-        self._store = store
         self._staff = staff
         self._events = events
+        self._ahead = ahead  # seconds by which the clock of the loop is ahead of the workers'
         self._chance = chance
         self._monotonic = monotonic
         self._meter = Meter(monotonic)
@@ -103,7 +103,7 @@ class Attempts:
             self._end(release(task))
         elif isinstance(report, Started):
             if self._events.hears("task:started"):
-                self._events.emit("task:started", report.at + ahead_of_here(self._store), task, report.worker)
+                self._events.emit("task:started", report.at + self._ahead(), task, report.worker)
         elif isinstance(report, Progressed):
             self.held[task.id] = task = replace(task, progress=report.percent, note=report.note)
             self._events.emit("task:progress", now, task)
@@ -116,7 +116,7 @@ class Attempts:
         return held if held is not None and held.version == task.version else None
 
     def _finish(self, task: Task, report: Finished) -> None:
-        started_at = report.started_at + ahead_of_here(self._store)  # what it says is by the worker's clock
+        started_at = report.started_at + self._ahead()  # what it says is by the worker's clock
         ended_at = started_at + report.seconds
         task = replace(task, worker=f"{self.id}/{report.worker}", started_at=started_at, log=report.log)
         if report.error is None:

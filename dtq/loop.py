@@ -41,7 +41,7 @@ from dtq.events import Emitter
 from dtq.guarded import SHORTEST, Sieve, announced
 from dtq.handle import Endings
 from dtq.staff import Staff
-from dtq.stores import Node, Outcome, Store
+from dtq.stores import Node, Outcome, Store, ahead_of_here
 from dtq.stores.meanwhile import meanwhile
 from dtq.task import Task, fail, release
 from dtq.ticker import Ticker
@@ -59,14 +59,18 @@ class Loop(Attempts):
         self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
-        ticks: bool = True, each_beat: Callable[[], None] = lambda: None,
+        ticks: bool = True, each_beat: Callable[[], None] = lambda: None, ahead: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
-        super().__init__(id, store, staff, events, Ticker(store, id, lease), chance, monotonic)
+        ahead = ahead or partial(ahead_of_here, store)
+        super().__init__(id, staff, events, Ticker(store, id, lease), ahead, chance, monotonic)
+        self._store = store
         self.idle = True  # nothing held, and nothing found at the last look
         self._endings = endings
         self._lease = lease
+        self._interval = min(BEAT, lease / 3)  # seconds between heartbeats
+        self._reap_from = 0.0  # nothing is taken over before
         self._types = types
         self._cleaner = Cleaner(store, cleanup_age, dead_age, dead_limit)
         self._max_parents = max_parents
@@ -97,7 +101,7 @@ class Loop(Attempts):
 
     def turn(self, now: float) -> float:
         """Do all that can be done now. Return the time by which the next turn is due."""
-        self._began, self._now = self._monotonic(), now
+        self._notice_leap(now)
         self._trouble.begin_turn()
         self._do_posts()
         self._hear(now)
@@ -113,6 +117,14 @@ class Loop(Attempts):
         if self._posts or self._outcomes:  # that came in this turn: the wake-up may be spent
             return now
         return min(due, self._next_beat, self._next_tick(), pools)
+
+    def _notice_leap(self, now: float) -> None:
+        """After a sleep of the machine, or where its clock was set forward, leases have run out and their nodes live:
+        let all of them renew their leases before any is taken over."""
+        before, began = self._now, self._began
+        self._now, self._began = now, self._monotonic()
+        if before and (now - before) - (self._began - began) > 2 * self._interval:
+            self._reap_from = now + 2 * BEAT
 
     def _serve(self, now: float) -> float:
         """Do what needs the store. Return when there may be more to do."""
@@ -150,7 +162,7 @@ class Loop(Attempts):
         """Says whether it was time."""
         if now < self._next_beat <= now + BEAT:  # further off than that: the clock was set back
             return False
-        self._next_beat = now + min(BEAT, self._lease / 3)
+        self._next_beat = now + self._interval
         self._started_at = self._started_at or now
         try:
             lost = self._store.heartbeat(self.node(now), list(self.held.values()), self._lease, now)
@@ -164,14 +176,18 @@ class Loop(Attempts):
         return True
 
     def _sweep(self, now: float) -> None:
+        if not now < self._reap_from <= now + 2 * BEAT:  # further off than that: the clock was set back
+            self._reap(now)
+        self._aside.do("the clean-up", self._cleaner.turn, now)
+        self._aside.do("the look for webhooks", self._each_beat)
+
+    def _reap(self, now: float) -> None:
         try:
             lost = self._store.reap(self.id, REAP, self._lease, now)
         except Exception:
             self._next_beat = now
             raise
         self._outcomes += [self._outcome(task, now) for task in lost]
-        self._aside.do("the clean-up", self._cleaner.turn, now)
-        self._aside.do("the look for webhooks", self._each_beat)
 
     def node(self, now: float) -> Node:
         self._aside.do("the census of the workers", self._take_census)

@@ -102,6 +102,7 @@ class TaskQueue(QueueManager):
             self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
             cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
             max_parents=max_parents, ticks=not self._inline, each_beat=self._call_courier,
+            ahead=(lambda: self.clock() - time.time()) if clock else None,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")  # by the monotonic clock

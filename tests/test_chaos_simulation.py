@@ -162,6 +162,24 @@ def test_every_promise_is_kept_in_every_schedule():
     assert found is None, f"dtq chaos memory: --seed {found.seed} --schedules 1\n{found}"
 
 
+def test_a_machine_that_sleeps_costs_no_node_its_tasks():
+    found = hunt(range(SCHEDULES), sleeps=True)
+    assert found is None, f"simulate({found.seed}, sleeps=True)\n{found}"
+
+
+class SleepsOver(Loop):
+    """Does not notice that the machine has slept."""
+
+    def _notice_leap(self, now):
+        self._now, self._began = now, self._monotonic()
+
+
+def test_a_loop_that_does_not_notice_a_sleep_is_found():
+    found = hunt(range(ENOUGH), make_loop=SleepsOver, sleeps=True)
+    assert found is not None
+    assert "only_the_faulty_lose_their_tasks" in found.broken
+
+
 def test_the_schedules_are_rich():
     """A check that finds nothing proves nothing, unless there was something to find."""
     seen = [simulate(seed).evidence for seed in range(40)]

@@ -216,11 +216,13 @@ def test_a_claim_is_of_the_time_at_which_it_is_made_however_long_the_commit_befo
 
 
 def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, pool):
-    loop = make(store, ScriptedPool(room=0), lease=10)
+    clock = [NOW]
+    loop = make(store, ScriptedPool(room=0), lambda: clock[0], lease=10)
     add(store, "x", max_attempts=1)
     for death in range(1, 4):
         now = NOW + 100 * death
         assert [task.id for task in store.claim("doomed node", 1, 10, now, {"a"})] == ["x"]
+        clock[0] = now + 50
         loop.turn(now + 50)
         task = store.get(["x"])[0]
         assert (task.interruptions, task.status) == (death, "failed" if death == 3 else "pending")
@@ -347,3 +349,93 @@ def test_a_post_that_comes_during_a_turn_is_done_at_once_in_the_next(store, pool
     assert loop.turn(NOW) == NOW
     loop.turn(NOW)
     assert done == [1]
+
+
+# --- clocks that leap -------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A wall clock that leaps, and a monotonic one that does not."""
+
+    def __init__(self):
+        self.wall, self.ticks = NOW, 0.0
+
+    def pass_time(self, seconds):
+        self.wall += seconds
+        self.ticks += seconds
+
+    def sleep(self, seconds):
+        self.wall += seconds
+
+
+def two_nodes(store, machine, lease=5.0):
+    pools = ScriptedPool(1), ScriptedPool(1)
+    return pools, [make(store, pool, lambda: machine.ticks, lease=lease) for pool in pools]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("lease", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("leap", [1.1, 6.0, 3600.0, 1e7])
+def test_living_nodes_keep_their_tasks_when_the_machine_has_slept(store, first, lease, leap):
+    """Whichever of them wakes up first, three times over, and with half a second between their turns."""
+    machine = Machine()
+    pools, loops = two_nodes(store, machine, lease)
+    add(store, "x", "y", max_attempts=1)
+    order = [loops[first], loops[not first]]
+    for _ in range(3):
+        for _ in range(8):
+            for loop in order:
+                loop.turn(machine.wall)
+                machine.pass_time(0.1)
+        machine.sleep(leap)
+        for loop in order:
+            loop.turn(machine.wall)
+            machine.pass_time(0.5)
+    for pool in pools:
+        pool.ends(pool.has[0], result=1)
+    for loop in order:
+        loop.turn(machine.wall)
+    assert [(task.status, task.interruptions) for task in store.get(["x", "y"])] == [("completed", 0)] * 2
+
+
+def test_the_lease_of_a_node_that_is_stopped_ends_also_where_the_machine_has_slept(store):
+    machine = Machine()
+    pools, (stopped, other) = two_nodes(store, machine)
+    add(store, "x")
+    stopped.turn(machine.wall)
+    other.turn(machine.wall)
+    machine.sleep(3600)
+    other.turn(machine.wall)
+    assert status(store, "x") == ["processing"]
+    for _ in range(5):
+        machine.pass_time(1)
+        other.turn(machine.wall)
+    assert [task.id for task in pools[1].has] == ["x"]
+    assert store.get(["x"])[0].interruptions == 1
+    stopped.turn(machine.wall)
+    assert pools[0].stopped == ["x"]
+
+
+def test_without_a_leap_a_lease_that_ends_is_taken_over_at_the_next_beat(store):
+    machine = Machine()
+    pools, (stopped, other) = two_nodes(store, machine)
+    add(store, "x")
+    stopped.turn(machine.wall)
+    for _ in range(6):
+        machine.pass_time(1)
+        other.turn(machine.wall)
+    assert [task.id for task in pools[1].has] == ["x"]
+
+
+def test_a_clock_that_is_set_back_after_a_leap_does_not_stop_the_take_over(store):
+    machine = Machine()
+    _, (stopped, other) = two_nodes(store, machine)
+    add(store, "x")
+    stopped.turn(machine.wall)
+    machine.sleep(3600)
+    other.turn(machine.wall)
+    machine.sleep(-3600)
+    for _ in range(7):
+        machine.pass_time(1)
+        other.turn(machine.wall)
+    assert store.get(["x"])[0].worker.startswith(other.id)

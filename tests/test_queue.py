@@ -11,6 +11,7 @@ import pytest
 
 from dtq import Pool, QueueManager, TaskQueue
 from dtq.errors import DTQError, HandlerError, TaskCancelled, TaskFailed, UnknownType
+from dtq.stores.memory import MemoryStore
 from dtq.task import Status
 
 FILE = Path(__file__).with_name("queue_handlers.py")
@@ -480,3 +481,49 @@ def test_who_asks_for_workers_while_the_queue_ends_is_answered(monkeypatch):
 
     monkeypatch.setattr(queue, "_post", too_late)
     assert queue.workers() == []
+
+
+# --- clocks -----------------------------------------------------------------------------------------------------------
+
+
+SLEEPING = {"sleep": lambda seconds, context: time.sleep(seconds)}
+
+
+def test_times_of_attempts_go_by_the_clock_that_was_passed_in(path):
+    with TaskQueue(path, HANDLERS, pool_size=1, clock=lambda: time.time() - 1e6) as queue:
+        queue.add("echo", 1).result(WAIT)
+        (task,) = queue.find()
+    assert task.created_at <= task.started_at <= task.finished_at <= time.time() - 1e6
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_nodes_keep_their_tasks_when_the_clock_leaps_for_all_of_them(path, executor):
+    """As after a sleep of the machine, three times over."""
+    ahead = [0.0]
+    options = {"pool_size": 1, "lease": 3.0, "executor": executor, "clock": lambda: time.time() + ahead[0]}
+    with TaskQueue(path, SLEEPING, **options) as one, TaskQueue(path, SLEEPING, **options) as other:
+        handles = one.add_many({"type": "sleep", "payload": 4.0, "max_attempts": 1} for _ in range(2))
+        wait_until(lambda: one.stats().running == 2)
+        for _ in range(3):
+            ahead[0] += 3600
+            time.sleep(0.7)
+        for handle in handles:
+            handle.result(WAIT)
+        assert [handle.task.interruptions for handle in handles] == [0, 0]
+        assert {handle.task.worker.partition("/")[0] for handle in handles} == {one.node, other.node}
+
+
+def test_nodes_keep_their_tasks_when_the_clock_of_their_server_leaps():
+    """A store whose clock is its server's, and is ahead of this machine's."""
+    store = MemoryStore()
+    store.ahead = 0.0
+    store.clock = lambda: time.time() + store.ahead
+    options = {"pool_size": 1, "lease": 3.0, "executor": "thread"}
+    with TaskQueue(store, SLEEPING, **options) as one, TaskQueue(store, SLEEPING, **options):
+        handles = one.add_many({"type": "sleep", "payload": 2.0, "max_attempts": 1} for _ in range(2))
+        wait_until(lambda: one.stats().running == 2)
+        store.ahead += 3600
+        for handle in handles:
+            handle.result(WAIT)
+        assert [handle.task.interruptions for handle in handles] == [0, 0]
+    store.close()

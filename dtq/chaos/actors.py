@@ -186,7 +186,7 @@ class Node:
         staff = [Staff(Pool(WORKERS), cast(Any, self.pool))]  # the loop asks it for no more than what is above
         self.loop = make_loop(
             NodeStore(world, id), staff, Teller(world, id), Endings(), lease=LEASE,
-            types=lambda: {TYPE}, chance=world.chance.random, monotonic=lambda: world.now,
+            types=lambda: {TYPE}, chance=world.chance.random, monotonic=lambda: world.ticks,
         )  # fmt: skip
         self.loop.id = id
         self.wake(world.now)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 from msgspec import Struct
 
@@ -26,6 +27,7 @@ NODES = 3
 TASKS = 14
 STORM = 15.0  # virtual seconds with faults
 CALM = 400.0  # and without: by then everything has to have ended
+AWAKE = 1.5  # after a sleep of the machine, until every living node has taken a turn
 STEP = 1.0  # of the calm, after which one looks whether all has ended
 
 
@@ -43,10 +45,12 @@ class Schedule(Struct):
 
 
 def simulate(
-    seed: int, *, make_store: Callable[[], MemoryStore] = MemoryStore, make_loop: Callable[..., Loop] = Loop
-) -> Schedule:
-    """Runs the schedule of this seed. The store and the loop may be others, broken ones say."""
-    world = World(seed, make_store)
+    seed: int, *, make_store: Callable[[], MemoryStore] = MemoryStore, make_loop: Callable[..., Loop] = Loop,
+    sleeps: bool = False,
+) -> Schedule:  # fmt: skip
+    """Runs the schedule of this seed. The store and the loop may be others, broken ones say. With `sleeps` the machine
+    sleeps now and then."""
+    world = World(seed, make_store, sleeps)
     with _quiet():
         _Cast(world, make_loop).play()
     world.evidence.tasks = {task.id: task for task in world.store.find(limit=10 * TASKS)}
@@ -54,9 +58,9 @@ def simulate(
     return Schedule(seed, promises.broken(world.evidence), world.story, world.evidence)
 
 
-def hunt(seeds: Iterable[int], **parts: Callable[..., object]) -> Schedule | None:
+def hunt(seeds: Iterable[int], **parts: Any) -> Schedule | None:
     """The first schedule that breaks a promise; None if all are kept. `parts` as in `simulate`."""
-    return next((schedule for seed in seeds if (schedule := simulate(seed, **parts)).broken), None)  # type: ignore[arg-type]
+    return next((schedule for seed in seeds if (schedule := simulate(seed, **parts)).broken), None)
 
 
 class _Cast:
@@ -74,16 +78,22 @@ class _Cast:
         for _ in range(NODES):
             self.hire()
         Client(world, TASKS, self.tell)
-        world.run_until(BEGIN + STORM)
+        world.sleep_now_and_then()
+        while (left := BEGIN + STORM - world.ticks) > 0:
+            world.run_until(world.now + left)
         world.calm = True
         world.tell("world", "the storm is over")
         quiet_since = world.now
-        while world.store.stats().unfinished and world.now < BEGIN + STORM + CALM and not world.evidence.seen:
+        while world.store.stats().unfinished and world.now < quiet_since + CALM and not world.evidence.seen:
             world.run_until(world.now + STEP)
             if world.now > quiet_since + LEASE + SWEEP:
                 world.look_for_late_ones()
 
     def hire(self) -> None:
+        """Start a node. One that starts right after a sleep would know nothing of it: it comes a little later."""
+        if self.world.now < self.world.woke_at + AWAKE:
+            self.world.at(self.world.woke_at + AWAKE, self.hire)
+            return
         self.nodes = [node for node in self.nodes if node.alive]
         self.nodes.append(Node(self.world, f"n{next(self.names)}", self.make_loop, self.replace))
 

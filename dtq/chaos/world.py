@@ -37,11 +37,16 @@ class World:
     """One schedule. `kinds` are the faults that there are in it: each world has some of them, so that those which need
     quiet to show are found as well as those which need a storm (swarm testing: Groce et al., ISSTA 2012)."""
 
-    def __init__(self, seed: int, make_store: Callable[[], MemoryStore] = MemoryStore) -> None:
+    def __init__(
+        self, seed: int, make_store: Callable[[], MemoryStore] = MemoryStore, sleeps: bool = False
+    ) -> None:  # fmt: skip
         self.chance = random.Random(seed)
         self.kinds = {kind for kind in FAULTS if self.chance.random() < 0.4}
         self.calm = False  # no more faults
         self.now = BEGIN
+        self.slept = 0.0  # seconds in which the machine was asleep, all of it: no monotonic clock counts them
+        self.woke_at = float("-inf")
+        self._sleeps = random.Random(f"sleep {seed}") if sleeps else None
         self.store = make_store()
         self.dead: list[str] = []  # nodes, whose lock is free
         self.evidence = Evidence([], {}, Counter(), 0, [], {LIMITED: MOST})
@@ -63,6 +68,27 @@ class World:
             self.now = max(self.now, at)
             do()
         self.now = max(self.now, time)
+
+    @property
+    def ticks(self) -> float:
+        """The monotonic clock of every process."""
+        return self.now - self.slept
+
+    def sleep_now_and_then(self) -> None:
+        """Plan the next sleep of the machine. It is no fault of any node."""
+        if self._sleeps is not None and not self.calm:
+            self.at(self.now + self._sleeps.expovariate(1 / 4.0), self._sleep)
+
+    def _sleep(self) -> None:
+        if self._sleeps is None or self.calm:
+            return
+        seconds = self._sleeps.choice((3.0, 60.0, 3600.0))
+        self.tell("world", f"sleeps for {seconds:g} s")
+        self.now += seconds
+        self.slept += seconds
+        self.woke_at = self.now
+        self._events = [(at + seconds, chance, serial, do) for at, chance, serial, do in self._events]
+        self.sleep_now_and_then()
 
     # --- chance
 
