@@ -88,8 +88,8 @@ class ServesTheLastFirst(MemoryStore):
 class IgnoresPriority(MemoryStore):
     """Claims by due time alone."""
 
-    def _pick(self, lanes, n, now, min_priority):
-        picked = super()._pick(lanes, 1000, now, min_priority)
+    def _pick(self, kinds, n, now, min_priority):
+        picked = super()._pick(kinds, 1000, now, min_priority)
         return sorted(picked, key=lambda task: task.run_at)[:n]
 
 
@@ -197,7 +197,7 @@ class CountsWrong(MemoryStore):
 
     def _delete(self, task: Task):
         super()._delete(task)
-        self._counts[task.lane, task.status] += task.status in TERMINAL
+        self._counts[task.queue, task.type, task.status] += task.status in TERMINAL
 
 
 @caught_by("a_taken_key_gives_the_task_that_has_it")
@@ -214,7 +214,10 @@ class ServesPausedLanes(MemoryStore):
     """Knows rates and bounds, but no pause."""
 
     def _gates(self):
-        return [Gate(replace(gate.limit, paused=False), {}, gate.next_at) for gate in super()._gates()]
+        return [
+            Gate(replace(gate.limit, paused=False), lambda bucket: 0, gate.next_at.__getitem__)
+            for gate in super()._gates()
+        ]
 
 
 @caught_by("a_rate_spaces_the_starts")
@@ -230,17 +233,17 @@ class ForgetsTheRate(MemoryStore):
 class CountsFromTheClaim(MemoryStore):
     """Counts what a claim takes from the time of the claim on, and be it before the task came."""
 
-    def _pick(self, lanes, n, now, min_priority):
+    def _pick(self, kinds, n, now, min_priority):
         with patch("dtq.limits.counts_from", lambda run_at, now: now):
-            return super()._pick(lanes, n, now, min_priority)
+            return super()._pick(kinds, n, now, min_priority)
 
 
 @caught_by("keys_are_served_in_turn")
 class ServesTheLoudest(MemoryStore):
     """First come, first served, whoever it is."""
 
-    def _pick(self, lanes, n, now, min_priority):
-        picked = super()._pick(lanes, 1000, now, min_priority)
+    def _pick(self, kinds, n, now, min_priority):
+        picked = super()._pick(kinds, 1000, now, min_priority)
         return sorted(picked, key=lambda task: (-task.priority, task.run_at, self._seq[task.id]))[:n]
 
 

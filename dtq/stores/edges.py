@@ -87,6 +87,7 @@ def _settle_child(db: sqlite3.Connection, seq: int, doom: str | None, moves: Mov
     blocked = db.execute(schema.IS_BLOCKED, (seq,)).fetchone()
     if blocked and doom:
         db.execute(schema.DOOM, (doom, seq))
+        moves.touch(blocked[0])
     elif blocked and not blocked[1]:
         db.execute(schema.UNBLOCK, (seq,))
         moves.move(blocked[0], Status.BLOCKED, Status.PENDING)

@@ -6,30 +6,32 @@ differs, that one is wrong (a hypothesis state machine runs each of them against
 
     tasks by id  --> everything that is known of them
     WaitingRoom  --> what may be claimed, and when                 (room.py)
-    counters, limits, shares, nodes: a dictionary each
+    Turns        --> limits, shares, counters: whose turn it is    (turns.py)
+    keys, parents, nodes: a dictionary each
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from heapq import nsmallest
 from itertools import islice
-from typing import Any
 
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
-from dtq.limits import Gate, Head, Lane, Limit, Selector, Share, pick
+from dtq.limits import Kind
 from dtq.stores import Node, Outcome, Stats, count_up, doom_by, stand_ins
 from dtq.stores.room import WaitingRoom
+from dtq.stores.turns import Turns
 from dtq.task import STATE, WAITING, Status, Task, brief_of
 
 
-class Index:
+class Index(Turns):
     """The methods of dtq.stores.Store, except those that wait for others or let go."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._tasks: dict[str, Task] = {}
         self._seq: dict[str, int] = {}  # order of insertion
         self._id: dict[int, str] = {}
@@ -40,10 +42,6 @@ class Index:
         self._children: dict[str, set[str]] = defaultdict(set)
         self._room = self._new_room()
         self._processing: dict[str, None] = {}
-        self._counts: Counter[tuple[Lane, str]] = Counter()
-        self._limits: dict[Selector, Limit] = {}
-        self._next_at: dict[Selector, dict[str, float]] = defaultdict(dict)
-        self._share = Share({})
         self._nodes: dict[str, Node] = {}
 
     def _new_room(self) -> WaitingRoom:
@@ -53,7 +51,9 @@ class Index:
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
         self._require_parents(tasks)
-        return self._add(tasks)
+        ids = self._add(tasks)
+        self._place_lanes(self._room)
+        return ids
 
     def _add(self, tasks: Sequence[Task]) -> list[str]:
         ids = [self._enrol(task) for task in tasks]
@@ -122,8 +122,8 @@ class Index:
         """Stores the task and enters it wherever it may now be looked for."""
         old = self._tasks.get(task.id)
         if old is not None:
-            self._counts[old.lane, old.status] -= 1
-        self._counts[task.lane, task.status] += 1
+            self._count(old, -1)
+        self._count(task, 1)
         self._set(task)
         self._processing.pop(task.id, None)
         self._room.leave(task)
@@ -157,32 +157,22 @@ class Index:
     ) -> list[Task]:  # fmt: skip
         self._room.move_due(now)
         self._doom_expired(now)
-        lanes = [
-            lane
-            for lane in dict.fromkeys(lane for lane, _ in self._counts)  # in the same order each time, unlike a set
-            if lane[1] in types and (not queues or lane[0] in queues)
-        ]
-        doomed = self._room.doomed(lanes)[:n]
-        ready = self._pick(lanes, n - len(doomed), now, min_priority)
-        return [self._take(task, worker, lease, now) for task in doomed + ready]
+        doomed = self._room.doomed(types, queues, n)
+        self._place_lanes(self._room)
+        self._let_in(now, n)
+        kinds = [kind for kind in self._order.kinds() if kind[1] in types and (not queues or kind[0] in queues)]
+        ready = self._pick(kinds, n - len(doomed), now, min_priority)
+        taken = [self._take(task, worker, lease, now) for task in doomed + ready]
+        self._place_lanes(self._room)
+        return taken
 
     def _doom_expired(self, now: float) -> None:
         for task in self._room.expired(now):
             self._put(replace(task, doom="expired"))
 
-    def _pick(self, lanes: Iterable[Lane], n: int, now: float, min_priority: int | None) -> list[Task]:
-        gates = self._gates()
-        given: list[tuple[Lane, Head]] = []
-        heads = {lane: self._room.heads(lane, min_priority, given) for lane in lanes}
-        picked = pick(heads, n, now, gates, self._share)
-        self._room.put_back(set(given) - set(picked))
-        self._share = Share(self._share.ahead(), self._share.now)
-        self._next_at.update({gate.limit.selector: gate.owed(now) for gate in gates})
-        return [self._tasks[self._id[head[2]]] for _, head in picked]
-
-    def _gates(self) -> list[Gate]:
-        running = {lane: n for (lane, status), n in self._counts.items() if status == Status.PROCESSING and n}
-        return [Gate(limit, running, self._next_at[limit.selector]) for limit in self._limits.values()]
+    def _pick(self, kinds: Iterable[Kind], n: int, now: float, min_priority: int | None) -> list[Task]:
+        picked = self._choose(self._room, kinds, n, now, min_priority)
+        return [self._tasks[self._id[head[2]]] for _, head in picked.heads]
 
     def _take(self, task: Task, worker: str, lease: float, now: float) -> Task:
         taken = replace(
@@ -207,6 +197,7 @@ class Index:
         self._add(planted)
         for task_id in accepted:
             self._settle_children(self._tasks[task_id])
+        self._place_lanes(self._room)
         return set(accepted)
 
     def _current(self, outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
@@ -289,37 +280,23 @@ class Index:
         return list(map(brief_of, found)) if brief else found
 
     def stats(self) -> Stats:
-        rows = ((queue, type, str(status), n) for ((queue, type, _), status), n in self._counts.items())
+        rows = ((queue, type, str(status), n) for (queue, type, status), n in self._counts.items())
         return Stats(*count_up(rows), self._room.oldest(), list(self._nodes.values()), list(self._limits.values()))
 
     def next_due(self, now: float) -> float | None:
         expiry = self._room.next_expiry()
         times = [self._room.next_due(), expiry if expiry and expiry > now else None]
-        times += [at for gate in self._gates() for bucket in gate.next_at if (at := gate.opens_at(bucket)) > now]
+        times += self._openings(now)
         return min((time for time in times if time is not None), default=None)
 
-    # --- lanes, removal
-
-    def set_lane(
-        self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
-    ) -> None:
-        self._set_limit(self._limit((queue, type, key)).with_changes(changes))
-
-    def _limit(self, selector: Selector) -> Limit:
-        return self._limits.get(selector) or Limit(*selector)
-
-    def _set_limit(self, limit: Limit) -> None:
-        if limit.rate != self._limit(limit.selector).rate:  # what was owed to the old rate is forgiven
-            self._next_at.pop(limit.selector, None)
-        self._limits[limit.selector] = limit
-        if limit.is_void:
-            del self._limits[limit.selector]
+    # --- removal
 
     def delete(self, ids: Iterable[str]) -> int:
         gone = [task for task in self.get(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
         self._deleted = max([self._deleted, *(task.version for task in gone)])
         for task in gone:
             self._delete(self._tasks[task.id])  # looked up anew: it may be the child of one before it
+        self._place_lanes(self._room)
         return len(gone)
 
     def _delete(self, task: Task) -> None:
@@ -329,7 +306,7 @@ class Index:
     def _forget(self, task: Task) -> None:
         for parent in self._parents.pop(task.id, ()):
             self._children[parent].discard(task.id)
-        self._counts[task.lane, task.status] -= 1
+        self._count(task, -1)
         self._room.leave(task)
         del self._tasks[task.id], self._id[self._seq.pop(task.id)]
         self._processing.pop(task.id, None)

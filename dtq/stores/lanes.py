@@ -1,48 +1,70 @@
-"""The lanes of a SQLite database: their numbers, their counters, their limits, and whose turn it is.
+"""The lanes of a SQLite database: their numbers, their counters, their limits.
 
-A lane is (queue, type, limit key). There are few of them, they never change, and each process knows them by heart;
-what the tables say of them (how many tasks of each status, how far a rate is used up) is read within the transaction
-that needs it.
+A lane is (queue, type, limit key); its row goes with its last task. A number is never given again, so each process may
+remember which lane a number stands for. The number of a lane is looked up within the transaction that adds to it:
+another process may have removed the row, and made another one, since.
+
+    a task changes --> Moves --write--> lane: tasks, processing, first ready task     removed when no task is left
+                                        kind: tasks by status
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from functools import partial
+from math import inf
 from typing import Any
 
 import msgspec
 
 from dtq.codec import to_json
-from dtq.limits import Gate, Head, Lane, Limit, Share, pick
+from dtq.limits import EACH, Gate, Lane, Limit
 from dtq.stores import schema
 from dtq.stores.readable import readable
 from dtq.stores.rows import json_list
 
 _limit = msgspec.json.Decoder(Limit).decode
-_NOW = "\0"  # in the table of shares, what is no key: the mark of the one served last
+REMEMBERED = 10_000  # lanes whose number a process remembers
 
 
 class Moves:
     """How many tasks of each lane have moved from status to status; written to the counters once a transaction."""
 
     def __init__(self) -> None:
-        self._changes: Counter[tuple[int, str]] = Counter()
+        self._changes: defaultdict[int, Counter[str]] = defaultdict(Counter)
 
     def enter(self, lane: int, status: str) -> None:
-        self._changes[lane, status] += 1
+        self._changes[lane][status] += 1
 
     def leave(self, lane: int, status: str) -> None:
-        self._changes[lane, status] -= 1
+        self._changes[lane][status] -= 1
 
     def move(self, lane: int, old: str, new: str) -> None:
         self.leave(lane, old)
         self.enter(lane, new)
 
+    def touch(self, lane: int) -> None:
+        """A task of this lane has become ready or doomed, its status staying the same."""
+        self._changes[lane][""] += 0
+
     def write(self, db: sqlite3.Connection) -> None:
-        for lane in {lane for lane, _ in self._changes}:
-            db.execute(schema.COUNT, (*(self._changes[lane, name] for name in schema.COUNTERS), lane))
+        kinds: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        for lane, changes in self._changes.items():
+            counted = (changes.total(), changes["processing"], lane)
+            tasks, kind, key, *first = db.execute(schema.COUNT, counted).fetchone()
+            kinds[kind].update(changes)
+            if changes["processing"] < 0:
+                db.execute(schema.FREE, (key, inf))
+            if not tasks:
+                db.execute(schema.DROP_LANE, (lane,))
+            elif (now := db.execute(schema.FIRST, (lane,)).fetchone()) != tuple(first):
+                db.execute(schema.SET_FIRST, (*now, lane))
+        for kind, changes in kinds.items():
+            if any(changes.values()):
+                db.execute(schema.COUNT_KIND, (*(changes[name] for name in schema.COUNTERS), kind))
+        self._changes.clear()
 
 
 class Lanes:
@@ -50,62 +72,45 @@ class Lanes:
 
     def __init__(self) -> None:
         self.names: dict[int, Lane] = {}
-        self._numbers: dict[Lane, int] = {}
 
     def number(self, db: sqlite3.Connection, lane: Lane) -> int:
-        """The number of this lane, which is made where it is new."""
-        if lane not in self._numbers:
-            self._know(db.execute(schema.INSERT_LANE, lane).fetchone()[0], lane)
-        return self._numbers[lane]
+        """Return the number of this lane, which is made where there is none."""
+        row = db.execute(schema.LANE, lane).fetchone()
+        if row is None:
+            db.execute(schema.INSERT_KIND, lane[:2])
+            row = db.execute(schema.INSERT_LANE, lane).fetchone()
+        self.names[row[0]] = lane
+        number: int = row[0]
+        return number
 
     def forget(self) -> None:
-        self.names, self._numbers = {}, {}
-
-    def _know(self, number: int, lane: Lane) -> None:
-        self.names[number] = lane
-        self._numbers[lane] = number
+        self.names = {}
 
     def learn(self, db: sqlite3.Connection, numbers: Iterable[int]) -> None:
-        """Reads those of these lanes that are not known yet."""
+        """Read those of these lanes that are not known yet."""
         if missing := set(numbers) - self.names.keys():
-            for number, queue, type, key in db.execute(schema.LANES_AMONG, (json_list(missing),)).fetchall():
-                self._know(number, (queue, type, key))
+            if len(self.names) > REMEMBERED:
+                missing = set(numbers)
+                self.forget()
+            for number, *lane in db.execute(schema.LANES_AMONG, (json_list(missing),)).fetchall():
+                self.names[number] = (lane[0], lane[1], lane[2])
 
-    def waiting(self, db: sqlite3.Connection, types: Collection[str], queues: Collection[str]) -> list[int]:
-        """The lanes of these types, and of these queues if any are named, in which something waits."""
-        numbers = [number for (number,) in db.execute(schema.WAITING_LANES, (json_list(types),))]
-        self.learn(db, numbers)
-        return [number for number in numbers if not queues or self.names[number][0] in queues]
 
-    def pick(
-        self, db: sqlite3.Connection, numbers: list[int], n: int, now: float, min_priority: int | None
-    ) -> list[int]:
-        """The sequence numbers of the up to n tasks of these lanes that go next."""
-        lowest = -1000 if min_priority is None else min_priority
-        heads: dict[Lane, Iterator[Head]] = {
-            self.names[number]: db.execute(schema.HEADS, (number, lowest, n)) for number in numbers
-        }
-        gates = self.gates(db)
-        is_shared = len({lane[2] for lane in heads}) > 1
-        share = _share(db) if is_shared else Share({})
-        picked = pick(heads, n, now, gates, share)
-        if picked:
-            _keep_gates(db, gates, now)
-        if picked and is_shared:
-            db.execute("DELETE FROM share")
-            db.executemany("INSERT INTO share (key, mark) VALUES (?, ?)", [*share.ahead().items(), (_NOW, share.now)])
-        return [head[2] for _, head in picked]
+def read_gates(db: sqlite3.Connection) -> list[Gate]:
+    return [Gate(limit, partial(_running, db, limit), partial(_full_at, db, limit)) for limit in read_limits(db)]
 
-    def gates(self, db: sqlite3.Connection) -> list[Gate]:
-        limits = read_limits(db)
-        if not limits:
-            return []
-        rows = db.execute(schema.RUNNING).fetchall()
-        self.learn(db, [number for number, _ in rows])
-        running = {self.names[number]: n for number, n in rows}
-        return [
-            Gate(limit, running, dict(db.execute(schema.BUCKETS, (_selector(limit),)).fetchall())) for limit in limits
-        ]
+
+def _running(db: sqlite3.Connection, limit: Limit, bucket: str) -> int:
+    where = (limit.queue or "", limit.type or "")
+    if limit.key is None:
+        return int(db.execute(schema.RUNNING, where).fetchone()[0])
+    key = bucket if limit.key == EACH else limit.key
+    return int(db.execute(schema.RUNNING_OF_KEY, (*where, key)).fetchone()[0])
+
+
+def _full_at(db: sqlite3.Connection, limit: Limit, bucket: str) -> float:
+    row = db.execute(schema.BUCKET, (selector_of(limit), bucket)).fetchone()
+    return row[0] if row else 0.0
 
 
 def read_limits(db: sqlite3.Connection) -> list[Limit]:
@@ -118,35 +123,38 @@ def change_limit(
     """Changes what is not None; a limit that limits nothing any more goes. A new rate starts with a clean slate."""
     known = next((known for known in read_limits(db) if known.selector == selector), Limit(*selector))
     limit = known.with_changes(changes)
-    if limit.rate != known.rate:
-        db.execute("DELETE FROM bucket WHERE selector = ?", (_selector(limit),))
-    db.execute("DELETE FROM lane_limit WHERE selector = ?", (_selector(limit),))
+    if limit.rate != known.rate or limit.is_void:
+        db.execute("DELETE FROM bucket WHERE selector = ?", (selector_of(limit),))
+    db.execute("DELETE FROM lane_limit WHERE selector = ?", (selector_of(limit),))
     if not limit.is_void:
-        db.execute("INSERT INTO lane_limit (selector, body) VALUES (?, ?)", (_selector(limit), to_json(limit).decode()))
+        db.execute(
+            "INSERT INTO lane_limit (selector, body) VALUES (?, ?)", (selector_of(limit), to_json(limit).decode())
+        )
+    if limit.key is not None:  # the next claims find out, some lanes each, which are closed still
+        db.execute(schema.REOPEN, (limit.queue or "", limit.type or "", limit.key))
+
+
+def selector_of(limit: Limit) -> str:
+    return to_json(limit.selector).decode()
 
 
 def oldest(db: sqlite3.Connection) -> float | None:
-    """The earliest due time of all that waits: of each lane and priority only the first entry of the index is read."""
-    times = [db.execute(schema.FIRST_LATER).fetchone()[0]]
-    for (lane,) in db.execute(schema.PENDING_LANES).fetchall():
-        below = 1001
+    """The earliest due time of all that waits: the first task of each lane by an index, then those behind a task of a
+    higher priority in the same lane."""
+    times = [db.execute(query).fetchone()[0] for query in (schema.FIRST_LATER, schema.OLDEST_FIRST)]
+    for lane, below in db.execute(schema.MIXED_LANES).fetchall():
         while row := db.execute(schema.OLDEST_BELOW, (lane, below)).fetchone():
             below = row[0]
             times.append(row[1])
     return min((time for time in times if time is not None), default=None)
 
 
-def _share(db: sqlite3.Connection) -> Share:
-    marks = dict(db.execute(schema.SHARE).fetchall())
-    return Share(marks, marks.pop(_NOW, 0.0))
-
-
-def _keep_gates(db: sqlite3.Connection, gates: list[Gate], now: float) -> None:
-    for gate in gates:
-        selector = _selector(gate.limit)
-        db.execute("DELETE FROM bucket WHERE selector = ?", (selector,))
-        db.executemany(schema.SET_BUCKET, [(selector, bucket, at) for bucket, at in gate.owed(now).items()])
-
-
-def _selector(limit: Limit) -> str:
-    return to_json(limit.selector).decode()
+def openings(db: sqlite3.Connection, now: float) -> list[float]:
+    """Return when rates let more tasks start, and a time long past where claims have not let in all that is open."""
+    times = []
+    for limit in read_limits(db):
+        full_at = db.execute(schema.FIRST_FULL, (selector_of(limit), now + limit.ahead)).fetchone()[0]
+        if limit.rate and full_at is not None and full_at - limit.ahead > now:
+            times.append(full_at - limit.ahead)
+    closed_until = db.execute(schema.NEXT_OPENING).fetchone()[0]
+    return [*times, closed_until] if closed_until is not None and closed_until <= now else times

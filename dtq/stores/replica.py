@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, fields, replace
 
-from dtq.limits import Limit, Selector, Share
+from dtq.limits import IN_LINE, Limit, Selector, Share
 from dtq.stores import Node
 from dtq.stores.index import Index
 from dtq.task import STATE, WAITING, Status, Task
@@ -79,8 +79,7 @@ class Replica(Index):
         self._rewritten: set[str] = set()  # tasks of which more has changed than their state: they are written whole
         self._changed = Change()
         self._known = self._number  # tasks up to this number were written down before
-        self._owed_before = dict(self._next_at)
-        self._share_before = Share(self._share.marks, self._share.now)  # a copy: `pick` serves the other
+        self._used: dict[Selector, dict[str, float]] = {}  # buckets from which a task has started
 
     def _set(self, task: Task) -> None:
         self._touched[task.id] = None
@@ -105,6 +104,16 @@ class Replica(Index):
     def _give_up_key(self, task: Task) -> None:
         self._rewritten.add(task.id)
         super()._give_up_key(task)
+
+    def _mark(self, served: Mapping[str, float], now: float) -> None:
+        if served:
+            self._changed.marks, self._changed.served = {**self._changed.marks, **served}, now
+        super()._mark(served, now)
+
+    def _use(self, selector: Selector, used: Mapping[str, float], now: float) -> None:
+        if used:
+            self._used.setdefault(selector, {}).update(used)
+        super()._use(selector, used, now)
 
     def _set_limit(self, limit: Limit) -> None:
         self._changed.limits.append(limit)
@@ -136,18 +145,9 @@ class Replica(Index):
             else:
                 change.moved.append(Moved(*_state(self._tasks[task_id])))
         change.deleted = self._deleted if change.gone else 0
-        self._note_policy(change)
+        change.owed += self._used.items()
         self._settle(journal)
         return change if change != NOTHING else None
-
-    def _note_policy(self, change: Change) -> None:
-        """Of buckets and marks, those that are others than before."""
-        for selector, buckets in self._next_at.items():
-            if new := _difference(buckets, self._owed_before.get(selector, {})):
-                change.owed.append((selector, new))
-        change.marks = _difference(self._share.marks, self._share_before.marks)
-        if change.marks or self._share.now != self._share_before.now:
-            change.served = self._share.now
 
     def _settle(self, journal: int) -> None:
         self.dirty.setdefault(journal, set()).update(self._touched, self._freed)
@@ -226,10 +226,22 @@ class Replica(Index):
         for limit in change.limits:
             self._set_limit(limit)
         for selector, buckets in change.owed:
-            self._next_at[selector] = {**self._next_at[selector], **buckets}
+            super()._use(selector, buckets, self._latest_full(selector, buckets))
         if change.marks or change.served:
-            marks = {**self._share.marks, **change.marks}
-            self._share = Share({key: mark for key, mark in marks.items() if mark > change.served}, change.served)
+            known = self._share.ahead if change.served == self._share.now else ()
+            ahead = [key for key, mark in change.marks.items() if mark > change.served]
+            self._share = Share(change.served, (*known, *ahead))
+            super()._mark(change.marks, change.served)
+
+    def _latest_full(self, selector: Selector, buckets: Mapping[str, float]) -> float:
+        """Return a time that had passed when tasks started from these buckets: what was full by then may be forgotten.
+
+        A bucket is never used up further than `burst` starts, each of which counts from IN_LINE seconds ahead at most.
+        """
+        limit = self._limits.get(selector)
+        if limit is None or not limit.rate or not buckets:
+            return 0.0
+        return max(buckets.values()) - (limit.burst + 1) / limit.rate - IN_LINE
 
     # --- give
 
@@ -245,7 +257,8 @@ class Replica(Index):
         nodes = [(self.peer_of[node.id], node) for node in self._nodes.values()]
         return Change(
             limits=list(self._limits.values()), owed=[(name, dict(at)) for name, at in self._next_at.items() if at],
-            marks=self._share.marks, served=self._share.now, nodes=nodes, deleted=self._deleted,
+            marks={key: self._share.mark(key) for key in self._share.ahead}, served=self._share.now, nodes=nodes,
+            deleted=self._deleted,
         )  # fmt: skip
 
     def has_late(self, now: float) -> bool:
@@ -253,7 +266,3 @@ class Replica(Index):
 
     def holds(self, node: str) -> bool:
         return any(self._tasks[task_id].worker == node for task_id in self._processing)
-
-
-def _difference(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in now.items() if before.get(name) != value}

@@ -1,19 +1,22 @@
 """WaitingRoom: where MemoryStore looks for what may be claimed. Heaps of entries, each with the number of a task.
 
-    enter --> later, by time ----move_due----> ready, a heap for each lane --heads--> the next tasks
+    enter --> later, by time ----move_due----> ready, a heap for each lane --first, behind--> the next tasks
           --> (what is due when it is added) ->
-          --> expiring, by time --expired----> doomed, by lane -----------doomed----> tasks to be ended
+          --> expiring, by time --expired----> doomed, by queue and type ------doomed-------> tasks to be ended
 
 Heaps are never searched: an entry whose task has moved on meanwhile is stale, and is dropped when it comes up.
+`touched` holds the lanes whose first task may be another one now.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from heapq import heappop, heappush
+from itertools import islice
 
 from dtq.limits import Head, Lane
+from dtq.stores.lane_order import in_order
 from dtq.task import WAITING, Status, Task
 
 Entry = tuple[float, int]  # a time, and the number of a task
@@ -29,11 +32,12 @@ class WaitingRoom:
         self._ready: dict[Lane, list[Head]] = defaultdict(list)
         self._oldest: list[Entry] = []  # of the ready ones, by due time
         self._expiring: list[Entry] = []
-        self._doomed: dict[Lane, dict[str, int]] = defaultdict(dict)  # id -> number
+        self._doomed: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)  # id -> number
+        self.touched: dict[Lane, None] = {}
 
     def enter(self, task: Task, number: int) -> None:
         if task.doom:
-            self._doomed[task.lane][task.id] = number
+            self._doomed[task.queue, task.type][task.id] = number
         elif task.status in DUE and task.run_at <= task.created_at:  # at once: the clock may be set back before a claim
             self._be_ready(task, number)
         elif task.status in DUE:
@@ -43,7 +47,9 @@ class WaitingRoom:
 
     def leave(self, task: Task) -> None:
         """The task is no longer to be claimed, if it was; from the heaps it goes when it comes up."""
-        self._doomed[task.lane].pop(task.id, None)
+        if doomed := self._doomed.get((task.queue, task.type)):
+            doomed.pop(task.id, None)
+        self.touched[task.lane] = None
 
     def move_due(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:
@@ -54,6 +60,7 @@ class WaitingRoom:
 
     def _be_ready(self, task: Task, number: int) -> None:
         heappush(self._ready[task.lane], (-task.priority, task.run_at, number))
+        self.touched[task.lane] = None
         heappush(self._oldest, (task.run_at, number))
 
     def expired(self, now: float) -> Iterator[Task]:
@@ -64,23 +71,41 @@ class WaitingRoom:
             if task and task.status in WAITING and task.expires == expires and not task.doom:
                 yield task
 
-    def doomed(self, lanes: Iterable[Lane]) -> list[Task]:
-        numbers = (number for lane in lanes for number in self._doomed[lane].values())
-        return [task for task in map(self._task_of, numbers) if task]
+    def doomed(self, types: Collection[str], queues: Collection[str], n: int) -> list[Task]:
+        """Return up to n of the doomed tasks of these types, of these queues (all, if none is named)."""
+        of_kinds = [found for (queue, type), found in self._doomed.items() if type in types]
+        if queues:
+            of_kinds = [found for (queue, type), found in self._doomed.items() if type in types and queue in queues]
+        numbers = (number for found in of_kinds for number in found.values())
+        return [task for task in map(self._task_of, islice(numbers, n)) if task]
 
-    def heads(self, lane: Lane, min_priority: int | None, given: list[tuple[Lane, Head]]) -> Iterator[Head]:
-        """Takes the lane's ready tasks out, best first; `given` remembers which."""
-        ready, last = self._ready[lane], None
-        while ready and (min_priority is None or -ready[0][0] >= min_priority):
-            head = heappop(ready)
-            task = self._due(head[1], head[2])
-            if task and -task.priority == head[0] and head != last:
-                given.append((lane, head))
+    def lanes(self) -> list[Lane]:
+        return list(self._ready)
+
+    def first(self, lane: Lane) -> Head | None:
+        """Return the best ready task of this lane; a lane without one is forgotten."""
+        ready = self._ready.get(lane, [])
+        while ready and not self._is_ready(ready[0]):
+            heappop(ready)
+        if not ready:
+            self._ready.pop(lane, None)
+            return None
+        return ready[0]
+
+    def behind(self, lane: Lane, lowest: float) -> Iterator[Head]:
+        """Yield the ready tasks of this lane that come after its first, best first, down to this -priority."""
+        last = None
+        for head in in_order(self._ready[lane]):
+            if head[0] > lowest:
+                return
+            if last is None:
+                last = head
+            elif head != last and self._is_ready(head):
                 yield (last := head)
 
-    def put_back(self, given: Iterable[tuple[Lane, Head]]) -> None:
-        for lane, head in given:
-            heappush(self._ready[lane], head)
+    def _is_ready(self, head: Head) -> bool:
+        task = self._due(head[1], head[2])
+        return task is not None and -task.priority == head[0]
 
     def oldest(self) -> float | None:
         """The earliest due time of all that waits for nothing but its time or a worker."""

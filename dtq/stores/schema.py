@@ -8,6 +8,15 @@ that its question is about, so that what is finished, or waits for something els
     2 ready      may be claimed                      task_ready: by lane, priority, time, insertion
     3 doomed     to be claimed only to be ended      task_doomed
     NULL         processing, or terminal             task_held: by who has it; task_finished: by time
+
+A row of `lane` stands for all tasks of one queue, type and limit key, and goes with the last of them. It repeats what a
+claim needs of its first ready task, so that the index of each kind (queue and type, with a limit key or without) has
+the lanes in the order in which they are served:
+
+    lane_open      until = 0    by kind: priority, mark of the key, due time, insertion      a claim reads from here
+    lane_closed    until > 0    by the time at which it may be open again (infinity: only something else opens it)
+
+Counters that statistics show are kept by `kind`: reading them does not grow with limit keys.
 """
 
 from __future__ import annotations
@@ -26,14 +35,35 @@ CREATE TABLE deleted (version INTEGER NOT NULL);
 INSERT INTO deleted (version) VALUES (0);
 """
 
-TABLES = f"""
+# `first`, `run_at` and `seq` are the -priority, due time and number of the first ready task (NULL: none is ready);
+# `lowest` is the -priority of the last one; `doomed` tells whether a task is to be ended; `tasks` counts all of them.
+LANES = f"""
+CREATE TABLE kind (
+    id INTEGER PRIMARY KEY, queue TEXT NOT NULL, type TEXT NOT NULL,
+    {", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COUNTERS)},
+    UNIQUE (queue, type)
+);
+CREATE INDEX kind_waiting ON kind (type) WHERE pending + retrying + blocked > 0;
 CREATE TABLE lane (
     id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, type TEXT NOT NULL, key TEXT NOT NULL,
-    {", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COUNTERS)},
+    kind INTEGER NOT NULL, keyed INTEGER NOT NULL,
+    tasks INTEGER NOT NULL DEFAULT 0, processing INTEGER NOT NULL DEFAULT 0,
+    first INTEGER, run_at REAL, seq INTEGER, lowest INTEGER, doomed INTEGER NOT NULL DEFAULT 0,
+    mark REAL NOT NULL DEFAULT 0, until REAL NOT NULL DEFAULT 0,
     UNIQUE (queue, type, key)
 );
-CREATE INDEX lane_waiting ON lane (type) WHERE pending + retrying + blocked > 0;
+CREATE INDEX lane_open ON lane (kind, keyed, first, mark, run_at, seq) WHERE first IS NOT NULL AND until = 0;
+CREATE INDEX lane_closed ON lane (until) WHERE until > 0;
+CREATE INDEX lane_marked ON lane (mark) WHERE first IS NOT NULL AND until = 0 AND mark > 0;
+CREATE INDEX lane_oldest ON lane (run_at) WHERE first IS NOT NULL;
+CREATE INDEX lane_mixed ON lane (id) WHERE lowest > first;
+CREATE INDEX lane_doomed ON lane (kind) WHERE doomed > 0;
+CREATE INDEX lane_key ON lane (key);
+CREATE INDEX bucket_full ON bucket (selector, next_at);
+CREATE INDEX share_mark ON share (mark);
+"""
 
+TABLES = f"""
 CREATE TABLE task (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, lane INTEGER NOT NULL, key TEXT,
     stage INTEGER, status TEXT NOT NULL, version INTEGER NOT NULL, priority INTEGER NOT NULL,
@@ -58,15 +88,32 @@ CREATE TABLE lane_limit (selector TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT 
 CREATE TABLE bucket (selector TEXT, key TEXT, next_at REAL NOT NULL, PRIMARY KEY (selector, key)) WITHOUT ROWID;
 CREATE TABLE share (key TEXT PRIMARY KEY, mark REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE node (id TEXT PRIMARY KEY, peer TEXT NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
-{DELETED}
+{LANES}{DELETED}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
 
+# The first ready task of a lane, and whether any is doomed; always one row.
+FIRST = f"""SELECT first, run_at, seq, -(SELECT min(priority) FROM task WHERE stage = {READY} AND lane = ?1),
+    EXISTS (SELECT 1 FROM task WHERE stage = {DOOMED} AND lane = ?1)
+    FROM (SELECT 1) LEFT JOIN (SELECT -priority AS first, run_at, seq FROM task WHERE stage = {READY} AND lane = ?1
+    ORDER BY priority DESC, run_at, seq LIMIT 1)"""
+
 # What makes a file of each older version one of the next.
 UPGRADES = {
     1: f"""
-{DELETED}
+DROP INDEX lane_waiting;
+ALTER TABLE lane RENAME TO lane_1;
+{LANES}{DELETED}
+INSERT INTO kind (queue, type, {", ".join(COUNTERS)})
+    SELECT queue, type, {", ".join(f"sum({name})" for name in COUNTERS)} FROM lane_1 GROUP BY queue, type;
+INSERT INTO lane (id, queue, type, key, kind, keyed, tasks, processing)
+    SELECT lane_1.id, queue, type, key, kind.id, key != '', {" + ".join(f"lane_1.{name}" for name in COUNTERS)},
+    lane_1.processing FROM lane_1 JOIN kind USING (queue, type)
+    WHERE {" + ".join(f"lane_1.{name}" for name in COUNTERS)} > 0;
+DROP TABLE lane_1;
+UPDATE lane SET mark = coalesce((SELECT mark FROM share WHERE share.key = lane.key), 0),
+    (first, run_at, seq, lowest, doomed) = ({FIRST.replace("?1", "lane.id")});
 PRAGMA user_version = 2;
 """,
 }
@@ -91,29 +138,62 @@ STATUS_AMONG = "SELECT id, status FROM task WHERE id IN (SELECT value FROM json_
 SEQS_AMONG = "SELECT id, seq FROM task WHERE id IN (SELECT value FROM json_each(?))"
 BEGINNING = "SELECT version + 1 FROM deleted"
 INSERT_EDGE = "INSERT INTO edge (parent, child, strict) VALUES (?, ?, ?)"
-INSERT_LANE = "INSERT INTO lane (queue, type, key) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET key = key RETURNING id"
+LANE = "SELECT id FROM lane WHERE queue = ? AND type = ? AND key = ?"
+INSERT_KIND = "INSERT INTO kind (queue, type) VALUES (?, ?) ON CONFLICT DO NOTHING"
+INSERT_LANE = """INSERT INTO lane (queue, type, key, kind, keyed, mark)
+    SELECT ?1, ?2, ?3, id, ?3 != '', coalesce((SELECT mark FROM share WHERE key = ?3), 0)
+    FROM kind WHERE queue = ?1 AND type = ?2 RETURNING id"""
 LANES_AMONG = "SELECT id, queue, type, key FROM lane WHERE id IN (SELECT value FROM json_each(?))"
-COUNT = f"UPDATE lane SET {', '.join(f'{name} = {name} + ?' for name in COUNTERS)} WHERE id = ?"
+COUNT = """UPDATE lane SET tasks = tasks + ?, processing = processing + ? WHERE id = ?
+    RETURNING tasks, kind, key, first, run_at, seq, lowest, doomed"""
+SET_FIRST = "UPDATE lane SET first = ?, run_at = ?, seq = ?, lowest = ?, doomed = ? WHERE id = ?"
+DROP_LANE = "DELETE FROM lane WHERE id = ?"
+FREE = "UPDATE lane SET until = 0 WHERE key = ? AND until = ?"
+COUNT_KIND = f"UPDATE kind SET {', '.join(f'{name} = {name} + ?' for name in COUNTERS)} WHERE id = ?"
 
 # --- claim
 MOVE_DUE = f"""UPDATE task SET stage = {READY} WHERE seq IN
-    (SELECT seq FROM task WHERE stage = {LATER} AND run_at <= ? ORDER BY run_at LIMIT 1000)"""
+    (SELECT seq FROM task WHERE stage = {LATER} AND run_at <= ? ORDER BY run_at LIMIT 1000)
+    RETURNING lane"""
 DOOM_EXPIRED = f"""UPDATE task SET stage = {DOOMED}, doom = 'expired' WHERE seq IN
-    (SELECT seq FROM task WHERE expires IS NOT NULL AND stage < {DOOMED} AND expires <= ? LIMIT 1000)"""
-WAITING_LANES = """SELECT id FROM lane WHERE pending + retrying + blocked > 0
+    (SELECT seq FROM task WHERE expires IS NOT NULL AND stage < {DOOMED} AND expires <= ? LIMIT 1000)
+    RETURNING lane"""
+OPEN_AGAIN = """UPDATE lane SET until = 0 WHERE id IN
+    (SELECT id FROM lane WHERE until > 0 AND until <= ? ORDER BY until LIMIT ?)"""
+LEVEL = """UPDATE lane SET mark = 0 WHERE id IN (SELECT id FROM lane
+    WHERE first IS NOT NULL AND until = 0 AND mark > 0 AND mark < ? ORDER BY mark DESC LIMIT ?)"""
+WAITING_KINDS = """SELECT id, queue, type FROM kind WHERE pending + retrying + blocked > 0
     AND type IN (SELECT value FROM json_each(?))"""
-DOOMED_OF = f"SELECT seq FROM task WHERE stage = {DOOMED} AND lane IN (SELECT value FROM json_each(?)) LIMIT ?"
+DOOMED_OF = f"""SELECT task.seq FROM lane CROSS JOIN task ON task.lane = lane.id AND task.stage = {DOOMED}
+    WHERE lane.doomed > 0 AND lane.kind = ? LIMIT ?"""
+_OPEN = "FROM lane WHERE kind = ? AND keyed = ? AND first IS NOT NULL AND until = 0"
+BEST_LANES = f"SELECT first, mark, run_at, seq, id, key {_OPEN} ORDER BY first, mark, run_at, seq LIMIT ?"
+NEXT_MARK = f"SELECT first, mark {_OPEN} AND first = ? AND mark > ? ORDER BY mark LIMIT 1"
+NEXT_PRIORITY = f"SELECT first, mark {_OPEN} AND first > ? ORDER BY first, mark LIMIT 1"
+OF_SHELF = f"""SELECT first, mark, run_at, seq, id, key {_OPEN} AND first = ? AND mark = ? AND (run_at, seq) > (?, ?)
+    ORDER BY run_at, seq LIMIT ?"""
 HEADS = f"""SELECT -priority, run_at, seq FROM task WHERE stage = {READY} AND lane = ? AND priority >= ?
-    ORDER BY priority DESC, run_at, seq LIMIT ?"""
+    ORDER BY priority DESC, run_at, seq LIMIT ? OFFSET ?"""
 TAKE = f"""UPDATE task SET status = 'processing', stage = NULL, version = version + 1,
     attempts = attempts + (doom IS NULL), worker = ?, started_at = ?, lease_until = ?, progress = 0, note = ''
     WHERE seq IN (SELECT value FROM json_each(?)) RETURNING {ROW}"""
 STATUS_OF = "SELECT seq, status FROM task WHERE seq IN (SELECT value FROM json_each(?))"
-RUNNING = "SELECT id, processing FROM lane WHERE processing > 0"
+RUNNING = "SELECT total(processing) FROM kind WHERE ?1 IN (queue, '') AND ?2 IN (type, '')"
+RUNNING_OF_KEY = "SELECT total(processing) FROM lane WHERE key = ?3 AND ?1 IN (queue, '') AND ?2 IN (type, '')"
 LIMITS = "SELECT body FROM lane_limit"
-BUCKETS = "SELECT key, next_at FROM bucket WHERE selector = ?"
+BUCKET = "SELECT next_at FROM bucket WHERE selector = ? AND key = ?"
 SET_BUCKET = "INSERT OR REPLACE INTO bucket (selector, key, next_at) VALUES (?, ?, ?)"
-SHARE = "SELECT key, mark FROM share"
+DROP_FULL = """DELETE FROM bucket WHERE selector = ?1 AND key IN
+    (SELECT key FROM bucket WHERE selector = ?1 AND next_at <= ?2 LIMIT ?3)"""
+FIRST_FULL = "SELECT min(next_at) FROM bucket WHERE selector = ? AND next_at > ?"
+SHARE = "SELECT mark FROM share WHERE key = ?"
+SET_SHARE = "INSERT OR REPLACE INTO share (key, mark) VALUES (?, ?)"
+SET_MARK = "UPDATE lane SET mark = ? WHERE key = ?"
+DROP_SHARES = "DELETE FROM share WHERE key IN (SELECT key FROM share WHERE mark <= ?1 AND key != ?2 LIMIT ?3)"
+LANES_OF_KEY = "SELECT id, queue, type FROM lane WHERE key = ? AND first IS NOT NULL"
+CLOSE = "UPDATE lane SET until = ? WHERE id = ?"
+REOPEN = """UPDATE lane SET until = 1 WHERE until > 0
+    AND ?1 IN (queue, '') AND ?2 IN (type, '') AND (key = ?3 OR ?3 = '*')"""
 
 # --- update
 STANDING = "SELECT id, version, seq, lane, status, key FROM task WHERE id IN (SELECT value FROM json_each(?))"
@@ -146,8 +226,10 @@ TAKE_OVER = f"""UPDATE task SET version = version + 1, worker = ?, lease_until =
 # --- look, remove
 GET = f"SELECT {ROW} FROM task WHERE id IN (SELECT value FROM json_each(?))"
 GET_BRIEF = f"SELECT {BRIEF_ROW} FROM task WHERE id IN (SELECT value FROM json_each(?))"
-COUNTS = f"SELECT queue, type, {', '.join(COUNTERS)} FROM lane"
-PENDING_LANES = "SELECT id FROM lane WHERE pending + retrying > 0"
+COUNTS = f"SELECT queue, type, {', '.join(COUNTERS)} FROM kind"
+OLDEST_FIRST = "SELECT min(run_at) FROM lane WHERE first IS NOT NULL"
+MIXED_LANES = "SELECT id, -first FROM lane WHERE lowest > first"
+NEXT_OPENING = "SELECT min(until) FROM lane WHERE until > 0"
 FIRST_LATER = f"SELECT min(run_at) FROM task WHERE stage = {LATER}"
 FIRST_EXPIRY = f"SELECT min(expires) FROM task WHERE expires IS NOT NULL AND stage < {DOOMED} AND expires > ?"
 OLDEST_BELOW = f"""SELECT priority, run_at FROM task WHERE stage = {READY} AND lane = ? AND priority < ?

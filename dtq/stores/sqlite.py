@@ -2,7 +2,8 @@
 
     SQLiteStore   the protocol of dtq.stores, one method a transaction     (this file)
       Database    how the file is written, read and watched
-      Lanes       lanes, their counters and limits, and whose turn it is
+      Lanes       lanes, their counters and limits
+      Choice      which tasks go next
       edges       who waits for whom
       rows        between tasks and rows
       schema      the tables, and every statement
@@ -17,6 +18,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +27,12 @@ from msgspec.structs import replace
 
 from dtq.codec import to_json
 from dtq.errors import StoreError
+from dtq.limits import Lane
 from dtq.stores import Node, Outcome, Stats, count_up, schema
+from dtq.stores.choice import Choice
 from dtq.stores.database import Database
 from dtq.stores.edges import insert_edges, place, place_anew, require_parents, settle
-from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, read_limits
+from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, openings, read_limits
 from dtq.stores.peers import Fates, Peers
 from dtq.stores.readable import readable
 from dtq.stores.rows import json_list, new_row, state_row, task_of
@@ -72,9 +76,10 @@ class SQLiteStore:
             new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
         (version,) = db.execute(schema.BEGINNING).fetchone()
         moves = Moves()
-        rows = []
+        rows: list[Row] = []
+        numbers: dict[Lane, int] = {}
         for task in new:
-            lane = self._lanes.number(db, task.lane)
+            lane = numbers.get(task.lane) or numbers.setdefault(task.lane, self._lanes.number(db, task.lane))
             rows.append(new_row(task, lane, version))
             moves.enter(lane, task.status)
         _insert(db, rows)
@@ -106,14 +111,21 @@ class SQLiteStore:
         min_priority: int | None = None,
     ) -> list[Task]:  # fmt: skip
         def work(db: sqlite3.Connection) -> list[Task]:
-            db.execute(schema.MOVE_DUE, (now,))
-            db.execute(schema.DOOM_EXPIRED, (now,))
-            lanes = self._lanes.waiting(db, types, queues)
-            seqs = [seq for (seq,) in db.execute(schema.DOOMED_OF, (json_list(lanes), n))]
-            seqs += self._lanes.pick(db, lanes, n - len(seqs), now, min_priority)
+            self._move_due(db, now)
+            choice = Choice(db, n, now)
+            kinds = choice.kinds(types, queues)
+            seqs = choice.doomed(kinds)
+            seqs += choice.pick(kinds, n - len(seqs), inf if min_priority is None else -min_priority)
             return self._take(db, seqs, (worker, now, now + lease))
 
         return self.database.write(work, flush=False, wake=None)
+
+    def _move_due(self, db: sqlite3.Connection, now: float) -> None:
+        moves = Moves()
+        for query in (schema.MOVE_DUE, schema.DOOM_EXPIRED):
+            for (lane,) in db.execute(query, (now,)).fetchall():
+                moves.touch(lane)
+        moves.write(db)
 
     def _take(self, db: sqlite3.Connection, seqs: list[int], claim: tuple[str, float, float]) -> list[Task]:
         if not seqs:
@@ -263,9 +275,7 @@ class SQLiteStore:
 
     def _next_due(self, db: sqlite3.Connection, now: float) -> float | None:
         times = [db.execute(schema.FIRST_LATER).fetchone()[0], db.execute(schema.FIRST_EXPIRY, (now,)).fetchone()[0]]
-        times += [
-            at for gate in self._lanes.gates(db) for bucket in gate.next_at if (at := gate.opens_at(bucket)) > now
-        ]
+        times += openings(db, now)
         return min((time for time in times if time is not None), default=None)
 
     # --- lanes, removal, waking
