@@ -9,8 +9,27 @@ import pytest
 from typer.testing import CliRunner
 
 import dtq
-from dtq import QueueManager
+from dtq import QueueManager, cron
 from dtq.cli import app
+from dtq.task import Task
+from dtq.ticker import Ticker
+
+
+def test_the_list_of_schedules_tells_of_their_problems(tmp_path):
+    where = ["--store", str(tmp_path / "q.db")]
+    with QueueManager(tmp_path / "q.db", clock=lambda: 1000.0) as manager:
+        manager.schedule("s", type="b", every=10)
+        tick = Task(
+            type=cron.TYPE, queue=cron.QUEUE, id="dtq.schedule:evil", payload=5, created_at=1.0, run_at=1.0, expires=1.0
+        )
+        manager.store.add([tick, Task(type="other", id=cron.work_id("s", 1010.0), created_at=1.0, run_at=1.0)])
+        manager.store.update(Ticker(manager.store, "n", 30).turn(1010.0))
+    result = CliRunner().invoke(app, ["schedule", "list", *where], env={"COLUMNS": "300"})
+    assert result.exit_code == 0
+    assert "NotAdded: s@1970-01-01T00:16:50Z: another task has this id" in result.stdout
+    assert "cannot be read" in result.stdout
+    assert CliRunner().invoke(app, ["schedule", "remove", "evil", *where]).exit_code == 0
+    assert "evil" not in CliRunner().invoke(app, ["schedule", "list", *where]).stdout
 
 
 def test_a_schedule_is_made_listed_paused_and_removed(tmp_path):

@@ -113,13 +113,12 @@ def _about(task: Task, now: float) -> Text:
 
 
 def table_of_schedules(schedules: Sequence[Schedule]) -> Table:
-    table = Table("name", "when", "time zone", "type", "next tick", "missed ones")
+    table = Table("name", "when", "time zone", "type", "next tick", "missed ones", "problem")
     for schedule in schedules:
-        timing = schedule.cron or f"every {schedule.every:g} s"
-        following = when(schedule.next_at) if schedule.next_at else "paused"
-        table.add_row(
-            schedule.name, _text(timing), schedule.tz, _text(schedule.task["type"]), following, schedule.misfire
-        )
+        timing = schedule.cron or ("" if schedule.every is None else f"every {schedule.every:g} s")
+        following = when(schedule.next_at) if schedule.next_at else "paused" if schedule.paused else "none"
+        kind, problem = _text(str(schedule.task.get("type", ""))), _text(schedule.problem or "")
+        table.add_row(schedule.name, _text(timing), schedule.tz, kind, following, schedule.misfire, problem)
     return table
 
 
