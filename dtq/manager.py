@@ -148,7 +148,8 @@ class QueueManager:
         task = given if isinstance(given, Task) else task_of(given, now)
         if task.version or task.status != Status.PENDING:
             raise InvalidTask(f"task {task.id} comes from a store: add a new Task, or use retry")
-        names.refuse_reserved(task)
+        if task is given:  # `task_of` has looked at the others
+            names.refuse_reserved(task)
         return self._entering(task, now)
 
     def _entering(self, task: Task, now: float) -> Task:

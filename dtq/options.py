@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 from msgspec.structs import force_setattr
 
-from dtq import unique
+from dtq import names, unique
 from dtq.errors import InvalidTask
 from dtq.task import STATE, Task, Webhook
 
@@ -27,7 +27,8 @@ OWN = frozenset({"id", "key", "after", "webhook", "run_at", "expires", *RELATIVE
 
 
 def task_of(given: Mapping[str, Any], now: float) -> Task:
-    """The task that these options describe. Raises InvalidTask, naming the option, what it is and what is allowed."""
+    """The task that these options describe. Raises InvalidTask, naming the option, what it is and what is allowed, also
+    for a reserved name."""
     if not isinstance(given, Mapping):
         raise InvalidTask(f"a task is {given!r}; allowed: a Task, or a dictionary with 'type', 'payload' and options")
     options = dict(given)
@@ -63,7 +64,9 @@ def _described(options: dict[str, Any], now: float) -> Task:
         options["after"] = tuple(getattr(parent, "id", parent) for parent in options["after"])
     if isinstance(options.get("webhook"), (str, Mapping)):
         options["webhook"] = _webhook(options["webhook"])
-    return Task(**options)
+    task = Task(**options)
+    names.refuse_reserved(task)
+    return task
 
 
 def _seconds(name: str, value: Any) -> float:
