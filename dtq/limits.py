@@ -166,7 +166,7 @@ class Share:
 
     def __init__(self, now: float = 0.0, ahead: Iterable[str] = ()) -> None:
         self.now = now
-        self.ahead = set(ahead)
+        self.ahead = dict.fromkeys(ahead)  # in the order in which they were served
 
     def mark(self, key: str) -> float:
         return self.now + (key in self.ahead)
@@ -174,8 +174,8 @@ class Share:
     def serve(self, key: str) -> None:
         if key in self.ahead:  # every other key has had its turn, or had nothing: a new round begins
             self.now += 1
-            self.ahead = set()
-        self.ahead.add(key)
+            self.ahead = {}
+        self.ahead[key] = None
 
 
 class Picked(NamedTuple):

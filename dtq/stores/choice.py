@@ -69,7 +69,7 @@ class Choice:
             lane = (*kind, key)
             self.numbers[lane] = number
             if mark > self.share.now:
-                self.share.ahead.add(key)
+                self.share.ahead[key] = None
             yield first, max(mark, now), (first, run_at, seq), lane
 
     def _rows(self, kind: int, keyed: int, lowest: float, now: float) -> Iterator[Row]:

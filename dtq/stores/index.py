@@ -34,15 +34,29 @@ class Index(Turns):
         super().__init__()
         self._tasks: dict[str, Task] = {}
         self._seq: dict[str, int] = {}  # order of insertion
-        self._id: dict[int, str] = {}
         self._number = 0  # of the one that came last
         self._deleted = 0  # the highest version that any deleted task had
-        self._keys: dict[str, str] = {}
         self._parents: dict[str, set[str]] = {}  # of a blocked task: those it still waits for
+        self._nodes: dict[str, Node] = {}
+        self._derive()
+
+    def _derive(self) -> None:
+        """Build what follows from the tasks, their numbers and the parents they wait for."""
+        self._id = {number: task_id for task_id, number in self._seq.items()}
+        self._keys: dict[str, str] = {}
         self._children: dict[str, set[str]] = defaultdict(set)
         self._room = self._new_room()
         self._processing: dict[str, None] = {}
-        self._nodes: dict[str, Node] = {}
+        self._begin_to_count()
+        for _, task_id in sorted(self._id.items()):
+            task = self._tasks[task_id]
+            if task.key is not None:
+                self._keys[task.key] = task_id
+            for parent_id in self._parents[task_id]:
+                self._children[parent_id].add(task_id)
+            self._count(task, 1)
+            self._enter(task)
+        self._place_lanes(self._room)
 
     def _new_room(self) -> WaitingRoom:
         return WaitingRoom(lambda number: self._tasks.get(self._id.get(number, "")))
@@ -107,7 +121,7 @@ class Index(Turns):
 
     def _placed(self, task: Task) -> Task:
         """The task as it begins: blocked by its unfinished parents, or doomed by those that failed."""
-        ended = [parent for parent in self.get(task.after) if parent.is_terminal]
+        ended = [parent for parent in self._stored(task.after) if parent.is_terminal]
         self._parents[task.id] = set(task.after) - {parent.id for parent in ended}
         for parent_id in self._parents[task.id]:
             self._children[parent_id].add(task.id)
@@ -127,6 +141,9 @@ class Index(Turns):
         self._set(task)
         self._processing.pop(task.id, None)
         self._room.leave(task)
+        self._enter(task)
+
+    def _enter(self, task: Task) -> None:
         if task.status == Status.PROCESSING:
             self._processing[task.id] = None
         elif task.status in WAITING:
@@ -260,8 +277,11 @@ class Index(Turns):
     # --- look
 
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
-        found = [self._tasks[task_id] for task_id in ids if task_id in self._tasks]
+        found = self._stored(ids)
         return list(map(brief_of, found)) if brief else found
+
+    def _stored(self, ids: Iterable[str]) -> list[Task]:
+        return [self._tasks[task_id] for task_id in ids if task_id in self._tasks]
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
@@ -292,7 +312,10 @@ class Index(Turns):
     # --- removal
 
     def delete(self, ids: Iterable[str]) -> int:
-        gone = [task for task in self.get(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
+        return self._remove(ids)
+
+    def _remove(self, ids: Iterable[str]) -> int:
+        gone = [task for task in self._stored(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
         self._deleted = max([self._deleted, *(task.version for task in gone)])
         for task in gone:
             self._delete(self._tasks[task.id])  # looked up anew: it may be the child of one before it
@@ -319,4 +342,4 @@ class Index(Turns):
             for t in self._tasks.values()
             if t.status in statuses and t.is_terminal and (t.finished_at or 0) < before
         )
-        return self.delete(list(islice(old, 1000)))
+        return self._remove(list(islice(old, 1000)))

@@ -27,12 +27,16 @@ class Turns:
     """What Index knows of lanes. It is handed the WaitingRoom that goes with it."""
 
     def __init__(self) -> None:
-        self._order = LaneOrder()
-        self._counts: Counter[tuple[str, str, str]] = Counter()  # by queue, type and status
-        self._running: Counter[Lane] = Counter()
         self._limits: dict[Selector, Limit] = {}
         self._next_at: dict[Selector, OrderedDict[str, float]] = defaultdict(OrderedDict)  # what was used last is last
         self._share = Share()
+        self._begin_to_count()
+
+    def _begin_to_count(self) -> None:
+        """Forget what follows from the tasks."""
+        self._order = LaneOrder()
+        self._counts: Counter[tuple[str, str, str]] = Counter()  # by queue, type and status
+        self._running: Counter[Lane] = Counter()
 
     def _count(self, task: Task, by: int) -> None:
         self._counts[task.queue, task.type, task.status] += by
