@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from errno import EBADF
+from functools import partial
+from pathlib import Path
 from weakref import WeakSet
 
 if sys.platform == "win32":
@@ -18,31 +22,56 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+_CLOSED, _INHERITED = -1, -2  # instead of a descriptor
+_do_nothing = int
 _open: WeakSet[Lockfile] = WeakSet()
 
 
 class Lockfile:
     """The file at `path`, opened and not yet locked. It is made if it is missing, unless `create` is False.
 
-    Raises OSError where it cannot be opened.
+    `unlock` ends the lock, and is harmless where there is none. It is made of C alone, so that no interrupt can strike
+    between its call and its work. The methods raise OSError where the system refuses them.
     """
 
     def __init__(self, path: str, *, create: bool = True) -> None:
+        self._descriptor = _CLOSED
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
-        self._identity = _identity(os.fstat(self._descriptor))
+        self.unlock: Callable[[], object] = _do_nothing
+        self._flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0)
+        self._open()
         _open.add(self)
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, self._flags, 0o666)
+        self._identity = _identity(os.fstat(self._descriptor))
+        if sys.platform != "win32":
+            self.unlock = partial(fcntl.flock, self._descriptor, fcntl.LOCK_UN)
+
+    def _opened(self) -> int:
+        """Return the descriptor. In a child made by os.fork the file is opened again."""
+        if self._descriptor == _CLOSED:
+            raise OSError(EBADF, "the file was closed", self.path)
+        if self._descriptor == _INHERITED:
+            self._open()
+        return self._descriptor
 
     def try_lock(self) -> bool:
         """Lock the file if no other open file holds the lock. Return whether that succeeded."""
         try:
             if sys.platform == "win32":
-                msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(self._opened(), msvcrt.LK_NBLCK, 1)
             else:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._opened(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return False
         return True
+
+    if sys.platform != "win32":
+
+        def lock(self) -> None:
+            """Wait in the kernel's line until the file is locked."""
+            fcntl.flock(self._opened(), fcntl.LOCK_EX)
 
     def rename(self, path: str) -> None:
         os.rename(self.path, path)
@@ -55,11 +84,40 @@ class Lockfile:
         except FileNotFoundError:
             return False
 
+    def reopen_if_removed(self) -> bool:
+        """Open the file that the path names by now, if this one was removed. Return whether it was."""
+        if os.fstat(self._opened()).st_nlink:
+            return False
+        self.close()
+        self._descriptor = _INHERITED
+        return True
+
+    def holder(self) -> int | None:
+        """Return the id of the process that has locked the file, where the system tells it (Linux)."""
+        device, inode = self._identity
+        name = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+        with suppress(OSError):
+            for line in Path("/proc/locks").read_text().splitlines():
+                words = line.split()
+                if words[1] == "FLOCK" and words[5] == name:
+                    return int(words[4])
+        return None
+
     def close(self) -> None:
         """Close the file, which ends its lock. In a child made by os.fork the lock stays with the parent."""
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor, self._descriptor = self._descriptor, _CLOSED
+        self.unlock = _do_nothing
         if descriptor >= 0:
             os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close_inherited(self) -> None:
+        """Close the file in a child; it is opened again where it is used."""
+        if self._descriptor >= 0:
+            self.close()
+            self._descriptor = _INHERITED
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:
@@ -69,7 +127,7 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
 def _close_inherited() -> None:
     for lockfile in list(_open):
         with suppress(OSError):
-            lockfile.close()
+            lockfile.close_inherited()
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,15 +14,11 @@ is done in one step, by one assignment. So the jobs of others are either done, o
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-try:
-    import fcntl
-except ImportError:  # Windows: SQLite's own waiting has to do
-    fcntl = None  # type: ignore[assignment]
+from dtq.stores.turn import Turn
 
 S = TypeVar("S")  # what a piece of work is done on
 T = TypeVar("T")
@@ -80,7 +76,7 @@ class Turnstile(Generic[S]):
         self._carry = carry
         self._waiting: dict[Job[S, Any], None] = {}
         self._lock = threading.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._turn = Turn(path)
 
     def run(self, work: Callable[[S], T], *, flush: bool) -> T:
         """The value of `work`, committed; with `flush` it is on the disk before this returns."""
@@ -98,21 +94,30 @@ class Turnstile(Generic[S]):
         """Do the batch while no other process writes. The lock is given back by the first call of `finally`, before
         which no second interrupt can strike; giving back what was not taken does no harm."""
         try:
-            if fcntl:
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._turn.take()
             self._carry(batch)
         except OSError as error:
             if batch.is_done:
                 raise
             batch.fail(error)
         finally:
-            if fcntl:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._turn.file.unlock()
+
+    def hold(self, seconds: float) -> bool:
+        """Keep all threads out, until `let_in`. Return False where one was still inside after so many seconds."""
+        return self._lock.acquire(timeout=seconds)
+
+    def let_in(self) -> None:
+        self._lock.release()
+
+    def in_child(self) -> None:
+        """After a fork: the threads that were inside, or waited, are the parent's."""
+        self._lock = threading.Lock()
+        self._waiting.clear()
+        self._turn.in_child()
 
     def close(self, let_go: Callable[[], None]) -> None:
-        """When nobody is inside: lets go of what works are done on, and of the lock. Harmless when repeated."""
+        """When no thread is inside: let go of what works are done on, and of the lock. Harmless when repeated."""
         with self._lock:
             let_go()
-            if self._file >= 0:
-                file, self._file = self._file, -1
-                os.close(file)
+            self._turn.file.close()
