@@ -17,18 +17,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dtq import wire
 from dtq.context import Context, Send
 from dtq.loader import Handlers
+from dtq.offspring import Offspring
 from dtq.runner import Stopped, perform_async
 
 
 class Lane:
     """Runs async calls. `name`, `max_result`, and the limit of each type, are set before the first call of it comes."""
 
-    def __init__(self, handlers: Handlers, send: Send) -> None:
+    def __init__(self, handlers: Handlers, send: Send, offspring: Offspring) -> None:
         self.name = ""
         self.max_result = 0
         self.limits: dict[str, int] = {}
         self._handlers = handlers
         self._send = send
+        self._offspring = offspring
         self._waiting: defaultdict[str, deque[wire.Call]] = defaultdict(deque)
         self._running: dict[int, Run] = {}
         self._active: Counter[str] = Counter()  # how many of each type are running
@@ -88,7 +90,9 @@ class Lane:
 
     async def _perform(self, call: wire.Call) -> None:
         run = self._running[call.number]
+        self._offspring.begin_parallel()
         done = await perform_async(self._handlers, call, self.name, self._send, run.armed, self.max_result)
+        self._offspring.end_parallel(done.seconds)
         self._send(done)
         with self._lock:
             del self._running[call.number]

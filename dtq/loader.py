@@ -13,6 +13,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import count
@@ -45,7 +46,9 @@ class Loaded(NamedTuple):
 class Handlers:
     """The handlers of one worker process, or of one pool of threads. Safe to use from many threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, around_load: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        """`around_load()` is entered while a handler is loaded and its module set up."""
+        self._around_load = around_load
         self._sources: dict[str, tuple[Source, Function | None]] = {}
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, tuple[float, HandlerError]] = {}
@@ -88,7 +91,8 @@ class Handlers:
     def _load(self, type: str) -> Loaded:
         with self._lock:
             if type not in self._loaded:
-                self._loaded[type] = self._try_to_load(type)
+                with self._around_load():
+                    self._loaded[type] = self._try_to_load(type)
             return self._loaded[type]
 
     def _try_to_load(self, type: str) -> Loaded:

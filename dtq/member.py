@@ -39,6 +39,7 @@ class Job(msgspec.Struct, gc=False):
     due: float = inf  # the worker is killed then
     loading: bool = False  # the handler, which it waits for
     stopping: bool = False
+    returning: bool = False  # it was interrupted, and goes back unless it has ended well
 
 
 def time_limit(job: Job) -> float:
@@ -146,6 +147,11 @@ class Member:
         if job.since < inf:
             job.due = min(job.due, now + grace)
             self.alarm = min(self.alarm, job.due)
+
+    def interrupt(self, number: int) -> None:
+        """Ask for the end of this call, so that it can go back."""
+        self.jobs[number].returning = True
+        self.channel.send(wire.Stop(number))
 
     # --- time ------------------------------------------------------------------------------------------------------
 

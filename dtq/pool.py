@@ -160,7 +160,8 @@ class WorkerPool:
         self._selector.register(fd, selectors.EVENT_READ, _ignore)
 
     def close(self, kill: bool = False) -> None:
-        """Waits for calls that run, at most CLOSE_WITHIN seconds; what is killed then goes back."""
+        """End all workers. Calls that run have CLOSE_WITHIN seconds to end (with `kill`: none). Those that are left are
+        interrupted, so that their `finally` runs, and killed `grace` seconds later; in both cases they go back."""
         if self._closed:
             return
         while self._watched:  # or one that is readable would keep us awake
@@ -168,20 +169,27 @@ class WorkerPool:
         self.recall()
         self.resize(0)
         if not kill:
-            self._until_gone(CLOSE_WITHIN)
+            self._until(lambda: not self._crew.members, CLOSE_WITHIN)
+        self._interrupt()
+        self._until(lambda: not any(member.ready for member in self._crew.members.values()), self._grace)
         for member in self._crew.members.values():
             member.spares = True
             self._crew.kill(member, "killed: the pool was closed", self._clock())
-        self._until_gone(KILL_WITHIN)
+        self._until(lambda: not self._crew.members, KILL_WITHIN)
         self._crew.dismiss(KILL_WITHIN)
         self._closed = True
         self._selector.close()
         self._bell.close()
         self._ringer.close()
 
-    def _until_gone(self, seconds: float) -> None:
+    def _interrupt(self) -> None:
+        for member in self._crew.members.values():
+            for number in member.jobs:
+                member.interrupt(number)
+
+    def _until(self, is_over: Callable[[], bool], seconds: float) -> None:
         end = self._clock() + seconds
-        while self._crew.members and (now := self._clock()) < end:
+        while not is_over() and (now := self._clock()) < end:
             self._selector.select(max(0.0, min(end, self._crew.next_due()) - now))
             self._turn()
 
@@ -209,7 +217,7 @@ class WorkerPool:
 
     def _greet(self, member: Member) -> None:
         member.allowance = self._max_tasks
-        member.channel.send(wire.Hello(member.name, self._max_result))
+        member.channel.send(wire.Hello(member.name, self._max_result, self._grace))
         for type, source in self._sources.items():
             member.channel.send(wire.Define(type, source))
 
@@ -276,6 +284,9 @@ class WorkerPool:
             member.busy_seconds += message.seconds
             member.known.add(job.task.type)
             self._pace.learn(job.gait, message.seconds)
+            if job.returning and message.error is not None:
+                self._reports.append(reports.Returned(job.task))
+                return
             self._reports.append(
                 reports.Finished(
                     job.task, member.name, message.started_at, message.seconds, result, message.error,

@@ -64,10 +64,12 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False, tag_field=
 
 
 class Hello(Message, frozen=True, tag=6):
-    """The first message: the name that the worker goes by, and how many bytes of JSON a result may have."""
+    """The first message: the name that the worker goes by, how many bytes of JSON a result may have, and the seconds
+    after which a call that was interrupted is killed."""
 
     worker: str
     max_result: int
+    grace: float
 
 
 class Define(Message, frozen=True, tag=1):

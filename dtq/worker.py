@@ -9,7 +9,7 @@
 Handlers get the main thread because that is where Python runs signal handlers: a timeout can interrupt `time.sleep`
 there, or any loop of Python code. Requests are read by another thread, so that a running call can be stopped, and
 waiting ones taken back, at any time. A call which holds the interpreter in C code hears nothing of this: the pool
-kills the process.
+kills the process. What a call has started ends with it (offspring.py).
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import FrameType
+from typing import Protocol
 
 from dtq import wire
-from dtq.context import Context
 from dtq.lane import Lane
 from dtq.loader import Handlers
+from dtq.offspring import NO_SPAWN, Offspring, adopt_orphans
 from dtq.runner import Stopped, TimedOut, is_async, perform
 
 CHUNK = 1 << 18  # bytes asked for in one read
+TEARDOWN_WITHIN = 4.0  # seconds until `teardown()` is interrupted: the pool kills a worker that takes longer to retire
 
 
 def main(sock: socket.socket) -> None:
     """The life of a worker; returns when it has retired. Call it in the main thread."""
     os.register_at_fork(after_in_child=sock.close)  # a child of a handler must neither speak for us nor hold the line
+    adopt_orphans()
     Worker(sock).run()
 
 
@@ -47,11 +51,12 @@ class Worker:
         self._sock = sock
         self._name = ""
         self._max_result = 0
-        self._handlers = Handlers()
+        self._offspring = Offspring()
+        self._handlers = Handlers(around_load=self._offspring.kept)
         self._inbox: SimpleQueue[wire.Call | None] = SimpleQueue()  # None: retire
-        self._alarm = Alarm()
+        self._alarm = Alarm(self._offspring.warn)
         self._link = Link(sock, self._alarm)
-        self._lane = Lane(self._handlers, self._link.send)
+        self._lane = Lane(self._handlers, self._link.send, self._offspring)
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="dtq-reader", daemon=True).start()
@@ -67,13 +72,24 @@ class Worker:
                 self._link.flush()
         self._lane.drain()
         self._link.flush()
-        for problem in self._handlers.teardown():
-            os.write(2, f"{self._name}: {problem}\n".encode())
+        self._tear_down()
 
     def _perform(self, call: wire.Call) -> None:
         """The report is held back until the next call says Started, if there is one: the two share a system call."""
+        offspring = self._offspring
+        offspring.busy = True
         done = perform(self._handlers, call, self._name, self._link.send, self._alarm.armed, self._max_result)
+        offspring.busy = False
+        if done.seconds >= NO_SPAWN or offspring.since < inf:
+            offspring.end(done.seconds)
         self._link.hold(done)
+
+    def _tear_down(self) -> None:
+        self._alarm.number = 0  # the last call may have been stopped
+        with self._alarm.armed(Farewell()):
+            problems = self._handlers.teardown()
+        for problem in problems:
+            os.write(2, f"{self._name}: {problem}\n".encode())
 
     # --- in the reader thread --------------------------------------------------------------------------------------
 
@@ -111,7 +127,8 @@ class Worker:
                     self._inbox.put(call)
             case wire.Retire():
                 self._inbox.put(None)
-            case wire.Hello(name, max_result):
+            case wire.Hello(name, max_result, grace):
+                self._offspring.grace = grace
                 self._name = self._lane.name = name
                 self._max_result = self._lane.max_result = max_result
                 self._link.send(wire.Ready(os.getpid()))
@@ -181,6 +198,23 @@ class Link:
             os._exit(1)
 
 
+class Interruptible(Protocol):
+    """What an Alarm is armed for: a call's Context, or a Farewell."""
+
+    began: float
+    timeout: float
+    cancelled: bool
+
+
+class Farewell:
+    """The `teardown()` of a worker that retires."""
+
+    def __init__(self) -> None:
+        self.began = monotonic()
+        self.timeout = TEARDOWN_WITHIN
+        self.cancelled = False
+
+
 class Alarm:
     """Raises TimedOut or Stopped in the main thread, inside a handler and nowhere else: `with alarm.armed(context)`.
 
@@ -189,17 +223,19 @@ class Alarm:
     calls share one. Once it has raised it is disarmed: a handler that swallows the exception is the pool's to kill.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[float], None]) -> None:
+        """`warn(began)` is called before an exception is raised in a call that began then."""
         self.number = 0  # of the call in the main thread
+        self._warn = warn
         self._main = threading.get_ident()
-        self._context: Context | None = None  # while armed
-        self._next: Context | None = None
-        self._stop = 0  # the call to be stopped
+        self._context: Interruptible | None = None  # while armed
+        self._next: Interruptible | None = None
+        self._stop = -1  # the number of the call to be stopped
         self._rings_at = 0.0  # when the timer does, by the monotonic clock
         self._postponed = self._missed = False
         signal.signal(signal.SIGALRM, self._ring)
 
-    def armed(self, context: Context) -> Alarm:
+    def armed(self, context: Interruptible) -> Alarm:
         self._next = context
         return self
 
@@ -246,18 +282,20 @@ class Alarm:
         if self._postponed:
             self._missed = True
         elif self.is_due():
-            self._disarm()
             context.cancelled = True
+            self._disarm(context)
             raise Stopped
         elif (left := context.began + context.timeout - monotonic()) > 0:
             self._ring_in(left)
         else:
-            self._disarm()
+            self._disarm(context)
             raise TimedOut
 
     def _ring_in(self, seconds: float) -> None:
         self._rings_at = monotonic() + seconds
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def _disarm(self) -> None:
+    def _disarm(self, context: Interruptible) -> None:
+        """Raise nothing more in this call."""
         self._context = None
+        self._warn(context.began)

@@ -16,7 +16,7 @@ Only the parent of a process can be sure that a process id still means it: there
 Nobody outlives the pool. The zygote sees its end (end of file, and on Linux a pidfd, should somebody else have
 inherited the other end of the socket), and kills all workers. The workers see the end of the zygote (PR_SET_PDEATHSIG
 on Linux, elsewhere the end of file on their own socket). A worker leads a session and a process group of its own:
-what a handler has started dies with it.
+what a handler has started dies with it. What has left the group is adopted by the zygote, and killed (on Linux).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import traceback
 from typing import NoReturn
 
 from dtq import worker
+from dtq.offspring import adopt_orphans, children_of
 from dtq.wire import EXITED, FORK, FORKED, REPORT, REQUEST
 
 CANNOT_FORK = os.EX_OSERR
@@ -62,6 +63,7 @@ class Zygote:
         self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def run(self) -> NoReturn:
+        adopt_orphans()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # with a handler, even an idle one, the wake-up descriptor rings
         signal.set_wakeup_fd(self.ringer.fileno(), warn_on_full_buffer=False)
         poll = select.poll()
@@ -140,16 +142,26 @@ class Zygote:
                 _kill_group(pid)
 
     def reap(self) -> None:
-        """Reports every worker that has ended. What a handler left running in its group ends now too (its id cannot
+        """Report every worker that has ended. What a handler left running in its group ends now too (its id cannot
         have been given to others: the kernel keeps it back as long as the group has a member)."""
         with contextlib.suppress(BlockingIOError):
             self.bell.recv(4096)
-        while self.children:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            _kill_group(pid)
-            self.report(EXITED, self.children.pop(pid), os.waitstatus_to_exitcode(status))
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                if pid in self.children:
+                    _kill_group(pid)
+                    self.report(EXITED, self.children.pop(pid), os.waitstatus_to_exitcode(status))
+        self.kill_orphans()
+
+    def kill_orphans(self) -> None:
+        """Kill what workers have left behind outside of their groups. The orphans of an orphan come here as well."""
+        for pid in children_of(os.getpid()):
+            if pid not in self.children:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
 
     def report(self, kind: bytes, serial: int, value: int) -> None:
         try:
@@ -158,9 +170,13 @@ class Zygote:
             self.end()
 
     def end(self) -> NoReturn:
-        """The pool is gone: so are we."""
+        """The pool is gone: kill all workers, and what they leave behind, and exit."""
         for pid in self.children:
             _kill_group(pid)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                self.children.pop(os.waitpid(-1, 0)[0], None)
+                self.kill_orphans()
         os._exit(0)
 
 

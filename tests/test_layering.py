@@ -17,7 +17,7 @@ LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what d
     {"wire", "stores", "parents", "guard"},
     {"delivery", "options", "guarded"},
     {"courier"},
-    {"registry", "context", "conformance"},
+    {"registry", "context", "conformance", "offspring"},
     {"loader"},
     {"runner"},
     {"reports", "lane", "pace", "channel"},  # from here: processes

@@ -1,0 +1,199 @@
+"""Offspring: the processes that a handler starts end with the attempt that started them.
+
+    attempt begins ... Popen, fork, multiprocessing ... attempt ends --> SIGTERM --> 0.4 s --> SIGKILL
+                                     |
+                                     +-- its timeout, or its cancellation --> SIGTERM at once
+
+What was there before the attempt stays: the children of a module's `setup()`, or of its import. So do the helpers that
+multiprocessing starts once for the whole process. A worker adopts the orphans below it (PR_SET_CHILD_SUBREAPER), so a
+double fork does not escape.
+
+Linux only: elsewhere there is no cheap list of children, and what a handler has started ends with its worker. Attempts
+of async handlers overlap, and a child does not tell which of them started it: their children end when no attempt runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from math import inf
+from typing import NamedTuple
+
+SHARE = 0.8  # of the pool's grace is for the children: their attempt is reported before the pool loses patience
+KILLED_WITHIN = 0.1  # seconds that a killed child may take to be gone
+NO_SPAWN = 50e-6  # seconds: no process is started in less, so attempts this short are not looked at
+SEES_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # the kernel tells start times in these
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Offspring:
+    """The children of this process, and which of them end with the attempts that run.
+
+    The main thread runs one attempt after the other, and sets `busy` around each; beside it, others run in parallel.
+    Set `grace`, the pool's, before the first attempt.
+    """
+
+    def __init__(self) -> None:
+        self.grace = 0.5
+        self.busy = False
+        self.since = inf  # when the first attempt began whose children were left to those that ran beside it
+        self._parallel = 0  # attempts that run beside the main thread
+        self._lock = threading.Lock()
+        self._kept: set[int] = set()
+        self._told: dict[int, float] = {}  # process id -> when SIGTERM was sent to it
+
+    def begin_parallel(self) -> None:
+        with self._lock:
+            self._parallel += 1
+
+    def end_parallel(self, seconds: float) -> None:
+        with self._lock:
+            self._parallel -= 1
+        self.end(seconds)
+
+    def end(self, seconds: float) -> None:
+        """An attempt that took so many seconds has ended: end what it has started. Where others run at this moment,
+        leave it to the last of them."""
+        if seconds < NO_SPAWN and self.since == inf:
+            return
+        with self._lock:
+            self.since = min(self.since, time.monotonic() - seconds)
+            if self.busy or self._parallel:
+                return
+            since, self.since = self.since, inf
+        if SEES_CHILDREN and has_children():
+            self._end_new(since)
+
+    def warn(self, began: float) -> None:
+        """The main thread's attempt, which began then, is being interrupted. Ask its children to end now, because it
+        may wait for one of them."""
+        if SEES_CHILDREN and self.busy and not self._parallel:
+            self._tell(self._new(began))
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """What is started within this block stays."""
+        before = set(children_of(os.getpid()))
+        try:
+            yield
+        finally:
+            self._kept = self._kept.intersection(before).union(set(children_of(os.getpid())) - before)
+
+    def _end_new(self, began: float) -> None:
+        """Return when what was started since then has ended, or has not reacted to SIGKILL for a moment."""
+        pause, found = 0.001, self._new(began)
+        while found:
+            self._tell(found)
+            patience = time.monotonic() - self.grace * SHARE
+            told = {pid: self._told.get(pid, patience) for pid in found}  # another thread may have cleared it
+            _send({pid for pid in found if told[pid] <= patience}, signal.SIGKILL)
+            if max(told.values()) <= patience - KILLED_WITHIN:
+                break
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.02)
+            found = _running(found) if self.busy or self._parallel else self._new(began)
+        self._told.clear()
+
+    def _tell(self, found: set[int]) -> None:
+        fresh = found - self._told.keys()
+        _send(fresh, signal.SIGTERM)
+        self._told.update(dict.fromkeys(fresh, time.monotonic()))
+
+    def _new(self, began: float) -> set[int]:
+        """Return the processes below this one that run, and were not there when the attempt began."""
+        kept, since = self._kept | _helpers(), _ticks_at(began)
+        children = set(children_of(os.getpid())) - kept
+        return _running({pid for pid in children if (process := look_at(pid)) and process.started >= since})
+
+
+def _running(pids: set[int]) -> set[int]:
+    """Return those that run, and all below them. Reap those that have ended."""
+    found = set()
+    for pid in pids:
+        if (process := look_at(pid)) and process.state == "Z":
+            with contextlib.suppress(ChildProcessError):  # it is no child of ours, or its Popen was faster
+                os.waitpid(pid, os.WNOHANG)
+        elif process:
+            found.add(pid)
+    return found.union(*map(below, found))
+
+
+class Process(NamedTuple):
+    state: str  # "Z" is a zombie
+    started: int  # in ticks since the machine was booted
+
+
+def look_at(pid: int) -> Process | None:
+    """Return what the kernel tells of a process; None where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return Process(fields[0].decode(), int(fields[19]))
+
+
+def _ticks_at(moment: float) -> int:
+    """Return a time of the monotonic clock in ticks since the machine was booted, rounded down by one tick."""
+    ago = time.monotonic() - moment
+    return int((time.clock_gettime(time.CLOCK_BOOTTIME) - ago) / TICK) - 1
+
+
+def has_children() -> bool:
+    """Return whether this process has any child, ended or not."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, zombies included; none where the system has no such list."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def below(pid: int) -> set[int]:
+    """Return all that a process has started, directly or not."""
+    found: set[int] = set()
+    queue = [pid]
+    while queue:
+        fresh = set(children_of(queue.pop())) - found
+        found |= fresh
+        queue += fresh
+    return found
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _helpers() -> set[int]:
+    """The processes that multiprocessing starts once and uses again."""
+    tracker = sys.modules.get("multiprocessing.resource_tracker")
+    server = sys.modules.get("multiprocessing.forkserver")
+    pids = {
+        getattr(getattr(tracker, "_resource_tracker", None), "_pid", None),
+        getattr(getattr(server, "_forkserver", None), "_forkserver_pid", None),
+    }
+    return {pid for pid in pids if pid is not None}
+
+
+def _send(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
