@@ -14,15 +14,14 @@ What it was made as stands in the payload of the tick, what it was edited to in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
-from functools import lru_cache
-from itertools import chain, count, islice, takewhile
+from datetime import UTC, datetime
+from itertools import chain, islice, takewhile
 from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec.structs import replace
 
-from dtq import names
+from dtq import names, timing
 from dtq.codec import to_json
 from dtq.errors import InvalidTask
 from dtq.task import ErrorInfo, Status, Task, fail
@@ -37,10 +36,6 @@ BATCH = 100  # works, at most, that one outcome plants
 MAX_BYTES = 4 << 20  # of payloads in one outcome
 LONG_MOMENT = 1e9 + 0.001  # UTC seconds: no work has a longer id than that of this tick
 SHORTEST, LONGEST = 0.01, 366 * DAY  # of `every`
-NICKNAMES = {
-    "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-}  # fmt: skip
 _OF_ONE = ("id", "key", "after", "on_parent_failure", "run_at", "delay", "expires")
 
 
@@ -77,14 +72,14 @@ def check(schedule: Schedule) -> None:
     name = schedule.name
     if not isinstance(name, str) or len(name) > 160:
         names.refuse("name of the schedule", name, "text of up to 160 characters")
-    names.check_id("name of the schedule", name)
+    names.check_free("name of the schedule", name)
     if schedule.misfire not in get_args(Misfire):
         raise InvalidTask(f"misfire is {schedule.misfire!r}; allowed: {', '.join(map(repr, get_args(Misfire)))}")
     if (schedule.cron is None) == (schedule.every is None):
         raise InvalidTask("a schedule has a cron expression or `every`, one of them: as in '*/5 * * * *', or every=30")
-    _zone(schedule.tz)
+    timing.zone(schedule.tz)
     if schedule.cron is not None:
-        _check_expression(schedule.cron)
+        timing.check_expression(schedule.cron)
     else:
         _check_every(schedule.every)
     _check_work(schedule)
@@ -100,35 +95,9 @@ def _check_work(schedule: Schedule) -> None:
     names.check_free("queue", work.queue)
 
 
-def _check_expression(cron: Any) -> None:
-    from cronsim import CronSimError
-
-    try:
-        if not isinstance(cron, str) or len(_expression(cron).split()) != 5:
-            raise CronSimError("it has not five fields")
-        next(_simulate(_expression(cron), datetime(2024, 1, 1, tzinfo=UTC)))
-    except CronSimError as error:
-        raise InvalidTask(
-            f"cron is {cron!r}: {error}; allowed: minute, hour, day of month, month and day of week, as in "
-            f"'*/5 9-17 * * MON-FRI', or one of {', '.join(NICKNAMES)}"
-        ) from None
-    except StopIteration:
-        raise InvalidTask(f"cron is {cron!r}: a time that never comes") from None
-
-
 def _check_every(every: Any) -> None:
     if isinstance(every, bool) or not isinstance(every, (int, float)) or not SHORTEST <= every <= LONGEST:
         raise InvalidTask(f"every is {every!r}; allowed: seconds, from {SHORTEST} to {LONGEST:,.0f}")
-
-
-@lru_cache
-def _zone(tz: str) -> tzinfo:
-    from zoneinfo import ZoneInfo  # takes a while: loaded with the first schedule, as cronsim is
-
-    try:
-        return UTC if tz == "UTC" else ZoneInfo(tz)
-    except (KeyError, ValueError, TypeError, OSError):
-        raise InvalidTask(f"tz is {tz!r}; allowed: the name of a time zone, as in 'Europe/Berlin'") from None
 
 
 def refuse_unfit(options: Mapping[str, Any]) -> None:
@@ -147,76 +116,17 @@ def work_of(options: Mapping[str, Any], example: Task) -> dict[str, Any]:
 
 
 def ticks(schedule: Schedule, after: float) -> Iterator[float]:
-    """All ticks later than `after`, in order, in UTC seconds.
-
-    Summer time is as in Debian's cron: a time of the day that the clock leaps over comes right after the gap, one that
-    it shows twice comes the first time; where minute or hour begin with a star, every time that the clock shows
-    counts, also twice.
-    """
+    """All ticks later than `after`, in order, in UTC seconds."""
     if schedule.every is not None:
-        return _multiples(schedule.since, schedule.every, after)
-    expression, zone = _expression(schedule.cron or ""), _zone(schedule.tz)
-    minute, hour = expression.split()[:2]
-    times = _at_times if minute[0] != "*" != hour[0] else _by_the_clock
-    return (time for time in times(expression, zone, after) if time > after)
-
-
-def _at_times(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
-    """Times of the day. A start in the second of two equal hours counts as in the first: what comes may be earlier."""
-    return (moment.timestamp() for moment in _simulate(expression, datetime.fromtimestamp(after, zone)))
-
-
-def _by_the_clock(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
-    """Whatever the clock on the wall shows, one stretch after the other in which its distance from UTC stays. (With a
-    zone, cronsim walks by whole hours, and misses times where clocks are changed by half an hour.)"""
-    begin = int(after)
-    while True:
-        offset, end = _stretch(zone, begin)
-        for wall in _simulate(expression, datetime.fromtimestamp(begin + offset - 1, UTC)):
-            time = wall.timestamp() - offset
-            if time >= end:
-                begin = max(end, int(time) - 2 * DAY)  # until then no clock shows it
-                break
-            yield time
-        else:
-            return
-
-
-def _stretch(zone: tzinfo, begin: int) -> tuple[int, int]:
-    """The clock's distance from UTC in seconds, and the time until which it stays; a day, at most."""
-    offset, first, last = _offset(zone, begin), begin, begin + DAY
-    if _offset(zone, last) == offset:
-        return offset, last
-    while last - first > 1:
-        middle = (first + last) // 2
-        first, last = (middle, last) if _offset(zone, middle) == offset else (first, middle)
-    return offset, last
-
-
-def _offset(zone: tzinfo, time: int) -> int:
-    return round((datetime.fromtimestamp(time, zone).utcoffset() or timedelta()).total_seconds())
-
-
-def _simulate(expression: str, start: datetime) -> Iterator[datetime]:
-    from cronsim import CronSim
-
-    return CronSim(expression, start)
-
-
-def _expression(cron: str) -> str:
-    return NICKNAMES.get(cron, cron)
-
-
-def _multiples(since: float, every: float, after: float) -> Iterator[float]:
-    times = (since + k * every for k in count(max(1, int((after - since) // every))))
-    return (time for time in times if time > after)
+        return timing.multiples(schedule.since, schedule.every, after)
+    return timing.times_of(schedule.cron or "", schedule.tz, after)
 
 
 def upcoming(schedule: Schedule, now: float, n: int) -> list[datetime]:
     """The next n ticks, in the schedule's own time zone; none while it is paused."""
     first = schedule.next_at
     times = chain([first], ticks(schedule, first)) if first is not None else iter(())
-    return [datetime.fromtimestamp(time, _zone(schedule.tz)) for time in islice((t for t in times if t > now), n)]
+    return [datetime.fromtimestamp(time, timing.zone(schedule.tz)) for time in islice((t for t in times if t > now), n)]
 
 
 def advance(schedule: Schedule, first: float, now: float, most: int = BATCH) -> tuple[list[float], float]:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 
 from dtq import cron
-from dtq.errors import StoreError
 from dtq.stores import Outcome, Store
 from dtq.task import Task
 
@@ -35,7 +34,8 @@ class Ticker:
         outcomes = self.fire(ticks, now)
         try:
             self.due = self._next_look(now, outcomes)
-        except StoreError:
+        except Exception as error:  # the ticks are claimed: they must not wait for their lease to end
+            log.warning("no look at what comes next: %s", error)
             self.due = now + PAUSE
         return outcomes
 
@@ -53,7 +53,8 @@ class Ticker:
     def _stored(self, ids: list[str]) -> dict[str, Task]:
         try:
             return {task.id: task for task in self._store.get(ids)} if ids else {}
-        except StoreError:  # the ticks are claimed, and are not held up by a report
+        except Exception as error:
+            log.warning("no look for tasks that have the ids of a tick's work: %s", error)
             return {}
 
     def _next_look(self, now: float, outcomes: list[Outcome]) -> float:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "dtq"
 
 LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what dtq/__init__.py offers
     {"errors", "files"},
-    {"codec", "names", "sketch", "usage"},
+    {"codec", "names", "timing", "sketch", "usage"},
     {"task"},
     {"events", "graph", "cron", "limits", "webhooks", "unique"},
     {"wire", "stores", "parents", "guard"},
@@ -50,7 +50,7 @@ LOADS_ON_DEMAND = {
     "staff.py",
     "handle.py",
     "registry.py",
-    "cron.py",
+    "timing.py",
     "courier.py",
 }
 

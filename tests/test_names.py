@@ -83,6 +83,13 @@ def test_the_work_of_a_schedule_has_free_names_only(manager):
     assert list(manager.schedules) == []
 
 
+def test_a_schedule_cannot_have_a_reserved_name(manager):
+    """The id of what it adds would look like that of another schedule's tick."""
+    for name in ("dtq.x", "dtq.schedule:evil"):
+        with pytest.raises(InvalidTask, match=r"name of the schedule is 'dtq\."):
+            manager.schedule(name, type="a", every=10)
+
+
 @pytest.mark.parametrize("executor", ["process", "inline"])
 def test_a_handler_of_a_reserved_type_is_refused(tmp_path, executor):
     def handle(payload, context): ...
