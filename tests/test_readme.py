@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from dtq import QueueManager
 from dtq.cli.config import read
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +49,7 @@ def blocks(markdown: str) -> Iterator[Block]:
             heading = line.lstrip("# ")
 
 
-def run(code: str, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, folder: Path, *command: str, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
     """Run `code` by this command in `folder`, with the repository's handlers/ beside it."""
     (folder / "handlers").symlink_to(ROOT / "handlers")
     (folder / "script").write_text(code)
@@ -57,11 +60,12 @@ def run(code: str, folder: Path, *command: str) -> subprocess.CompletedProcess[s
         env={**os.environ, "PATH": path, "TMPDIR": str(folder)},  # where a server leaves its files
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=timeout,
         check=False,
     )
 
 
+JOBS = "set -m\ntrap 'jobs -p | xargs -r kill || true' EXIT\n"  # as at a prompt; they end where a line fails too
 BLOCKS = list(blocks((ROOT / "README.md").read_text()))
 
 
@@ -75,10 +79,43 @@ def test_a_block_of_the_readme_runs_as_a_script(block, tmp_path):
     assert (script.returncode, script.stderr) == (0, ""), f"README.md:{block.line}\n{script.stderr}"
 
 
+RUNNER = """\
+import json
+from dtq import QueueManager
+for line, code in json.load(open("blocks.json")):
+    print(f"README.md:{line}", flush=True)
+    exec(compile(code, f"README.md:{line}", "exec"), globals())
+    with QueueManager("queue.db") as manager:
+        left = (manager.stats().unfinished, manager.limits(), list(manager.schedules))
+    assert left == (0, [], []), left
+"""
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
+def test_the_blocks_run_twice_in_any_order_in_one_kernel_and_folder(shuffled, tmp_path):
+    """As the cells of a notebook do, which share what they define. No block leaves work, a limit or a schedule in the
+    queue."""
+    order = [(block.line, block.code) for block in BLOCKS if block.language == "python"]
+    order = [*order, *order]
+    seed = int(os.environ.get("DTQ_README_SEED", random.randrange(1 << 32)))
+    if shuffled:
+        random.Random(seed).shuffle(order)
+    (tmp_path / "blocks.json").write_text(json.dumps(order))
+    script = run(RUNNER, tmp_path, sys.executable, timeout=5 * TIMEOUT)
+    assert script.returncode == 0, f"DTQ_README_SEED={seed}\n{script.stdout}\n{script.stderr}"
+
+
+def test_what_the_rest_api_shows_may_be_done_twice_and_leaves_the_queue_as_it_was(tmp_path):
+    (block,) = [block for block in BLOCKS if block.heading == "REST API" and block.language == "sh"]
+    script = run(JOBS + block.code + block.code, tmp_path, "bash", "-e")
+    assert script.returncode == 0, f"{script.stdout}\n{script.stderr}"
+    with QueueManager(tmp_path / "queue.db") as manager:
+        assert (manager.stats().unfinished, manager.limits(), list(manager.schedules)) == (0, [], [])
+
+
 @pytest.mark.parametrize("block", of_language("sh"))
 def test_a_block_of_the_readme_runs_in_a_shell(block, tmp_path):
-    jobs = "set -m\ntrap 'jobs -p | xargs -r kill || true' EXIT\n"  # as at a prompt; they end where a line fails too
-    script = run(jobs + block.code, tmp_path, "bash", "-e")
+    script = run(JOBS + block.code, tmp_path, "bash", "-e")
     assert script.returncode == 0, f"README.md:{block.line}\n{script.stdout}\n{script.stderr}"
     assert not re.search("ERROR task .* failed", script.stderr), f"README.md:{block.line}\n{script.stderr}"
 
