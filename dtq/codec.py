@@ -6,6 +6,9 @@ plain data only (None, bool, int, float, str, list, dict), never a pickle.
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -17,22 +20,69 @@ unpack = msgspec.msgpack.Decoder().decode
 from_json = msgspec.json.Decoder().decode
 _json = msgspec.json.Encoder()
 
+MAX_DEPTH = 64  # arrays and objects within each other, in a payload or a result
+TOO_DEEP = f"has more than {MAX_DEPTH} arrays and objects within each other"
+ENVELOPE = 16  # arrays and objects that a store may put around a payload or a result
+CUT = b'"dtq: nested too deep to be read"'  # what `cut` leaves
+_SAFE = 3000  # Python's recursion limit up to which encoding cannot exhaust the C stack
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_TOKEN = re.compile(rb'[\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_AS_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_CONTAINERS = (dict, list, tuple, set, frozenset, msgspec.Struct)
+_NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+
 
 def to_json(value: Any) -> bytes:
     """The value as JSON. Raises InvalidTask where JSON cannot carry it (NaN and infinity too, which would become
     null)."""
+    if sys.getrecursionlimit() > _SAFE and is_nested(value, _SAFE // 10):
+        raise InvalidTask(f"{_kind(value)} {TOO_DEEP}")
     try:
         data = _json.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        is_sound = b"null" not in data or _is_finite(value)
+    except RecursionError:
+        raise InvalidTask(f"{_kind(value)} {TOO_DEEP}") from None
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidTask(f"{_kind(value)} cannot be written as JSON: {error}") from None
-    if b"null" in data and not _is_finite(value):
+    if not is_sound:
         raise InvalidTask(f"{_kind(value)} holds NaN or an infinity, which JSON cannot carry")
     return data
 
 
+def is_too_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
+    """Return whether more than `limit` arrays and objects stand within each other in this JSON. No recursion, and next
+    to no time where there are no more than `limit` of them at all."""
+    if data.count(b"[") + data.count(b"{") <= limit:
+        return False
+    brackets = _STRING.sub(b"", data).translate(_AS_ONE_KIND, _NO_BRACKETS)
+    for _ in range(limit):
+        brackets = brackets.replace(b"[]", b"")  # takes the innermost ones away
+    return bool(brackets)
+
+
+def cut(data: bytes, limit: int = MAX_DEPTH + ENVELOPE) -> bytes:
+    """Return this JSON with CUT in place of what is nested deeper than `limit`."""
+    if not is_too_deep(data, limit):
+        return data
+    parts, start, depth = [], 0, 0
+    for token in _TOKEN.finditer(data):
+        if token[0] in (b"[", b"{"):
+            depth += 1
+            if depth == limit + 1:
+                parts += [data[start : token.start()], CUT]
+        elif token[0] in (b"]", b"}"):
+            if depth == limit + 1:
+                start = token.end()
+            depth -= 1
+    return b"".join([*parts, data[start:]])
+
+
 def normalise(value: Any, limit: int, what: str) -> Any:
-    """The value as it comes back from a store: a copy made of plain JSON types, at most `limit` bytes long."""
+    """The value as it comes back from a store: a copy made of plain JSON types, at most `limit` bytes long and
+    MAX_DEPTH deep."""
     data = to_json(value)
+    if is_too_deep(data):
+        raise InvalidTask(f"{what} {TOO_DEEP}: flatten it, or pass it as text")
     if len(data) > limit:
         raise InvalidTask(
             f"{what} is {len(data):,} bytes of JSON, more than the limit of {limit:,}: pass a path or a key to it"
@@ -42,6 +92,23 @@ def normalise(value: Any, limit: int, what: str) -> Any:
 
 def _kind(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
+
+
+def is_nested(value: Any, limit: int = MAX_DEPTH) -> bool:
+    """Return whether more than `limit` containers stand within each other. Without recursion: a value may be thousands
+    deep."""
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(limit):
+        if not level:
+            return False
+        level = [child for parent in level for child in _inner(parent) if isinstance(child, _CONTAINERS)]
+    return bool(level)
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return msgspec.structs.astuple(value) if isinstance(value, msgspec.Struct) else value
 
 
 def _is_finite(value: Any) -> bool:

@@ -20,7 +20,7 @@ from time import time
 from typing import Any
 
 from dtq import wire
-from dtq.codec import from_json, to_json
+from dtq.codec import TOO_DEEP, from_json, is_too_deep, to_json
 from dtq.context import Context as Context
 from dtq.context import Send, current, encodable, route_prints
 from dtq.errors import Discard, HandlerError, InvalidTask, Retry
@@ -146,6 +146,8 @@ def _succeed(context: Context, value: Any, limit: int) -> wire.Done:
         result = to_json(value)
     except InvalidTask as error:
         return _refuse(context, f"a handler returns plain data, but {error}{_hint(value)}")
+    if is_too_deep(result):
+        return _refuse(context, f"the result {TOO_DEEP}: flatten it, or return it as text")
     if len(result) > limit:
         size = f"{len(result):,} bytes of JSON, more than the limit of {limit:,}"
         return _refuse(context, f"the result is {size}: return a path or a key to it")

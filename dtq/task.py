@@ -35,7 +35,9 @@ MAX_INTERRUPTIONS = 3  # a task that was running when so many nodes died is susp
 MAX_CRASHES = 5  # a task that took so many workers down in a row is poison, however many attempts it may have
 WORKER_DIED = "WorkerDied"  # the type of the error where that happened
 PARENT_FAILED = "ParentFailed"  # the type of the error of a task that fell with one of its parents
+UNREADABLE = "Unreadable"  # the type of the error of a task whose record in the store cannot be read
 EXPIRED = "Expired"  # the type of the error of a task that was dropped at its deadline
+_UNREADABLE = "unreadable: "  # how the doom of such a task begins
 MAX_HISTORY = 20  # attempts kept with a task
 _BACKOFFS, _ON_PARENT_FAILURE = get_args(Backoff), get_args(OnParentFailure)
 _URL = re.compile(r"https?://[^\s/?#@\\]+([/?#]\S*)?", re.ASCII)
@@ -307,10 +309,26 @@ def cancel(task: Task, now: float, reason: str = "cancelled by request", kind: s
 
 
 def end_doomed(task: Task, now: float) -> Task:
-    """The end of a task that `claim` gave out marked: expired ones are cancelled, children of a failed parent fail."""
+    """The end of a task that `claim` gave out marked: expired ones are cancelled, children of a failed parent fail, and
+    so do those whose record cannot be read."""
     if task.doom == "expired":
         return cancel(task, now, "it expired before it could start", EXPIRED)
-    return fail(task, ErrorInfo(PARENT_FAILED, task.doom or ""), now, lambda: 0.0, final=True)
+    doom = task.doom or ""
+    kind = UNREADABLE if doom.startswith(_UNREADABLE) else PARENT_FAILED
+    return fail(task, ErrorInfo(kind, doom), now, lambda: 0.0, final=True)
+
+
+def unreadable(task: Task, error: Exception) -> Task:
+    """What a store gives for a record that it cannot read in full: `task` has what it could read. One that has not
+    ended is doomed."""
+    if task.is_terminal:
+        return task
+    return msgspec.structs.replace(task, doom=unreadable_doom(error))
+
+
+def unreadable_doom(error: Exception) -> str:
+    problem = "it is nested too deep" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
+    return f"{_UNREADABLE}{problem[:500]}"
 
 
 def fell_with_its_parent(task: Task) -> bool:

@@ -15,7 +15,8 @@ from litestar.datastructures import State
 from dtq.api.guards import ADMIN
 from dtq.api.models import Reason
 from dtq.api.problems import Refusal, of_body
-from dtq.api.shapes import MAX_DEPTH, NewFlow, NewSchedule, NewWork, decoder, is_too_deep
+from dtq.api.shapes import NewFlow, NewSchedule, NewWork, decoder
+from dtq.codec import MAX_DEPTH, is_nested, is_too_deep
 
 JSON = "application/json"
 
@@ -34,8 +35,7 @@ class Body:
         _require_json(request)
         content = await request.body()
         value = self._decoded(content)
-        nested = content.count(b"[") + content.count(b"{") > MAX_DEPTH  # at most: only then it is worth a look
-        if nested and any(is_too_deep(work.payload) for work in _works(value)):
+        if is_too_deep(content) and any(is_nested(work.payload) for work in _works(value)):
             raise _too_deep()
         if request.scope["state"].get("level", ADMIN) < ADMIN and any(map(_names_secret, _works(value))):
             raise Refusal(403, "a webhook with a secret needs a token of scope admin")

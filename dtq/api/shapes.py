@@ -5,7 +5,7 @@ request body --decoder, strictly--> NewTask --to_task--> Task      errors name t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,6 @@ from dtq.task import DAY, Backoff, OnParentFailure, Task, Webhook, new_id
 MIB = 1 << 20
 MAX_BATCH = 1000  # tasks in one request
 MAX_STEPS = 10_000  # tasks in a flow
-MAX_DEPTH = 64  # arrays and objects within each other, in a payload
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,199}$"
 WEB_ADDRESS = r"^https?://[A-Za-z0-9.-]{1,200}(:[1-9][0-9]{0,4})?(/[!-~]{0,1500})?$"
 
@@ -203,17 +202,3 @@ def is_same(wanted: Task, stored: Task) -> bool:
     return all(
         getattr(wanted, name) == getattr(stored, name) for name in (*_SAME, "after", "webhook") if name != "priority"
     )
-
-
-def is_too_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
-    """Whether there are more than `limit` arrays and objects within each other."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(limit):
-        if not level:
-            return False
-        level = [child for parent in level for child in _inner(parent) if isinstance(child, (dict, list))]
-    return bool(level)
-
-
-def _inner(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value

@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,7 +99,9 @@ class Database:
         """The value of `work`, committed; all of it or, raising, nothing. With `flush` it is on the disk by then."""
         with self._named_errors("written, and nothing was stored"):
             peers = self.watch.peers  # made now if need be: after the commit nothing may fail any more
-            value = self.committer.run(work, flush=flush and self._flush)
+            value = _whatever_the_text(
+                self.committer.connection, lambda: self.committer.run(work, flush=flush and self._flush)
+            )
             peers.wake(wake)
             return value
 
@@ -108,7 +111,7 @@ class Database:
         with self._named_errors("read"), self._read_lock:
             try:
                 self._reader.execute("BEGIN")
-                return look(self._reader)
+                return _whatever_the_text(self._reader, lambda: look(self._reader))
             except BaseException as error:
                 traceback.clear_frames(error.__traceback__)  # a cursor in one of them would hold on to this moment
                 raise
@@ -148,3 +151,15 @@ def _run_all(db: sqlite3.Connection, statements: str) -> None:
     """Run these statements one by one: `executescript` would commit the transaction first."""
     for statement in statements.split(";\n"):
         db.execute(statement)
+
+
+def _whatever_the_text(connection: sqlite3.Connection, run: Callable[[], T]) -> T:
+    """Run it; once more, and with all text taken as it comes, where some text in the file is no UTF-8: that must hide
+    nothing else. (Slower, so only from then on.)"""
+    try:
+        return run()
+    except sqlite3.OperationalError as error:
+        if connection.text_factory is not str or "decode to UTF-8" not in str(error):
+            raise
+        connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+        return run()

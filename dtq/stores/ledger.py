@@ -24,7 +24,7 @@ from dtq.stores.journal import Diverged, Journal
 from dtq.stores.lockfile import Lockfile
 from dtq.stores.peers import Peers, Wake
 from dtq.stores.replica import Change, Entry, Replica
-from dtq.stores.salvage import salvaged
+from dtq.stores.salvage import PROBLEMS, salvaged
 from dtq.stores.shelf import Shelf
 from dtq.stores.turnstile import Batch, Job, Turnstile
 from dtq.stores.watch import Watch
@@ -155,7 +155,7 @@ class Ledger:
         for number, body in [*lines, *((self._journal.number, body) for body in self._written)]:
             try:
                 change = _change(body)
-            except msgspec.DecodeError:
+            except PROBLEMS:
                 damaged.append(body)
                 change = salvaged(body)
             replica.apply(change, number)
@@ -180,7 +180,7 @@ class Ledger:
             try:
                 for number, body in self._journal.news(alone=alone):
                     self._replica.apply(_change(body), number)
-            except (Diverged, msgspec.DecodeError):
+            except (Diverged, *PROBLEMS):
                 self._replica = None
             except BaseException:  # it knows a half of something
                 self._replica = None

@@ -9,14 +9,17 @@ unchanged.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from dtq.codec import pack, to_json
+from dtq.codec import cut, pack, to_json
 from dtq.limits import Lane
-from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook, brief_of
+from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook, brief_of, unreadable
+
+T = TypeVar("T")
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -171,14 +174,36 @@ def brief_tasks_of(reply: list[bytes]) -> list[Task]:
 
 
 def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:
-    s = _state(_TEN + state)
+    try:
+        s = _state(_TEN + state)
+        return _assembled(id, s, _body(body), _remains(remains) if remains else NOTHING)
+    except Exception as why:  # another version of dtq wrote it, or a hand: the others must not suffer for it
+        return _remnant(id, state, body, remains, why)
+
+
+def _remnant(id: bytes, state: bytes, body: bytes, remains: bytes, why: Exception) -> Task:
+    """What can be read of a record."""
+    b, r = _or_else(_body, cut(body), Body()), _or_else(_remains, cut(remains or b"{}"), NOTHING)
+    try:
+        return unreadable(_assembled(id, _state(_TEN + state), b, r), why)
+    except Exception:
+        name = id.decode("utf-8", "replace")
+        return Task(type="unreadable", id=name, version=1, status=Status.FAILED, payload=b.payload, result=r.result)
+
+
+def _or_else(read: Callable[[bytes], T], data: bytes, otherwise: T) -> T:
+    try:
+        return read(data)
+    except Exception:
+        return otherwise
+
+
+def _assembled(id: bytes, s: State, b: Body, r: Remains) -> Task:
     queue, type, limit_key = lane_of(s.lane)
     worker, started_at, lease_until, progress, note = _claim_of(s.claim)
     finished, _, rest = s.course.partition(_BETWEEN)
     priority, run_at, expires, interruptions, doom = _course_of(rest)
     _, _, parents, key = s.fixed.split(_BETWEEN, 3)
-    b = _body(body)
-    r = _remains(remains) if remains else NOTHING
     return Task(
         id=id.decode(), queue=queue, type=type, limit_key=limit_key, status=_STATUS[s.status], version=s.version,
         priority=priority, run_at=run_at, expires=expires, doom=doom, started_at=started_at,

@@ -7,15 +7,17 @@ JSON, and NULL where nothing differs from the defaults, as for most tasks; the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-from dtq.codec import from_json, to_json
+from dtq.codec import cut, from_json, to_json
 from dtq.limits import Lane
 from dtq.stores.schema import BLOCKED, DOOMED, LATER, READY
-from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook
+from dtq.task import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook, unreadable
+
+T = TypeVar("T")
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -100,16 +102,34 @@ def task_of(row: tuple[Any, ...], lanes: Mapping[int, Lane]) -> Task:
         _, id, lane, key, status, version, priority, run_at, expires, created_at, started_at, finished_at, attempts,
         interruptions, worker, lease_until, doom, progress, note, options, error, outcome, payload,
     ) = row  # fmt: skip
-    queue, type, limit_key = lanes[lane]
-    o = NO_OPTIONS if options is None else _options(options)
-    r = NO_OUTCOME if outcome is None else _outcome(outcome)
-    return Task(
-        id=id, queue=queue, type=type, limit_key=limit_key, key=key, status=_STATUS[status], version=version,
+    try:
+        problem = None
+        queue, type, limit_key = lanes[lane]
+        state = _STATUS[status]
+        o = NO_OPTIONS if options is None else _options(options)
+        r = NO_OUTCOME if outcome is None else _outcome(outcome)
+        told = None if error is None else _error(error)
+        given = None if payload is None else from_json(payload)
+    except Exception as why:  # another version of dtq wrote it, or a hand: the others must not suffer for it
+        problem = why
+        queue, type, limit_key = lanes.get(lane, ("unreadable", "unreadable", ""))
+        state = _STATUS.get(status, Status.FAILED)
+        o, r = _or_else(_options, options, NO_OPTIONS), _or_else(_outcome, outcome, NO_OUTCOME)
+        told, given = _or_else(_error, error, None), _or_else(from_json, payload, None)
+    task = Task(
+        id=id, queue=queue, type=type, limit_key=limit_key, key=key, status=state, version=version,
         priority=priority, run_at=run_at, expires=expires, created_at=created_at, started_at=started_at,
         finished_at=finished_at, attempts=attempts, interruptions=interruptions, worker=worker, lease_until=lease_until,
-        doom=doom, progress=progress, note=note, payload=None if payload is None else from_json(payload),
+        doom=doom, progress=progress, note=note, payload=given,
         max_attempts=o.max_attempts, timeout=o.timeout, retry_delay=o.retry_delay, retry_backoff=o.retry_backoff,
         retry_jitter=o.retry_jitter, retry_cap=o.retry_cap, after=o.after, on_parent_failure=o.on_parent_failure,
-        webhook=o.webhook, result=r.result, history=r.history, log=r.log,
-        error=None if error is None else _error(error),
+        webhook=o.webhook, result=r.result, history=r.history, log=r.log, error=told,
     )  # fmt: skip
+    return task if problem is None else unreadable(task, problem)
+
+
+def _or_else(read: Callable[[Any], T], text: Any, otherwise: T) -> T:
+    try:
+        return otherwise if text is None else read(cut(text.encode()))
+    except Exception:
+        return otherwise

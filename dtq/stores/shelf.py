@@ -23,11 +23,11 @@ from zlib import crc32
 
 import msgspec
 
-from dtq.codec import from_json
+from dtq.codec import cut, from_json
 from dtq.errors import InvalidTask
 from dtq.stores.disk import Disk
 from dtq.stores.replica import Change, Entry
-from dtq.stores.salvage import salvaged
+from dtq.stores.salvage import PROBLEMS, entry_of, salvaged
 from dtq.task import Attempt, ErrorInfo, Task, Webhook, check
 
 log = logging.getLogger("dtq")
@@ -51,7 +51,10 @@ _DAMAGE = (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError, InvalidTa
 
 def read_entry(data: bytes) -> Entry:
     """The task of a file; raises one of _DAMAGE where it says anything that is not understood."""
-    entry = _entry(data)
+    try:
+        entry = _entry(data)
+    except RecursionError:
+        return entry_of(cut(data))
     check(entry.task)
     if unknown := _unknown(from_json(data)):
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}")
@@ -79,7 +82,7 @@ def unseal(data: bytes) -> Change:
         raise ValueError("its checksum is another one")
     try:
         return _change(sealed.change)
-    except msgspec.DecodeError:  # of another version: no damage
+    except PROBLEMS:  # of another version: no damage
         return salvaged(bytes(sealed.change))
 
 
