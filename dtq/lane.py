@@ -18,7 +18,7 @@ from dtq import wire
 from dtq.context import Context, Send
 from dtq.loader import Handlers
 from dtq.offspring import Offspring
-from dtq.runner import Stopped, perform_async
+from dtq.runner import Stopped, perform_async, was_interrupted
 
 
 class Lane:
@@ -92,7 +92,7 @@ class Lane:
         run = self._running[call.number]
         self._offspring.begin_parallel()
         done = await perform_async(self._handlers, call, self.name, self._send, run.armed, self.max_result)
-        self._offspring.end_parallel(done.seconds)
+        self._offspring.end_parallel(done.seconds, was_interrupted(done))
         self._send(done)
         with self._lock:
             del self._running[call.number]

@@ -5,8 +5,9 @@
                                      +-- its timeout, or its cancellation --> SIGTERM at once
 
 What was there before the attempt stays: the children of a module's `setup()`, or of its import. So do the helpers that
-multiprocessing starts once for the whole process. A worker adopts the orphans below it (PR_SET_CHILD_SUBREAPER), so a
-double fork does not escape.
+multiprocessing starts once for the whole process. So do the processes of a pool or an executor, unless the attempt was
+interrupted: a pool ends its processes itself when nothing refers to it. A worker adopts the orphans below it
+(PR_SET_CHILD_SUBREAPER), so a double fork does not escape.
 
 Linux only: elsewhere there is no cheap list of children, and what a handler has started ends with its worker. Attempts
 of async handlers overlap, and a child does not tell which of them started it: their children end when no attempt runs.
@@ -44,6 +45,7 @@ class Offspring:
         self.grace = 0.5
         self.busy = False
         self.since = inf  # when the first attempt began whose children were left to those that ran beside it
+        self._interrupted = False  # one of these attempts
         self._parallel = 0  # attempts that run beside the main thread
         self._lock = threading.Lock()
         self._kept: set[int] = set()
@@ -53,29 +55,31 @@ class Offspring:
         with self._lock:
             self._parallel += 1
 
-    def end_parallel(self, seconds: float) -> None:
+    def end_parallel(self, seconds: float, interrupted: bool) -> None:
         with self._lock:
             self._parallel -= 1
-        self.end(seconds)
+        self.end(seconds, interrupted)
 
-    def end(self, seconds: float) -> None:
+    def end(self, seconds: float, interrupted: bool) -> None:
         """An attempt that took so many seconds has ended: end what it has started. Where others run at this moment,
         leave it to the last of them."""
         if seconds < NO_SPAWN and self.since == inf:
             return
         with self._lock:
             self.since = min(self.since, time.monotonic() - seconds)
+            self._interrupted |= interrupted
             if self.busy or self._parallel:
                 return
             since, self.since = self.since, inf
+            interrupted, self._interrupted = self._interrupted, False
         if SEES_CHILDREN and has_children():
-            self._end_new(since)
+            self._end_new(since, set() if interrupted else _pooled())
 
     def warn(self, began: float) -> None:
         """The main thread's attempt, which began then, is being interrupted. Ask its children to end now, because it
         may wait for one of them."""
         if SEES_CHILDREN and self.busy and not self._parallel:
-            self._tell(self._new(began))
+            self._tell(self._new(began, set()))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -86,9 +90,9 @@ class Offspring:
         finally:
             self._kept = self._kept.intersection(before).union(set(children_of(os.getpid())) - before)
 
-    def _end_new(self, began: float) -> None:
+    def _end_new(self, began: float, spared: set[int]) -> None:
         """Return when what was started since then has ended, or has not reacted to SIGKILL for a moment."""
-        pause, found = 0.001, self._new(began)
+        pause, found = 0.001, self._new(began, spared)
         while found:
             self._tell(found)
             patience = time.monotonic() - self.grace * SHARE
@@ -98,7 +102,7 @@ class Offspring:
                 break
             time.sleep(pause)
             pause = min(pause * 1.5, 0.02)
-            found = _running(found) if self.busy or self._parallel else self._new(began)
+            found = _running(found) if self.busy or self._parallel else self._new(began, spared)
         self._told.clear()
 
     def _tell(self, found: set[int]) -> None:
@@ -106,9 +110,9 @@ class Offspring:
         _send(fresh, signal.SIGTERM)
         self._told.update(dict.fromkeys(fresh, time.monotonic()))
 
-    def _new(self, began: float) -> set[int]:
+    def _new(self, began: float, spared: set[int]) -> set[int]:
         """Return the processes below this one that run, and were not there when the attempt began."""
-        kept, since = self._kept | _helpers(), _ticks_at(began)
+        kept, since = self._kept | _helpers() | spared, _ticks_at(began)
         children = set(children_of(os.getpid())) - kept
         return _running({pid for pid in children if (process := look_at(pid)) and process.started >= since})
 
@@ -191,6 +195,16 @@ def _helpers() -> set[int]:
         getattr(getattr(server, "_forkserver", None), "_forkserver_pid", None),
     }
     return {pid for pid in pids if pid is not None}
+
+
+def _pooled() -> set[int]:
+    """Return the processes of multiprocessing's pools and of executors, all of which are in use."""
+    process = sys.modules.get("multiprocessing.process")
+    futures = sys.modules.get("concurrent.futures.process")
+    found = {child.pid for child in list(getattr(process, "_children", ())) if "PoolWorker" in child.name}
+    for manager in list(getattr(futures, "_threads_wakeups", ())):
+        found.update(list(getattr(manager, "processes", None) or ()))
+    return found
 
 
 def _send(pids: set[int], number: int) -> None:

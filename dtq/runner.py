@@ -115,6 +115,11 @@ def is_async(handlers: Handlers, call: wire.Call, send: Send) -> bool:
         return False
 
 
+def was_interrupted(done: wire.Done) -> bool:
+    """Return whether the attempt was ended by force: it was over its timeout, or was stopped."""
+    return done.error is not None and done.error.type in ("Timeout", "Cancelled")
+
+
 def _start(handlers: Handlers, call: wire.Call, context: Context, is_async: bool) -> Loaded:
     route_prints()
     loading = not handlers.is_loaded(call.type)

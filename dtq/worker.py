@@ -31,7 +31,7 @@ from dtq import wire
 from dtq.lane import Lane
 from dtq.loader import Handlers
 from dtq.offspring import NO_SPAWN, Offspring, adopt_orphans
-from dtq.runner import Stopped, TimedOut, is_async, perform
+from dtq.runner import Stopped, TimedOut, is_async, perform, was_interrupted
 
 CHUNK = 1 << 18  # bytes asked for in one read
 TEARDOWN_WITHIN = 4.0  # seconds until `teardown()` is interrupted: the pool kills a worker that takes longer to retire
@@ -81,7 +81,7 @@ class Worker:
         done = perform(self._handlers, call, self._name, self._link.send, self._alarm.armed, self._max_result)
         offspring.busy = False
         if done.seconds >= NO_SPAWN or offspring.since < inf:
-            offspring.end(done.seconds)
+            offspring.end(done.seconds, was_interrupted(done))
         self._link.hold(done)
 
     def _tear_down(self) -> None:

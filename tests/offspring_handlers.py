@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 HELPER: list[subprocess.Popen[bytes]] = []
@@ -95,6 +96,26 @@ async def run_async(payload, context):
         await asyncio.sleep(0 if payload["end"] == "return" else 60)
     finally:
         note(payload, "finally", "ran")
+
+
+POOLS = {}
+
+
+def use_pool(payload, context):
+    """Use a pool that is made by the first attempt, and stays."""
+    if payload["kind"] not in POOLS:
+        if payload["kind"] == "executor":
+            POOLS["executor"] = ProcessPoolExecutor(2)
+        else:
+            POOLS["pool"] = multiprocessing.get_context("fork").Pool(2)
+    pool = POOLS[payload["kind"]]
+    run = pool.submit if payload["kind"] == "executor" else lambda function, *args: pool.apply_async(function, args)
+    if not payload["seconds"]:
+        result = run(os.getpid)
+        return result.result() if payload["kind"] == "executor" else result.get()
+    run(time.sleep, payload["seconds"])
+    time.sleep(payload["seconds"])
+    return None
 
 
 def note(payload, name, text):

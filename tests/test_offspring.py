@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 from pool_lab import is_gone, wait_until
 
@@ -14,7 +15,7 @@ from dtq.errors import TaskCancelled, TaskFailed
 from dtq.offspring import SEES_CHILDREN
 
 WAIT = 20.0
-HANDLERS = {name: f"offspring_handlers:{name}" for name in ("run", "run_async", "helper")}
+HANDLERS = {name: f"offspring_handlers:{name}" for name in ("run", "run_async", "helper", "use_pool")}
 WAYS = ["popen", "session", "shell", "orphan", "fork"]
 
 pytestmark = pytest.mark.skipif(not SEES_CHILDREN, reason="needs a kernel that lists children")
@@ -184,6 +185,27 @@ def test_a_teardown_that_hangs_is_interrupted(tmp_path):
     with TaskQueue(tmp_path / "q.db", {"slow": tmp_path / "slow.py"}, 1, max_tasks_per_worker=1) as queue:
         queue.add("slow").result(WAIT)
         wait_until((tmp_path / "end").exists, 5)
+
+
+@pytest.mark.parametrize("kind", ["executor", "pool"])
+def test_a_process_pool_that_a_handler_keeps_for_later_attempts_stays(queue, kind):
+    pids = {queue.add("use_pool", {"kind": kind, "seconds": 0}).result(WAIT) for _ in range(6)}
+    with pytest.raises(TaskFailed, match=r"timeout of 0\.3 s$"):
+        queue.add("use_pool", {"kind": kind, "seconds": 60}, timeout=0.3, max_attempts=1).result(WAIT)
+    assert len(pids) <= 2
+    assert not any(map(is_gone, pids))
+
+
+@pytest.mark.parametrize("kind", ["executor", "pool"])
+def test_a_process_pool_ends_with_the_attempt_that_started_it_if_that_is_interrupted(queue, kind):
+    task = queue.add("use_pool", {"kind": kind, "seconds": 60}, timeout=1, max_attempts=1)
+    wait_until(lambda: any(worker.task_id == task.id for worker in queue.workers()))
+    (worker,) = (psutil.Process(worker.pid) for worker in queue.workers())
+    wait_until(lambda: any(child.name() != "sleep" for child in worker.children()))
+    started = [child.pid for child in worker.children() if child.name() != "sleep"]
+    with pytest.raises(TaskFailed, match=r"timeout of 1 s$"):
+        task.result(WAIT)
+    assert all(map(is_gone, started))
 
 
 def test_the_tracker_of_multiprocessing_stays(queue):
