@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count, cycle
 from unittest.mock import patch
@@ -326,6 +327,82 @@ class CountsItsOwnChanges(MemoryStore):
         self._deleted = max(self._deleted, task.version)
 
 
+@caught_by("purge_keeps_what_an_unfinished_task_needs")
+class PurgesParents(MemoryStore):
+    """Purges what has ended, whatever needs it."""
+
+    def purge(self, before, statuses):
+        children, self._children = self._children, defaultdict(set)
+        removed = super().purge(before, statuses)
+        self._children = children
+        return removed
+
+
+@caught_by("purge_keeps_what_a_later_child_needs")
+class KeepsOnlyWhatWasWaitedFor(MemoryStore):
+    """Does not note that a new task needs a parent that has ended already."""
+
+    def _hold_parents(self, task: Task):
+        super()._hold_parents(task)
+        for parent in task.after:
+            if parent not in self._parents.get(task.id, ()) and task.version == 1:
+                self._children[parent].discard(task.id)
+
+
+@caught_by("purge_goes_past_what_it_keeps")
+class StopsAtWhatItKeeps(MemoryStore):
+    """Looks at the oldest tasks only, and removes those of them that nothing needs."""
+
+    def purge(self, before, statuses):
+        ended = [t for t in self._tasks.values() if t.status in statuses and (t.finished_at or 0) < before]
+        return self.delete([t.id for t in ended[:1000] if t.is_terminal and not self._children.get(t.id)])
+
+
+@caught_by("what_was_kept_is_purged_however_its_child_ended")
+class KeepsForTheCancelled(MemoryStore):
+    """Lets the parents of a child go when it has completed, and never else."""
+
+    def _let_parents_go(self, task: Task):
+        if task.status == Status.COMPLETED:
+            super()._let_parents_go(task)
+
+
+@caught_by("a_revived_child_needs_its_parents_again")
+class ForgetsTheParentsOfTheRevived(MemoryStore):
+    """Does not note that a task needs its parents again when it comes back from its end."""
+
+    def _place_anew(self, task: Task):
+        super()._place_anew(task)
+        for parent in task.after:
+            self._children[parent].discard(task.id)
+
+
+@caught_by("deleting_an_ended_parent_dooms_its_waiting_children")
+class DoomsTheBlockedOnly(MemoryStore):
+    """Deletes an ended parent without a word to the children that are ready."""
+
+    def _orphan_children(self, parent: Task):
+        self._settle_children(replace(parent, status=Status.CANCELLED))
+
+
+@caught_by("deleting_the_parent_of_a_running_child_dooms_its_next_attempt")
+class RunsAgainWithoutParents(MemoryStore):
+    """Forgets, when an attempt is over, that a parent was deleted meanwhile."""
+
+    def _advance(self, task: Task):
+        self._set(replace(self._tasks[task.id], doom=None))
+        return super()._advance(task)
+
+
+@caught_by("a_parent_that_comes_again_is_kept_for_who_names_it")
+class ForgetsChildrenWithTheirParent(MemoryStore):
+    """Forgets which tasks name an id when the task of that id is deleted."""
+
+    def _forget(self, task: Task):
+        super()._forget(task)
+        self._children.pop(task.id, None)
+
+
 @caught_by("the_oldest_is_the_one_that_waits_longest")
 class ForgetsTheOldest(MemoryStore):
     """Shows no waiting time."""
@@ -369,9 +446,28 @@ class WritesNoDeletedVersion(Replica):
         return change
 
 
+class ForgetsTheChildrenOfOthers(Replica):
+    """Does not note which tasks need which where another process has added them."""
+
+    def apply(self, change: Change, journal: int):
+        super().apply(change, journal)
+        self._children.clear()
+
+
+class ForgetsEndedParentsAtAStart(Replica):
+    """Reads from the files which parents a task waits for, and no others."""
+
+    def _restore(self, entry):
+        super()._restore(entry)
+        for parent in set(entry.task.after) - set(entry.waits_for):
+            self._children[parent].discard(entry.task.id)
+
+
 @pytest.mark.parametrize(
     ("replica", "check"),
     [
+        (ForgetsTheChildrenOfOthers, "all_processes_keep_what_is_needed"),
+        (ForgetsEndedParentsAtAStart, "what_is_needed_is_kept_after_a_crash"),
         (ForgetsWhatOthersDeleted, "a_claim_stays_fenced_when_another_process_deletes"),
         (WritesNoDeletedVersion, "versions_do_not_recur_after_a_restart"),
     ],

@@ -98,14 +98,18 @@ def test_a_child_that_runs_all_the_same_is_told_who_failed(any_queue):
     assert flow.status == "failed"
 
 
-def test_a_parent_that_is_gone_is_told_of(any_queue):
+@pytest.mark.parametrize(
+    ("on_parent_failure", "told"), [("run", "no longer stored"), ("fail", "ParentFailed: its parent .* is cancelled")]
+)
+def test_a_parent_that_is_gone_is_told_of(any_queue, on_parent_failure, told):
     parents = any_queue.add_many([{"type": "value", "payload": n} for n in range(2)])
     any_queue.join(WAIT)
-    child = any_queue.add("ask_for", parents[0].id, after=parents, delay=0.3, max_attempts=1)
+    options = {"max_attempts": 1, "on_parent_failure": on_parent_failure}
+    child = any_queue.add("ask_for", parents[0].id, after=parents, delay=0.3, **options)
     if any_queue._inline:
         pytest.skip("it has run already")
     any_queue.delete(parents[0].id)
-    with pytest.raises(TaskFailed, match="no longer stored"):
+    with pytest.raises(TaskFailed, match=told):
         child.result(WAIT)
 
 

@@ -213,11 +213,21 @@ def test_who_comes_next_goes_on_where_a_killed_process_left_children_blocked(sto
     monkeypatch.setattr(store, "_settle", lambda: None)  # it was killed right behind the update
     store.update([(succeed(parent, None, NOW), ())])
     assert store.stats().counts["blocked"] == 700
-    store.delete(["p"])
     for _ in range(4):
         store.claim("w", 1, 30, NOW, {"parent"})
     assert store.stats().counts["blocked"] == 0
     assert not any(task.doom for task in store.find(type="child", limit=2000))
+
+
+def test_all_children_of_a_deleted_parent_are_doomed_though_the_process_was_killed(store, monkeypatch):
+    store.add([Task(type="parent", id="p"), *(Task(type="child", id=f"c{n:04}", after=("p",)) for n in range(1200))])
+    (parent,) = store.claim("w", 2, 30, NOW, {"parent"})
+    monkeypatch.setattr(store, "_settle", lambda: None)  # it was killed right behind the update, and the delete
+    store.update([(succeed(parent, None, NOW), ())])
+    store.delete(["p"])
+    for _ in range(4):
+        store.claim("w", 1, 30, NOW, {"parent"})
+    assert all(task.doom for task in store.find(type="child", limit=2000))
 
 
 def test_all_keys_carry_the_prefix_and_temporary_ones_end_by_themselves(store):

@@ -11,7 +11,7 @@ import pytest
 from dtq.errors import StoreError
 from dtq.stores import schema
 from dtq.stores.sqlite import SQLiteStore
-from dtq.task import Status, cancel, succeed
+from dtq.task import TERMINAL, ErrorInfo, Status, cancel, revive, succeed
 
 NOW = 1000.0
 
@@ -56,20 +56,31 @@ PRAGMA user_version = 1;
 """
 
 ROWS_1 = """
-INSERT INTO lane (id, queue, type, key, pending, processing, completed) VALUES (1, 'default', 'job', '', 1, 1, 1);
+INSERT INTO lane (id, queue, type, key, pending, processing, completed, blocked, cancelled, failed)
+    VALUES (1, 'default', 'job', '', 2, 1, 1, 1, 1, 1);
 INSERT INTO task (id, lane, key, stage, status, version, priority, run_at, created_at, payload)
     VALUES ('waits', 1, 'k', 2, 'pending', 1, 5, 900, 900, '{"n":1}');
 INSERT INTO task (id, lane, stage, status, version, priority, run_at, created_at, started_at, attempts, worker,
     lease_until, options) VALUES ('runs', 1, NULL, 'processing', 4, 0, 900, 900, 990, 2, 'w1', 1030, '{"timeout":7.0}');
 INSERT INTO task (id, lane, stage, status, version, priority, run_at, created_at, finished_at, attempts, outcome)
     VALUES ('ended', 1, NULL, 'completed', 3, 0, 900, 900, 950, 1, '{"result":42}');
+INSERT INTO task (id, lane, stage, status, version, priority, run_at, created_at, options)
+    VALUES ('needs', 1, 1, 'pending', 2, 0, 2000, 900, '{"after":["ended","runs"],"on_parent_failure":"run"}');
+INSERT INTO task (id, lane, stage, status, version, priority, run_at, created_at, options)
+    VALUES ('blocked', 1, 0, 'blocked', 1, 0, 900, 900, '{"after":["runs","ended"]}');
+INSERT INTO task (id, lane, stage, status, version, priority, run_at, created_at, finished_at, options)
+    VALUES ('cancelled', 1, NULL, 'cancelled', 2, 0, 900, 900, 940, '{"after":["runs"]}');
+INSERT INTO edge (parent, child, strict) SELECT 'runs', seq, 1 FROM task WHERE id IN ('blocked', 'cancelled');
+INSERT INTO task (id, lane, stage, status, version, priority, run_at, created_at, finished_at, outcome)
+    VALUES ('failed', 1, NULL, 'failed', 3, 0, 900, 900, 2000,
+    '{"error":{"type":"ValueError","message":"naïve"},"log":"words"}');
 INSERT INTO lane_limit (selector, body) VALUES ('["q",null,null]', '{"queue":"q","paused":true}');
 """
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A database as version 1 left it: one task waits, one runs, one has ended."""
+    """A database as version 1 left it: one task waits, one runs, two have ended, and three name others."""
     path = tmp_path / "queue.db"
     database = sqlite3.connect(path)
     database.execute("PRAGMA journal_mode = WAL")
@@ -91,9 +102,11 @@ def test_the_tasks_of_an_older_file_are_kept(old):
     assert (waits.status, waits.key, waits.payload, waits.priority) == ("pending", "k", {"n": 1}, 5)
     assert (runs.status, runs.version, runs.attempts, runs.worker, runs.timeout) == ("processing", 4, 2, "w1", 7.0)
     assert (ended.status, ended.result) == ("completed", 42)
+    (failed,) = store.get(["failed"])
+    assert (failed.error, failed.log) == (ErrorInfo("ValueError", "naïve"), "words")
     assert [limit.queue for limit in store.stats().limits] == ["q"]
     assert store.update([(succeed(runs, "done", NOW), ())]) == {"runs"}
-    assert [task.id for task in store.claim("w2", 5, 30, NOW, {"job"})] == ["waits"]
+    assert [task.id for task in store.claim("w2", 5, 30, NOW, {"job"})] == ["waits", "blocked"]
     store.close()
     assert version_of(old) == schema.VERSION
 
@@ -106,6 +119,25 @@ def test_versions_do_not_recur_in_an_upgraded_file(old):
     store.add([runs])
     assert store.get(["runs"])[0].version == 6
     assert store.update([(succeed(runs, "old", NOW), ())]) == set()
+    store.close()
+
+
+def test_parents_are_kept_for_the_children_of_an_older_file(old):
+    store = SQLiteStore(old)
+    assert store.purge(NOW, TERMINAL) == 1  # the one that was cancelled
+    assert [task.id for task in store.find()] == ["blocked", "ended", "failed", "needs", "runs", "waits"]
+    store.delete(["ended"])
+    doomed = [task for task in store.claim("w2", 9, 30, NOW, {"job"}) if task.doom]
+    assert [(task.id, task.doom) for task in doomed] == [("blocked", "its parent ended is cancelled")]
+    store.close()
+
+
+def test_a_child_of_an_older_file_can_be_revived(old):
+    store = SQLiteStore(old)
+    assert store.update([(revive(store.get(["cancelled"])[0], NOW), ())]) == {"cancelled"}
+    assert store.get(["cancelled"])[0].status == "blocked"
+    store.update([(succeed(store.get(["runs"])[0], None, NOW), ())])
+    assert [task.status for task in store.get(["cancelled", "blocked"])] == ["pending", "pending"]
     store.close()
 
 
@@ -144,7 +176,7 @@ def test_an_older_file_may_be_opened_by_many_at_once(old):
     counts = [store.stats().counts[Status.PENDING] for store in stores]
     for store in stores:
         store.close()
-    assert (errors, counts) == ([], [1] * 8)
+    assert (errors, counts) == ([], [2] * 8)
 
 
 def test_an_upgrade_that_fails_leaves_the_older_file_as_it_was(old, monkeypatch):

@@ -98,6 +98,8 @@ class StoresAgree(RuleBasedStateMachine):
         self.ids = []
         self.added = 0
         self.task_of = {}  # id and version -> which of the tasks that had this id
+        self.deleted = set()  # ids, whether or not there was such a task
+        self.ended = set()  # tasks that came to an end once
         self.held = []  # every task as it was once claimed
         self.seen = []  # and as it was once looked at
         self.nodes = {}
@@ -143,7 +145,7 @@ class StoresAgree(RuleBasedStateMachine):
         if running := [task for task in self.both("get", [claim.id]) if not task.is_terminal]:
             self.both("update", [(cancel(running[0], self.now), [])])
         if by == "delete":
-            self.both("delete", [claim.id])
+            self.delete_both([claim.id])
         else:
             self.both("purge", self.now + 1, set(Status))
         self.both("add", [self.task(options, id=claim.id)])
@@ -239,7 +241,11 @@ class StoresAgree(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(data=st.data())
     def delete(self, data):
-        self.both("delete", data.draw(st.lists(st.sampled_from([*self.ids, "nobody"]), max_size=4)))
+        self.delete_both(data.draw(st.lists(st.sampled_from([*self.ids, "nobody"]), max_size=4)))
+
+    def delete_both(self, ids):
+        self.deleted.update(ids)
+        self.both("delete", ids)
 
     @rule(age=st.sampled_from([0, 10, 60]), statuses=st.sets(st.sampled_from(list(Status)), min_size=1))
     def purge(self, age, statuses):
@@ -294,6 +300,15 @@ class StoresAgree(RuleBasedStateMachine):
         """Each version of an id belongs to one task, however often the id is removed and added again."""
         for task in self.everything():
             assert self.task_of.setdefault((task.id, task.version), task.retry_cap) == task.retry_cap, task
+
+    @invariant()
+    def the_clean_up_keeps_what_is_needed(self):
+        """Until a task ends, each parent that it names is there, unless a user deleted it."""
+        tasks = self.everything()
+        self.ended |= {task.retry_cap for task in tasks if task.is_terminal}
+        there = {task.id for task in tasks} | self.deleted
+        for task in tasks:
+            assert task.retry_cap in self.ended or there.issuperset(task.after), task
 
     @invariant()
     def the_same_statistics(self):

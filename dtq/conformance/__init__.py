@@ -11,7 +11,7 @@ after a crash) takes a Subject instead of a store; where a store cannot be looke
 
 from __future__ import annotations
 
-from dtq.conformance import adding, claiming, dependencies, fencing, lanes, lasting, leases, looking, updating
+from dtq.conformance import adding, claiming, dependencies, fencing, lanes, lasting, leases, looking, needed, updating
 from dtq.conformance.kit import CHECKS, Body, Broken, Check, Make, Result, Skipped, Subject, expect, group, promise, run
 
 GROUPS = (
@@ -23,6 +23,7 @@ GROUPS = (
     lanes,
     looking,
     fencing,
+    needed,
     lasting,
 )  # each module enters its checks
 

@@ -199,12 +199,17 @@ class Store(Protocol):
         due."""
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Removes these tasks, but none that is `processing`; gives how many. For waiting children it is as if
-        cancelled. Their highest version is kept (see `add`), by `purge` too."""
+        """Removes these tasks, but none that is `processing`; gives how many. Their highest version is kept (see
+        `add`), by `purge` too.
+
+        For the children that wait, for this parent or for anything else, it is as if cancelled. A child that runs keeps
+        its version, and is doomed when it waits again.
+        """
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
         """Removes tasks of these terminal statuses that finished before this time, at most a few thousand a call;
-        gives how many."""
+        gives how many. A task that an unfinished one names in `after` is kept. 0 means that nothing is left to remove.
+        """
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when something changed: a hint, which may come early and for nothing."""

@@ -1,7 +1,8 @@
-"""Who waits for whom in a SQLite database: one edge for each unfinished parent of a blocked task.
+"""Which task needs which in a SQLite database: one edge from each parent that a task names, until the task has ended.
 
-An edge goes when its parent has ended. A task whose last edge goes becomes pending; one whose parent did not complete
-is doomed, unless it said that it would run all the same (the edge is not `strict` then).
+An edge `waits` until its parent has ended. A task whose last edge ceases to wait becomes pending; one whose parent did
+not complete is doomed, unless it said that it would run all the same (the edge is not `strict` then). The clean-up
+keeps a task from which an edge goes out.
 """
 
 from __future__ import annotations
@@ -53,25 +54,28 @@ def place_anew(db: sqlite3.Connection, tasks: list[Task]) -> list[Task]:
     standing: dict[str, str] = dict(db.execute(schema.STATUS_AMONG, (parents,)))
     placed = [_begun(replace(task, after=tuple(p for p in task.after if p in standing)), standing) for task in tasks]
     db.executemany(schema.PLACE, [(stage_of(task), task.status, task.doom, task.id) for task in placed])
-    seqs = db.execute(schema.SEQS_AMONG, (json_list(task.id for task in placed),)).fetchall()
-    db.executemany(schema.DROP_EDGES_TO, [(seq,) for _, seq in seqs])
     insert_edges(db, placed)
     return placed
 
 
 def insert_edges(db: sqlite3.Connection, tasks: list[Task]) -> None:
-    """An edge from each unfinished parent to each of these tasks, which are stored."""
-    blocked = [task for task in tasks if task.status == Status.BLOCKED and not task.doom]
-    seqs = dict(db.execute(schema.SEQS_AMONG, (json_list(task.id for task in blocked),)))
-    parents = json_list({parent for task in blocked for parent in task.after})
+    """Insert an edge from each parent to each of these tasks, which are stored and have not ended."""
+    children = [task for task in tasks if task.after]
+    seqs = dict(db.execute(schema.SEQS_AMONG, (json_list(task.id for task in children),)))
+    parents = json_list({parent for task in children if task.status == Status.BLOCKED for parent in task.after})
     unfinished = {id for id, status in db.execute(schema.STATUS_AMONG, (parents,)) if status not in TERMINAL}
     edges = {
-        (parent, seqs[task.id], task.on_parent_failure == "fail")
-        for task in blocked
+        (parent, seqs[task.id], task.on_parent_failure == "fail", parent in unfinished)
+        for task in children
         for parent in task.after
-        if parent in unfinished
     }
     db.executemany(schema.INSERT_EDGE, edges)
+
+
+def drop_edges_to(db: sqlite3.Connection, seqs: Iterable[int]) -> None:
+    """These tasks have ended, or are gone: the clean-up may have a parent that no other one needs."""
+    if parents := {parent for (parent,) in db.execute(schema.DROP_EDGES_TO, (json_list(seqs),))}:
+        db.execute(schema.UNKEEP, (json_list(parents),))
 
 
 def settle(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], moves: Moves) -> None:
@@ -86,8 +90,27 @@ def settle(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], moves: Move
 def _settle_child(db: sqlite3.Connection, seq: int, doom: str | None, moves: Moves) -> None:
     blocked = db.execute(schema.IS_BLOCKED, (seq,)).fetchone()
     if blocked and doom:
-        db.execute(schema.DOOM, (doom, seq))
-        moves.touch(blocked[0])
+        _doom(db, seq, doom, moves)
     elif blocked and not blocked[1]:
         db.execute(schema.UNBLOCK, (seq,))
         moves.move(blocked[0], Status.BLOCKED, Status.PENDING)
+
+
+def orphan(db: sqlite3.Connection, parents: Iterable[str], moves: Moves) -> None:
+    """These tasks are deleted: a child that waits for anything is as if they had been cancelled. One that runs goes on,
+    in its version, but will not run again."""
+    if not db.execute(schema.ANY_EDGE).fetchone():
+        return
+    for parent in parents:
+        for child, strict in db.execute(schema.ALL_EDGES_OF, (parent,)).fetchall():
+            if doom := doom_by(parent, Status.CANCELLED, strict):
+                _doom(db, child, doom, moves)
+                db.execute(schema.DOOM_RUNNING, (doom, child))
+            else:
+                _settle_child(db, child, None, moves)
+
+
+def _doom(db: sqlite3.Connection, seq: int, doom: str, moves: Moves) -> None:
+    """Doom the task if it waits."""
+    for (lane,) in db.execute(schema.DOOM, (doom, seq)).fetchall():
+        moves.touch(lane)

@@ -44,7 +44,7 @@ class Index(Turns):
         """Build what follows from the tasks, their numbers and the parents they wait for."""
         self._id = {number: task_id for task_id, number in self._seq.items()}
         self._keys: dict[str, str] = {}
-        self._children: dict[str, set[str]] = defaultdict(set)
+        self._children: dict[str, set[str]] = defaultdict(set)  # of a parent: the unfinished tasks that name it
         self._room = self._new_room()
         self._processing: dict[str, None] = {}
         self._begin_to_count()
@@ -52,8 +52,8 @@ class Index(Turns):
             task = self._tasks[task_id]
             if task.key is not None:
                 self._keys[task.key] = task_id
-            for parent_id in self._parents[task_id]:
-                self._children[parent_id].add(task_id)
+            if task.after:
+                self._hold_parents(task)
             self._count(task, 1)
             self._enter(task)
         self._place_lanes(self._room)
@@ -123,8 +123,6 @@ class Index(Turns):
         """The task as it begins: blocked by its unfinished parents, or doomed by those that failed."""
         ended = [parent for parent in self._stored(task.after) if parent.is_terminal]
         self._parents[task.id] = set(task.after) - {parent.id for parent in ended}
-        for parent_id in self._parents[task.id]:
-            self._children[parent_id].add(task.id)
         for parent in ended:
             if doom := doom_by(parent.id, parent.status, task.on_parent_failure == "fail"):
                 return replace(task, status=Status.BLOCKED, doom=doom)
@@ -139,6 +137,8 @@ class Index(Turns):
             self._count(old, -1)
         self._count(task, 1)
         self._set(task)
+        if task.after:
+            self._hold_parents(task)
         self._processing.pop(task.id, None)
         self._room.leave(task)
         self._enter(task)
@@ -152,19 +152,54 @@ class Index(Turns):
     def _set(self, task: Task) -> None:
         self._tasks[task.id] = task
 
+    def _hold_parents(self, task: Task) -> None:
+        """Note with each of its parents that this task needs it, until the task has ended."""
+        if task.is_terminal:
+            self._let_parents_go(task)
+        else:
+            for parent_id in task.after:
+                self._children[parent_id].add(task.id)
+
+    def _let_parents_go(self, task: Task) -> None:
+        self._parents.pop(task.id, None)
+        for parent_id in task.after:
+            if children := self._children.get(parent_id):
+                children.discard(task.id)
+                if not children:
+                    del self._children[parent_id]
+
+    def _children_of(self, parent: Task) -> list[Task]:
+        """Return the unfinished tasks that name this one, oldest first."""
+        return [self._tasks[id] for id in sorted(self._children.get(parent.id, ()), key=self._seq.__getitem__)]
+
     def _settle_children(self, parent: Task) -> None:
-        """A parent has come to its end: its children are unblocked or doomed."""
+        """A parent has come to its end: the children that wait for it are unblocked or doomed."""
         if not parent.is_terminal:
             return
-        for child_id in sorted(self._children.pop(parent.id, ()), key=self._seq.__getitem__):
-            child = self._tasks[child_id]
-            self._parents[child_id].discard(parent.id)
-            if child.status != Status.BLOCKED or child.doom:
+        for child in self._children_of(parent):
+            if parent.id in self._parents[child.id]:
+                self._parents[child.id].discard(parent.id)
+                if child.status == Status.BLOCKED and not child.doom:
+                    self._settle_child(child, doom_by(parent.id, parent.status, child.on_parent_failure == "fail"))
+
+    def _settle_child(self, child: Task, doom: str | None) -> None:
+        if doom:
+            self._put(replace(child, doom=doom, version=child.version + 1))
+        elif child.status == Status.BLOCKED and not self._parents[child.id]:
+            self._put(replace(child, status=Status.PENDING, version=child.version + 1))
+
+    def _orphan_children(self, parent: Task) -> None:
+        """A parent is deleted: a child that waits for anything is as if it had been cancelled. One that runs goes on,
+        in its version, but will not run again."""
+        for child in self._children_of(parent):
+            self._parents[child.id].discard(parent.id)
+            doom = doom_by(parent.id, Status.CANCELLED, child.on_parent_failure == "fail")
+            if child.doom:
                 continue
-            if doom := doom_by(parent.id, parent.status, child.on_parent_failure == "fail"):
-                self._put(replace(child, doom=doom, version=child.version + 1))
-            elif not self._parents[child_id]:
-                self._put(replace(child, status=Status.PENDING, version=child.version + 1))
+            if child.status != Status.PROCESSING:
+                self._settle_child(child, doom)
+            elif doom:
+                self._set(replace(child, doom=doom))
 
     # --- claim
 
@@ -227,9 +262,12 @@ class Index(Turns):
         return current
 
     def _advance(self, task: Task) -> bool:
-        """Takes the outcome over; says whether the task has come back from its end."""
+        """Apply the outcome. Return True if a terminal task waits again."""
         stored = self._tasks[task.id]
-        self._put(replace(stored, version=stored.version + 1, **{name: getattr(task, name) for name in STATE}))
+        state = {name: getattr(task, name) for name in STATE}
+        if stored.status == Status.PROCESSING and task.status in WAITING:
+            state["doom"] = task.doom or stored.doom  # its parent may have been deleted while it ran
+        self._put(replace(stored, version=stored.version + 1, **state))
         return stored.is_terminal and task.status in WAITING
 
     def _place_anew(self, task: Task) -> None:
@@ -323,12 +361,11 @@ class Index(Turns):
         return len(gone)
 
     def _delete(self, task: Task) -> None:
-        self._settle_children(replace(task, status=Status.CANCELLED))
+        self._orphan_children(task)
         self._forget(task)
 
     def _forget(self, task: Task) -> None:
-        for parent in self._parents.pop(task.id, ()):
-            self._children[parent].discard(task.id)
+        self._let_parents_go(task)
         self._count(task, -1)
         self._room.leave(task)
         del self._tasks[task.id], self._id[self._seq.pop(task.id)]
@@ -340,6 +377,6 @@ class Index(Turns):
         old = (
             t.id
             for t in self._tasks.values()
-            if t.status in statuses and t.is_terminal and (t.finished_at or 0) < before
+            if t.status in statuses and t.is_terminal and (t.finished_at or 0) < before and not self._children.get(t.id)
         )
         return self._remove(list(islice(old, 1000)))

@@ -117,6 +117,11 @@ class MemoryStore(Index):
             self._note(child_id)
         super()._settle_children(parent)
 
+    def _orphan_children(self, parent: Task) -> None:
+        for child_id in self._children.get(parent.id, ()):
+            self._note(child_id)
+        super()._orphan_children(parent)
+
     def _use(self, selector: Selector, used: Mapping[str, float], now: float) -> None:
         buckets = self._next_at[selector]
         self._buckets += [(selector, bucket, buckets.get(bucket, 0.0)) for bucket in used]

@@ -44,7 +44,7 @@ from dtq.task import TERMINAL, Task
 CHUNK = 128  # tasks in one script
 HURRY = 0.25  # seconds for which a call of the loop tries to reach the server: workers must not wait for it
 STRETCH = 1000  # ids that one script of `find` looks at
-PURGE = 200  # tasks that one script removes
+PURGE = 200  # tasks that one script looks at, and removes
 REPLY_KEPT = 60  # seconds for which a claim is remembered, for who has missed the reply
 Claimed = tuple[list[Task], list[bytes]]  # and the times at which there may be more
 _reply = msgspec.msgpack.Decoder().decode
@@ -277,7 +277,10 @@ class RedisStore:
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
         wanted = sorted(set(map(str, statuses)) & set(map(str, TERMINAL)))
-        return int(self.link.call("purge", [repr(before), wanted, PURGE], HURRY))
+        while True:
+            removed, looked_at = self.link.call("purge", [repr(before), wanted, PURGE], HURRY)
+            if removed or looked_at < PURGE:
+                return int(removed)
 
     def _changed(self) -> None:
         self._foreseen = {}

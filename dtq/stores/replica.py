@@ -97,6 +97,10 @@ class Replica(Index):
         self._freed |= self._children.get(parent.id, set())
         super()._settle_children(parent)
 
+    def _orphan_children(self, parent: Task) -> None:
+        self._freed |= self._children.get(parent.id, set())
+        super()._orphan_children(parent)
+
     def _place_anew(self, task: Task) -> None:
         self._rewritten.add(task.id)
         super()._place_anew(task)
@@ -194,8 +198,6 @@ class Replica(Index):
         self._register(task, number)
         self._number = max(self._number, number)
         self._parents[task.id] = set(entry.waits_for)
-        for parent in entry.waits_for:
-            self._children[parent].add(task.id)
         self._put(task)
 
     def _move(self, moved: Any) -> None:
@@ -206,9 +208,8 @@ class Replica(Index):
 
     def _free_children(self, parent_id: str) -> None:
         """What becomes of the children stands in the change itself; here they only cease to wait for this one."""
-        children = self._children.pop(parent_id, set())
-        self._freed |= children
-        for child_id in children:
+        for child_id in self._children.get(parent_id, ()):
+            self._freed.add(child_id)
             self._parents[child_id].discard(parent_id)
 
     def settle_orphans(self) -> None:

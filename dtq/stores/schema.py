@@ -29,6 +29,27 @@ BLOCKED, LATER, READY, DOOMED = range(4)
 
 COUNTERS = tuple(map(str, Status))
 
+# `kept` comes before what may be large: SQLite has to read it for the index whenever a task changes.
+TASK = """
+CREATE TABLE task (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, lane INTEGER NOT NULL, key TEXT,
+    stage INTEGER, status TEXT NOT NULL, version INTEGER NOT NULL, priority INTEGER NOT NULL,
+    run_at REAL NOT NULL, expires REAL, created_at REAL NOT NULL, started_at REAL, finished_at REAL,
+    attempts INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0,
+    worker TEXT, lease_until REAL, doom TEXT, progress REAL NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '',
+    kept INTEGER NOT NULL DEFAULT 0, options TEXT, error TEXT, outcome TEXT, payload TEXT
+);"""
+# `task_finished`: first what the clean-up may remove, then (kept = 1) what it found that an unfinished child needs.
+TASK_INDEXES = """
+CREATE INDEX task_later ON task (run_at) WHERE stage = 1;
+CREATE INDEX task_ready ON task (lane, priority DESC, run_at, seq) WHERE stage = 2;
+CREATE INDEX task_doomed ON task (lane) WHERE stage = 3;
+CREATE INDEX task_expires ON task (expires) WHERE expires IS NOT NULL AND stage < 3;
+CREATE INDEX task_held ON task (worker) WHERE status = 'processing';
+CREATE INDEX task_finished ON task (kept, finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX task_failed ON task (id) WHERE status = 'failed';
+CREATE UNIQUE INDEX task_key ON task (key) WHERE key IS NOT NULL;
+"""
 # The highest version that any deleted task had: one row.
 DELETED = """
 CREATE TABLE deleted (version INTEGER NOT NULL);
@@ -64,24 +85,11 @@ CREATE INDEX share_mark ON share (mark);
 """
 
 TABLES = f"""
-CREATE TABLE task (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, lane INTEGER NOT NULL, key TEXT,
-    stage INTEGER, status TEXT NOT NULL, version INTEGER NOT NULL, priority INTEGER NOT NULL,
-    run_at REAL NOT NULL, expires REAL, created_at REAL NOT NULL, started_at REAL, finished_at REAL,
-    attempts INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0,
-    worker TEXT, lease_until REAL, doom TEXT, progress REAL NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '',
-    options TEXT, error TEXT, outcome TEXT, payload TEXT
-);
-CREATE INDEX task_later ON task (run_at) WHERE stage = 1;
-CREATE INDEX task_ready ON task (lane, priority DESC, run_at, seq) WHERE stage = 2;
-CREATE INDEX task_doomed ON task (lane) WHERE stage = 3;
-CREATE INDEX task_expires ON task (expires) WHERE expires IS NOT NULL AND stage < 3;
-CREATE INDEX task_held ON task (worker) WHERE status = 'processing';
-CREATE INDEX task_finished ON task (finished_at) WHERE finished_at IS NOT NULL;
-CREATE INDEX task_failed ON task (id) WHERE status = 'failed';
-CREATE UNIQUE INDEX task_key ON task (key) WHERE key IS NOT NULL;
-
-CREATE TABLE edge (parent TEXT, child INTEGER, strict INTEGER, PRIMARY KEY (parent, child)) WITHOUT ROWID;
+{TASK}
+{TASK_INDEXES}
+CREATE TABLE edge (
+    parent TEXT, child INTEGER, strict INTEGER, waits INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (parent, child)
+) WITHOUT ROWID;
 CREATE INDEX edge_child ON edge (child);
 
 CREATE TABLE lane_limit (selector TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
@@ -99,9 +107,25 @@ FIRST = f"""SELECT first, run_at, seq, -(SELECT min(priority) FROM task WHERE st
     FROM (SELECT 1) LEFT JOIN (SELECT -priority AS first, run_at, seq FROM task WHERE stage = {READY} AND lane = ?1
     ORDER BY priority DESC, run_at, seq LIMIT 1)"""
 
+_COLUMNS_1 = """seq, id, lane, key, stage, status, version, priority, run_at, expires, created_at, started_at,
+    finished_at, attempts, interruptions, worker, lease_until, doom, progress, note, options, outcome, payload"""
+_ENDED = "('completed', 'failed', 'cancelled')"
+
 # What makes a file of each older version one of the next.
 UPGRADES = {
     1: f"""
+ALTER TABLE task RENAME TO task_1;
+{TASK}
+INSERT INTO task ({_COLUMNS_1}, error)
+    SELECT {_COLUMNS_1}, CASE WHEN json_valid(outcome) THEN json_extract(outcome, '$.error') END FROM task_1;
+DROP TABLE task_1;
+{TASK_INDEXES}
+ALTER TABLE edge ADD COLUMN waits INTEGER NOT NULL DEFAULT 1;
+DELETE FROM edge WHERE child IN (SELECT seq FROM task WHERE status IN {_ENDED});
+INSERT OR IGNORE INTO edge (parent, child, strict, waits)
+    SELECT parent.value, seq, json_extract(options, '$.on_parent_failure') IS NULL, 0
+    FROM task, json_each(CASE WHEN json_valid(options) THEN options END, '$.after') AS parent
+    WHERE status NOT IN {_ENDED};
 DROP INDEX lane_waiting;
 ALTER TABLE lane RENAME TO lane_1;
 {LANES}{DELETED}
@@ -137,7 +161,7 @@ KEYS_AMONG = "SELECT key, id FROM task WHERE key IN (SELECT value FROM json_each
 STATUS_AMONG = "SELECT id, status FROM task WHERE id IN (SELECT value FROM json_each(?))"
 SEQS_AMONG = "SELECT id, seq FROM task WHERE id IN (SELECT value FROM json_each(?))"
 BEGINNING = "SELECT version + 1 FROM deleted"
-INSERT_EDGE = "INSERT INTO edge (parent, child, strict) VALUES (?, ?, ?)"
+INSERT_EDGE = "INSERT INTO edge (parent, child, strict, waits) VALUES (?, ?, ?, ?)"
 LANE = "SELECT id FROM lane WHERE queue = ? AND type = ? AND key = ?"
 INSERT_KIND = "INSERT INTO kind (queue, type) VALUES (?, ?) ON CONFLICT DO NOTHING"
 INSERT_LANE = """INSERT INTO lane (queue, type, key, kind, keyed, mark)
@@ -196,17 +220,19 @@ REOPEN = """UPDATE lane SET until = 1 WHERE until > 0
     AND ?1 IN (queue, '') AND ?2 IN (type, '') AND (key = ?3 OR ?3 = '*')"""
 
 # --- update
-STANDING = "SELECT id, version, seq, lane, status, key FROM task WHERE id IN (SELECT value FROM json_each(?))"
+STANDING = "SELECT id, version, seq, lane, status, key, doom FROM task WHERE id IN (SELECT value FROM json_each(?))"
 REPLACE = """UPDATE task SET version = version + 1, stage = ?, status = ?, priority = ?, expires = ?, run_at = ?,
     started_at = ?, finished_at = ?, attempts = ?, interruptions = ?, worker = ?, lease_until = ?, doom = ?,
     progress = ?, note = ?, error = ?, outcome = ? WHERE seq = ?"""
 ANY_EDGE = "SELECT 1 FROM edge LIMIT 1"
-EDGES_OF = "DELETE FROM edge WHERE parent = ? RETURNING child, strict"
-IS_BLOCKED = f"SELECT lane, EXISTS (SELECT 1 FROM edge WHERE child = seq) FROM task WHERE seq = ? AND stage = {BLOCKED}"
+EDGES_OF = "UPDATE edge SET waits = 0 WHERE parent = ? AND waits RETURNING child, strict"
+IS_BLOCKED = f"""SELECT lane, EXISTS (SELECT 1 FROM edge WHERE child = seq AND waits) FROM task
+    WHERE seq = ? AND stage = {BLOCKED}"""
 UNBLOCK = f"UPDATE task SET stage = {LATER}, status = 'pending', version = version + 1 WHERE seq = ?"
 PLACE = "UPDATE task SET stage = ?, status = ?, doom = ? WHERE id = ?"
 LET_KEY_GO = "UPDATE task SET key = NULL WHERE seq = ?"
-DOOM = f"UPDATE task SET stage = {DOOMED}, doom = ?, version = version + 1 WHERE seq = ?"
+DOOM = f"""UPDATE task SET stage = {DOOMED}, doom = ?, version = version + 1 WHERE seq = ? AND stage < {DOOMED}
+    RETURNING lane"""
 
 # --- leases
 HELD = "SELECT id, version, worker FROM task WHERE status = 'processing' AND id IN (SELECT value FROM json_each(?))"
@@ -237,9 +263,15 @@ OLDEST_BELOW = f"""SELECT priority, run_at FROM task WHERE stage = {READY} AND l
 DELETE = """DELETE FROM task WHERE id IN (SELECT value FROM json_each(?)) AND status != 'processing'
     RETURNING seq, id, lane, status, version"""
 RAISE_DELETED = "UPDATE deleted SET version = max(version, ?)"
-FINISHED_BEFORE = """SELECT id FROM task WHERE finished_at IS NOT NULL AND finished_at < ?
-    AND status IN (SELECT value FROM json_each(?)) ORDER BY finished_at LIMIT 1000"""
-DROP_EDGES_TO = "DELETE FROM edge WHERE child = ?"
+FINISHED_BEFORE = """SELECT id, EXISTS (SELECT 1 FROM edge WHERE parent = id) FROM task
+    WHERE kept = 0 AND finished_at IS NOT NULL AND finished_at < ?
+    AND status IN (SELECT value FROM json_each(?)) ORDER BY finished_at LIMIT ?"""
+KEEP = "UPDATE task SET kept = 1 WHERE id IN (SELECT value FROM json_each(?))"
+UNKEEP = """UPDATE task SET kept = 0 WHERE kept = 1 AND id IN (SELECT value FROM json_each(?))
+    AND NOT EXISTS (SELECT 1 FROM edge WHERE parent = id)"""
+ALL_EDGES_OF = "UPDATE edge SET waits = 0 WHERE parent = ? RETURNING child, strict"
+DOOM_RUNNING = "UPDATE task SET doom = ? WHERE seq = ? AND status = 'processing' AND doom IS NULL"
+DROP_EDGES_TO = "DELETE FROM edge WHERE child IN (SELECT value FROM json_each(?)) RETURNING parent"
 
 
 def find_query(
@@ -256,7 +288,7 @@ def find_query(
             where.append(f"lane IN (SELECT id FROM lane WHERE {column} = ?)")
             values.append(value)
     if finished_after is not None:
-        where.append("finished_at > ?")
+        where.append("kept IN (0, 1) AND finished_at > ?")
         values.append(finished_after)
         if status != Status.FAILED:  # else SQLite looks at every task, in the order of their ids
             index = " INDEXED BY task_finished"

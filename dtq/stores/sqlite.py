@@ -31,14 +31,15 @@ from dtq.limits import Lane
 from dtq.stores import Node, Outcome, Stats, count_up, schema
 from dtq.stores.choice import Choice
 from dtq.stores.database import Database
-from dtq.stores.edges import insert_edges, place, place_anew, require_parents, settle
+from dtq.stores.edges import drop_edges_to, insert_edges, orphan, place, place_anew, require_parents, settle
 from dtq.stores.lanes import Lanes, Moves, change_limit, oldest, openings, read_limits
 from dtq.stores.peers import Fates, Peers
 from dtq.stores.readable import readable
 from dtq.stores.rows import json_list, new_row, state_row, task_of
 from dtq.stores.schema import find_query
-from dtq.task import TERMINAL, Status, Task, brief_of
+from dtq.task import TERMINAL, WAITING, Status, Task, brief_of
 
+PURGE = 1000  # tasks that one step of `purge` looks at
 Row = tuple[Any, ...]
 _node = msgspec.json.Decoder(Node).decode
 
@@ -145,25 +146,31 @@ class SQLiteStore:
         return self.database.write(lambda db: self._update(db, outcomes), flush=True, wake="others")
 
     def _update(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> set[str]:
-        standing = {
-            row[0]: row[1:] for row in db.execute(schema.STANDING, (json_list(task.id for task, _ in outcomes),))
-        }
+        text = json_list(task.id for task, _ in outcomes)
+        standing = {row[0]: row[1:] for row in db.execute(schema.STANDING, (text,))}
         accepted: dict[str, Task] = {}
         successors: list[Task] = []
         revived: list[str] = []
+        freed: list[int] = []  # children that have ended
         rows, moves = [], Moves()
         for task, planted in outcomes:
-            version, seq, lane, status, key = standing.get(task.id, (None, 0, 0, "", None))
+            version, seq, lane, status, key, doom = standing.get(task.id, (None, 0, 0, "", None, None))
             if version == task.version and task.id not in accepted:
+                if doom and not task.doom and status == Status.PROCESSING and task.status in WAITING:
+                    task = replace(task, doom=doom)  # its parent was deleted while it ran
                 accepted[task.id] = task
                 successors += planted
                 rows.append(state_row(task, seq))
+                if task.after and task.is_terminal:
+                    freed.append(seq)
                 moves.move(lane, status, task.status)
                 if status in TERMINAL and task.after and not task.is_terminal:
                     revived.append(task.id)
                 if planted and key is not None:
                     self._hand_over_key(db, seq, key, planted)
         db.executemany(schema.REPLACE, rows)
+        if freed:
+            drop_edges_to(db, freed)
         if revived:
             self._place_anew(db, revived, moves)
         if successors:
@@ -291,23 +298,38 @@ class SQLiteStore:
 
     def _delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
         order = {id: at for at, id in enumerate(dict.fromkeys(ids))}  # the first to go is the one that children name
-        rows = sorted(db.execute(schema.DELETE, (json_list(order),)), key=lambda row: order[row[1]])
         moves = Moves()
+        gone = sorted(self._remove(db, list(order), moves), key=order.__getitem__)
+        orphan(db, gone, moves)
+        moves.write(db)
+        return len(gone)
+
+    def _remove(self, db: sqlite3.Connection, ids: list[str], moves: Moves) -> list[str]:
+        """Remove those of these tasks that do not run; return their ids."""
+        rows = db.execute(schema.DELETE, (json_list(ids),)).fetchall()
         for _, _, lane, status, _ in rows:
             moves.leave(lane, status)
         if rows:
             db.execute(schema.RAISE_DELETED, (max(row[4] for row in rows),))
-        db.executemany(schema.DROP_EDGES_TO, [(row[0],) for row in rows])
-        settle(db, [(row[1], Status.CANCELLED) for row in rows], moves)
-        moves.write(db)
-        return len(rows)
+            drop_edges_to(db, [row[0] for row in rows])
+        return [row[1] for row in rows]
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
-        def work(db: sqlite3.Connection) -> int:
-            wanted = json_list(set(statuses) & TERMINAL)
-            return self._delete(db, [id for (id,) in db.execute(schema.FINISHED_BEFORE, (before, wanted))])
+        wanted = json_list(set(statuses) & TERMINAL)
 
-        return self.database.write(work, flush=True, wake=None)
+        def work(db: sqlite3.Connection) -> tuple[int, int]:
+            found = db.execute(schema.FINISHED_BEFORE, (before, wanted, PURGE)).fetchall()
+            if needed := [id for id, is_needed in found if is_needed]:
+                db.execute(schema.KEEP, (json_list(needed),))  # it is not found again until its children have ended
+            moves = Moves()
+            gone = self._remove(db, [id for id, is_needed in found if not is_needed], moves)
+            moves.write(db)
+            return len(gone), len(found)
+
+        while True:
+            removed, looked_at = self.database.write(work, flush=True, wake=None)
+            if removed or looked_at < PURGE:
+                return removed
 
     def fileno(self) -> int:
         return self.database.fileno()

@@ -13,7 +13,10 @@ for _, id in ipairs(input[1]) do
     note_version(t)
   end
 end
-for _, id in ipairs(gone) do remove(id, load(id)) end
+for _, id in ipairs(gone) do
+  orphan(id)
+  remove(id, load(id))
+end
 flush()
 keep_highest()
 tell(input[2])

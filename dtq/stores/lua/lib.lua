@@ -12,7 +12,9 @@
 -- r:<lane>        what may be claimed: priority, due time and number as text that sorts, then the id
 -- lanes, doomed   lanes with an r:, with a d: (d:<lane> holds the doomed, to be ended whatever the limits are)
 -- lease           id by the end of its lease                f:<status>     id by its end, terminal ones only
--- c:<id> set      blocked children                          p:<id> set     parents that are not at their end
+-- c:<id> set      children that wait for it                 p:<id> set     parents that are not at their end
+-- u:<id> set      unfinished children that wait for it no more: they need it nevertheless
+-- kept set        what has ended and is not in f:, since the clean-up found that an unfinished child needs it
 -- n hash          "<lane> <status>" -> how many             run   hash     lane -> how many are processing
 -- settle hash     ended parent -> status, of those who have too many children to be told in one script
 -- limits hash, tat:<selector>, share, share:now             see pick.lua
@@ -183,14 +185,18 @@ local function ready(id, lane, place, number)
   set("lanes", lane, ZERO)
 end
 
+local function enter_end(id, t) -- by when it ended: what the clean-up goes by
+  local ended = string.match(t[COURSE], "^[^\31]*")
+  set("f:" .. t[STATUS], id, ended ~= "" and ended or ZERO)
+end
+
 local function enter(id, t, is_due) -- into every index where a task like this is looked for; it will be written
   local status = t[STATUS]
   dirty[id] = true
   count(t[LANE], status, 1)
   if TERMINAL[status] then
-    local ended = string.match(t[COURSE], "^[^\31]*")
     set("s:" .. status, id, ZERO)
-    set("f:" .. status, id, ended ~= "" and ended or ZERO)
+    enter_end(id, t)
     return set("open", id, false)
   elseif status == "processing" then
     local _, _, lease = claim_of(t)
@@ -233,37 +239,80 @@ local function wait_for_nobody(id)
   call("DEL", root .. "p:" .. id)
 end
 
+local function is_needed(id)
+  return call("EXISTS", root .. "c:" .. id, root .. "u:" .. id) > 0
+end
+
+local function free(id) -- where no child needs it any more, the clean-up may have what it has kept
+  if is_needed(id) or call("SREM", root .. "kept", id) == 0 then return end
+  local t = load(id)
+  if t and TERMINAL[t[STATUS]] then enter_end(id, t) end
+end
+
+local function need_no_parent(id, t) -- the task has ended, or goes
+  if string.byte(t[FIXED], string.byte(t[FIXED], 16) == 31 and 17 or 18) == 31 then return end -- it has none
+  local _, _, parents = fixed_of(t)
+  for parent in string.gmatch(parents, "[^,]+") do
+    if call("SREM", root .. "u:" .. parent, id) == 1 then free(parent) end
+  end
+end
+
 local function among(list) -- a table of those in the list, to ask whether one is
   local found = {}
   for _, member in ipairs(list) do found[member] = true end
   return found
 end
 
-local function unblock(id, t, parent, status)
-  local _, strict = fixed_of(t)
-  local falls = strict == "1" and status ~= "completed"
-  if not falls and call("EXISTS", root .. "p:" .. id) == 1 then return end
+local function fall(id, t, reason)
+  if t[STATUS] == "processing" then -- it goes on, in its version, but will not run again
+    doom(t, reason)
+    dirty[id] = true
+    return
+  end
   leave(id, t)
   t[VERSION] = t[VERSION] + 1
-  if falls then doom(t, "its parent " .. parent .. " is " .. status) else t[STATUS] = "pending" end
+  doom(t, reason)
   enter(id, t)
+end
+
+local function unblock(id, t)
+  leave(id, t)
+  t[VERSION] = t[VERSION] + 1
+  t[STATUS] = "pending"
+  enter(id, t)
+end
+
+local function settle_child(id, t, parent, status) -- status "deleted" is for whatever needs the parent
+  local _, strict = fixed_of(t)
+  local is_blocked = t[STATUS] == "blocked"
+  if is_doomed(t) or not is_blocked and status ~= "deleted" then return end
+  if strict == "1" and status ~= "completed" then
+    fall(id, t, "its parent " .. parent .. " is " .. (status == "deleted" and "cancelled" or status))
+  elseif is_blocked and call("EXISTS", root .. "p:" .. id) == 0 then
+    unblock(id, t)
+  end
 end
 
 -- A parent has ended: up to `budget` of its children are unblocked or doomed; what is left is for settle.lua.
 local function settle(parent, status, budget)
   status = call("HGET", root .. "settle", parent) or status
   local key = root .. "c:" .. parent
-  local children = call("SPOP", key, budget)
+  local children, unfinished = call("SPOP", key, budget), {}
   preload(children)
   for _, id in ipairs(children) do
     call("SREM", root .. "p:" .. id, parent)
     local t = load(id)
-    if t and t[STATUS] == "blocked" and not is_doomed(t) then unblock(id, t, parent, status) end
+    if t and not TERMINAL[t[STATUS]] then
+      unfinished[#unfinished + 1] = id
+      settle_child(id, t, parent, status)
+    end
   end
+  send("SADD", "u:" .. parent, unfinished)
   if call("EXISTS", key) == 1 then
     call("HSET", root .. "settle", parent, status)
   else
     call("HDEL", root .. "settle", parent)
+    if #unfinished == 0 then free(parent) end
   end
   return #children
 end

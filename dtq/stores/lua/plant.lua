@@ -55,20 +55,25 @@ local function begin(strict, parents) -- status, doom, and the parents that it w
   return #waits > 0 and "blocked" or "pending", "", waits
 end
 
-local function wait_for(id, parents)
-  for _, parent in ipairs(parents) do
+local function hold(id, parents, waits) -- the parents that it names, and those of them that it waits for
+  for _, parent in ipairs(waits) do
     call("SADD", root .. "p:" .. id, parent)
     call("SADD", root .. "c:" .. parent, id)
     load(parent)[CHILDREN] = true
     dirty[parent] = true
+  end
+  waits = among(waits)
+  for _, parent in ipairs(parents) do
+    if not waits[parent] then call("SADD", root .. "u:" .. parent, id) end
   end
 end
 
 local function place_anew(id, t) -- one that has come back from its end; parents that are gone count no more
   local _, strict, named = fixed_of(t)
   if named == "" then return end
-  local parents = {}
+  local all, parents = {}, {}
   for parent in string.gmatch(named, "[^,]+") do
+    all[#all + 1] = parent
     if load(parent) then parents[#parents + 1] = parent end
   end
   local status, reason, waits = begin(strict, parents)
@@ -77,7 +82,7 @@ local function place_anew(id, t) -- one that has come back from its end; parents
   doom(t, reason)
   enter(id, t)
   wait_for_nobody(id)
-  wait_for(id, waits)
+  hold(id, all, waits)
 end
 
 local function store(new, front, number) -- one that waits for nobody, and is ready: as most are
@@ -112,7 +117,7 @@ end
 
 local function plant(news, ids, fresh)
   if #fresh == 0 then return end
-  local stands_for, children, depends = {}, {}, false
+  local stands_for, children, depends = {}, {}, false -- of a child: {its parents, those that it waits for}
   for i, new in ipairs(news) do
     stands_for[new[ID]] = ids[i]
     depends = depends or new[PARENTS] ~= nil
@@ -125,11 +130,12 @@ local function plant(news, ids, fresh)
     set("open", id, ZERO)
     if key ~= "" then call("HSET", root .. "k", key, id) end
     if depends or new[PLACE] == "" then
-      children[id] = store_any(new, front, number, parents_of(new, stands_for))
+      local parents = parents_of(new, stands_for)
+      children[id] = {parents, store_any(new, front, number, parents)}
     else
       store(new, front, number)
     end
   end
-  for id, waits in pairs(children) do wait_for(id, waits) end
+  for id, parents in pairs(children) do hold(id, parents[1], parents[2]) end
   flush()
 end

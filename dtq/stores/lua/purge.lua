@@ -2,17 +2,25 @@
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {time before which they must have ended, terminal statuses, how many at most}
--- reply    how many were removed
+-- reply    {how many were removed, how many were looked at}: what an unfinished child needs is kept
 
 local before, statuses, most = unpack(input)
-local n = 0
+local removed, looked_at = 0, 0
 for _, status in ipairs(statuses) do
-  local old = call("ZRANGEBYSCORE", root .. "f:" .. status, "-inf", "(" .. before, "LIMIT", 0, most - n)
+  local old = call("ZRANGEBYSCORE", root .. "f:" .. status, "-inf", "(" .. before, "LIMIT", 0, most - looked_at)
+  looked_at = looked_at + #old
   preload(old)
-  for _, id in ipairs(old) do note_version(load(id)) end
-  for _, id in ipairs(old) do remove(id, load(id)) end
-  n = n + #old
+  for _, id in ipairs(old) do
+    if is_needed(id) then
+      set("f:" .. status, id, false) -- it is not looked at again until its children have ended
+      call("SADD", root .. "kept", id)
+    else
+      note_version(load(id))
+      remove(id, load(id))
+      removed = removed + 1
+    end
+  end
 end
 flush()
 keep_highest()
-return n
+return {removed, looked_at}

@@ -1,4 +1,4 @@
--- remove.lua: a task goes, for delete and purge.
+-- remove.lua: tasks go, for delete and purge.
 
 local highest = 0 -- version of those that go
 
@@ -10,13 +10,23 @@ local function keep_highest() -- new tasks begin above it
   if highest > tonumber(call("GET", root .. "deleted") or 0) then call("SET", root .. "deleted", highest) end
 end
 
+local function orphan(id) -- it is deleted: for children that wait for anything it is as if cancelled
+  if not is_needed(id) then return end
+  local waiting, needing = root .. "c:" .. id, root .. "u:" .. id
+  call("SUNIONSTORE", waiting, waiting, needing)
+  call("DEL", needing)
+  call("HDEL", root .. "settle", id)
+  settle(id, "deleted", 500)
+end
+
 local function remove(id, t)
-  settle(id, "cancelled", 500) -- for its waiting children it is as if cancelled
   wait_for_nobody(id)
+  if not TERMINAL[t[STATUS]] then need_no_parent(id, t) end
   local _, _, _, key = fixed_of(t)
   if key ~= "" and call("HGET", root .. "k", key) == id then call("HDEL", root .. "k", key) end
   leave(id, t)
   set("open", id, false)
+  call("SREM", root .. "kept", id)
   tasks[id] = false
   for _, hash in ipairs({"t", "b", "o"}) do call("HDEL", root .. hash, id) end
 end

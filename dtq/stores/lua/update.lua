@@ -50,6 +50,8 @@ end
 local function replace(t, outcome) -- says whether it has come back from its end
   local id, version, token, status, attempts, left, claim, course = unpack(outcome, 1, 8)
   local is_back = TERMINAL[t[STATUS]] and not TERMINAL[status]
+  local reason -- its parent was deleted while it ran
+  if t[STATUS] == "processing" and not TERMINAL[status] and is_doomed(t) then reason = select(6, course_of(t)) end
   leave(id, t)
   if left ~= "" then
     put(lefts, id, left)
@@ -58,7 +60,9 @@ local function replace(t, outcome) -- says whether it has come back from its end
   end
   t[STATUS], t[VERSION], t[ATTEMPTS], t[TOKEN] = status, version + 1, attempts, token
   t[LEFT], t[CLAIM], t[COURSE] = left ~= "", claim, course
+  if reason and not is_doomed(t) then doom(t, reason) end
   enter(id, t)
+  if TERMINAL[status] then need_no_parent(id, t) end
   return is_back
 end
 
