@@ -74,14 +74,16 @@ class Endings:
         if self.over:
             self.fail(task_id, DTQError(f"task {task_id} had not ended when {self.over}"))
 
-    def check(self, get: Callable[[list[str]], list[Task]]) -> None:
-        """Look in the store for the tasks that are waited for. Those that are gone fail with UnknownTask."""
+    def check(self, get: Callable[..., list[Task]]) -> None:
+        """Look in the store, with its `get`, for the tasks that are waited for. Only those that have ended are read
+        whole. Those that are gone fail with UnknownTask."""
         with self._lock:
             ids = list(self._futures)
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
-            tasks = get(batch)
-            self.settle(tasks)
+            tasks = get(batch, brief=True)
+            if ended := [task.id for task in tasks if task.is_terminal]:
+                self.settle(get(ended))
             for task_id in set(batch).difference(task.id for task in tasks):
                 self.fail(task_id, UnknownTask(f"task {task_id} was deleted or cleaned up while it was waited for"))
 

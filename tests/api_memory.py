@@ -4,7 +4,8 @@
     python tests/api_memory.py URL [TASKS] [KIB]  in the empty store at URL
 
 Each task has a payload and a result of KIB KiB, or, where it failed, a payload, two attempts and a log. Prints the peak
-resident size of `dtq serve`, and exits with 1 where one is over LIMIT.
+resident size of `dtq serve`, and exits with 1 where one is over LIMIT. Of a file store, which has all of its tasks in
+the memory of each process, it counts what the lists add to that.
 """
 
 from __future__ import annotations
@@ -147,11 +148,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for store in [url] if url else [f"{folder}/q.db", servers.url_of("valkey"), f"file:{folder}/q"]:
             fill(store, int(n), int(kib))
-            peak = measure(store, Path(folder, "log"))
-            print(
-                f"{store}: {peak.begin:.0f} MB at first, {peak.most:.0f} MB at most, {peak.seconds:.1f} s", flush=True
-            )
-            worst = max(worst, peak.most)
+            begin, most, seconds = measure(store, Path(folder, "log"))
+            print(f"{store}: {begin:.0f} MB at first, {most:.0f} MB at most, {seconds:.1f} s", flush=True)
+            worst = max(worst, most - begin if store.startswith("file:") else most)
     print(f"{worst:.0f} MB at most, allowed are {LIMIT}")
     return int(worst > LIMIT)
 

@@ -18,6 +18,7 @@ from dtq.api import routes
 from dtq.api.models import TaskSummary
 from dtq.errors import UnknownTask
 from dtq.flow import Flow
+from dtq.handle import Endings
 from dtq.stores.memory import MemoryStore
 from dtq.task import ErrorInfo, fail
 
@@ -141,6 +142,18 @@ def test_a_page_of_the_largest_errors_stays_below_its_bound(client, manager):
     assert len(page.content) <= routes.PAGE_BYTES + 200
     assert len(page.json()["tasks"]) < 1000
     assert page.json()["next"] in page.headers["link"]
+
+
+def test_tasks_that_are_waited_for_are_read_whole_when_they_have_ended(manager, store):
+    ids = [handle.id for handle in manager.add_many({"type": "some", "payload": 1} for _ in range(20))]
+    endings = Endings()
+    futures = [endings.future(id) for id in ids]
+    store.whole = 0
+    endings.check(store.get)
+    assert (store.whole, any(future.done() for future in futures)) == (0, False)
+    die(manager)
+    endings.check(store.get)
+    assert (store.whole, [future.result(0).payload for future in futures]) == (20, [1] * 20)
 
 
 def test_dead_letters_are_counted_and_purged_with_few_of_them_in_memory(manager, store):

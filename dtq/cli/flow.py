@@ -54,7 +54,7 @@ def show(
         if json:
             print_json(flow.state())
             return
-        tasks = flow.tasks()
+        tasks = flow.tasks(brief=True)
         print_table(tasks[:limit], len(flow) + 1)
         state = FlowState.of(flow.id, tasks)
         counts = ", ".join(f"{n:,} {status}" for status, n in state.counts.items() if n)

@@ -45,7 +45,7 @@ class Drawing:
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
-        tasks = flow.tasks()
+        tasks = flow.tasks(brief=True)
         self._layers = layers({task.id: task.after for task in tasks})
         self.svg = self._draw(tasks)
         self.widget = widgets.HTML(self.svg)
@@ -60,7 +60,7 @@ class Drawing:
         """Returns when all tasks have ended and the drawing shows it. Raises TimeoutError, saying what is left, and
         what became of the store where it could not be read any more."""
         if not self._over.wait(timeout):
-            raise TimeoutError(f"{_tell(self._flow.tasks(), len(self._layers))} after {timeout} s")
+            raise TimeoutError(f"{_tell(self._flow.tasks(brief=True), len(self._layers))} after {timeout} s")
         if self._error is not None:
             raise self._error
 
@@ -68,7 +68,7 @@ class Drawing:
         try:
             while True:
                 began = time.monotonic()
-                tasks = self._flow.tasks()
+                tasks = self._flow.tasks(brief=True)
                 self.svg = self.widget.value = self._draw(tasks)
                 if all(task.is_terminal for task in tasks):
                     break
