@@ -42,12 +42,12 @@ class Counted(MemoryStore):
         self.whole = self.brief = 0
 
     def find(self, *, brief=False, **wanted):
-        return self._note(super().find(brief=brief, **wanted), brief)
+        return self._counted(super().find(brief=brief, **wanted), brief)
 
     def get(self, ids, *, brief=False):
-        return self._note(super().get(ids, brief=brief), brief)
+        return self._counted(super().get(ids, brief=brief), brief)
 
-    def _note(self, tasks, brief):
+    def _counted(self, tasks, brief):
         self.brief += brief * len(tasks)
         self.whole += (not brief) * len(tasks)
         return tasks
