@@ -169,8 +169,9 @@ class Game:
         return lambda store: store.add(tasks)
 
     def _claim(self) -> Callable[[Store], Any]:
-        n, at = self.chance.randrange(1, 8), self.now
-        return lambda store: store.claim(WORKER, n, 30, at, {QUEUE})
+        """By a worker of its own: after a lost reply, a server gives the same worker the same tasks again."""
+        n, at, worker = self.chance.randrange(1, 8), self.now, f"{WORKER}-{new_id(NOW)}"
+        return lambda store: store.claim(worker, n, 30, at, {QUEUE})
 
     def _update(self) -> Callable[[Store], Any]:
         outcomes = []
@@ -270,8 +271,8 @@ class Game:
             at = self.now
             taken = {}
             for store in (self.model, self.store):
-                claimed = store.claim(WORKER, 100, 30, at, {QUEUE})
-                claimed += store.reap("another-worker", 100, 30, at + 31)
+                claimed = store.claim(WORKER, 1000, 30, at, {QUEUE})
+                claimed += store.reap("another-worker", 1000, 30, at + 31)
                 store.update([(succeed(task, None, at), ()) for task in claimed])
                 taken[store] = sorted(task.id for task in claimed)
             if taken[self.store] != taken[self.model]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,23 +62,22 @@ class Lossy:
             self._losses.after -= 1
         elif self._losses.times:
             self._losses.times -= 1
-            raise redis.ConnectionError("the answer got lost")
+            raise self._losses.by
         return answer
 
 
 class Losses:
     """From now on so many answers to this store get lost (those that come `after` some others)."""
 
-    def __init__(self, store: RedisStore, times: int) -> None:
+    def __init__(self, store: RedisStore, times: int, by: BaseException | None = None) -> None:
+        self.by = by or redis.ConnectionError("the answer got lost")
         self.after = 0
         self.times = times
         self._lines = store.link._lines
         store.link._lines = self
 
-    @contextmanager
-    def line(self):
-        with self._lines.line() as line:
-            yield Lossy(line, self)
+    def use(self, talk):
+        self._lines.use(lambda line: talk(Lossy(line, self)))
 
     def close(self):
         self._lines.close()
@@ -104,6 +103,20 @@ def test_what_was_done_and_not_answered_is_known_when_it_is_asked_again(store, t
     assert store.update(outcomes) == set()
     assert store.stats().counts["completed"] == 2
     assert store.stats().counts["pending"] == 2
+
+
+def test_what_was_done_when_an_interrupt_came_is_known_when_it_is_asked_again(store):
+    store.add([Task(type="job", id="a")])
+    losses = Losses(store, 1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        store.claim("w1", 5, 30, NOW, {"job"})
+    (task,) = store.claim("w1", 5, 30, NOW, {"job"})
+    assert (task.id, task.version, task.attempts) == ("a", 2, 1)
+    losses.times = 1
+    with pytest.raises(KeyboardInterrupt):
+        store.update([(succeed(task, 1, NOW), ())])
+    assert store.update([(succeed(task, 1, NOW), ())]) == {"a"}
+    assert store.update([(succeed(task, 1, NOW), ())]) == set()
 
 
 def test_of_a_claim_in_several_parts_none_is_lost_when_answers_are(store):
@@ -139,8 +152,8 @@ def test_scripts_that_the_server_has_forgotten_are_sent_again(store):
 
 def test_lines_that_nobody_uses_may_have_been_cut(store):
     """All at once, as by a server that was started anew: the next call makes one new line, and does not try each."""
-    with store.link._lines.line(), store.link._lines.line(), store.link._lines.line():
-        pass
+    use = store.link._lines.use
+    use(lambda _: use(lambda _: use(lambda _: None)))
     store.link.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     began = time.monotonic()
     assert store.add([Task(type="job", id="a")]) == ["a"]

@@ -25,20 +25,24 @@ class Doubts:
     @contextmanager
     def about(self, requests: Sequence[tuple[Hashable, Any]]) -> Iterator[list[str]]:
         """A token for each request (its name, and what it says): the one that it had, where it was sent before and
-        says the same. Where the body raises StoreError, the requests are in doubt."""
+        says the same. Where the body raises StoreError, or is interrupted, the requests are in doubt."""
         fresh = os.urandom(8).hex()
         tokens = [self._token(name, content, fresh) for name, content in requests]
         try:
             yield tokens
-        except StoreError:
-            for (name, content), token in zip(requests, tokens, strict=True):
-                self._tokens[name] = token, content
-            for name in list(self._tokens)[:-MOST]:
-                self._tokens.pop(name, None)
+        except BaseException as error:
+            if isinstance(error, StoreError) or not isinstance(error, Exception):
+                self._keep(requests, tokens)
             raise
         if self._tokens:
             for name, _ in requests:
                 self._tokens.pop(name, None)
+
+    def _keep(self, requests: Sequence[tuple[Hashable, Any]], tokens: Sequence[str]) -> None:
+        for (name, content), token in zip(requests, tokens, strict=True):
+            self._tokens[name] = token, content
+        for name in list(self._tokens)[:-MOST]:
+            self._tokens.pop(name, None)
 
     def has(self, name: Hashable) -> bool:
         return name in self._tokens

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from redis import ConnectionPool, RedisError
@@ -23,18 +23,12 @@ class Lines:
         self._pid = os.getpid()
         self._closed = False
 
-    @contextmanager
-    def line(self) -> Iterator[Any]:
-        """A connection. Where the body raises, it is closed, as a reply may still be on its way; so are those that
-        nobody uses, since what befell this one has mostly befallen them."""
-        if self._pid != os.getpid():  # a fork: they are the parent's
-            self._pid, self._free = os.getpid(), deque()
+    def use(self, talk: Callable[[Any], None]) -> None:
+        """Talk on a connection. Where that raises, or is interrupted, it is closed, as a reply may still be on its way;
+        so are those that nobody uses, since what befell this one has mostly befallen them."""
+        connection = self._take()
         try:
-            connection = self._free.pop()
-        except IndexError:
-            connection = self._pool.get_connection()
-        try:
-            yield connection
+            talk(connection)
         except BaseException:
             self._hang_up(connection)
             self._hang_up_free_ones()
@@ -42,6 +36,13 @@ class Lines:
         self._free.append(connection)
         if self._closed:
             self._hang_up_free_ones()
+
+    def _take(self) -> Any:
+        if self._pid != os.getpid():  # a fork: they are the parent's
+            self._pid, self._free = os.getpid(), deque()
+        with suppress(IndexError):
+            return self._free.pop()
+        return self._pool.get_connection()
 
     def _hang_up_free_ones(self) -> None:
         with suppress(IndexError):

@@ -105,21 +105,21 @@ class Link:
 
     def calls(self, errand: Errand[T, R], patience: float | None = None) -> list[R]:
         """What the replies of an errand say, in order. Raises as `call` does."""
-        work = partial(self._talk, errand, self._lines) if self._lines else partial(self._talk_to_cluster, errand)
+        talk = partial(self._talk, errand)
+        work = partial(self._lines.use, talk) if self._lines else partial(self._talk_to_cluster, errand)
         self.patiently(work, self.timeout if patience is None else patience)
         return errand.replies
 
-    def _talk(self, errand: Errand[Any, Any], lines: Lines) -> None:
+    def _talk(self, errand: Errand[Any, Any], line: Any) -> None:
         """While the server is busy with one, the next is made and sent, and the reply before it is read."""
-        with lines.line() as line:
-            on_their_way = 0
-            while errand.left:
-                for one in errand.left[on_their_way:ON_THEIR_WAY]:
-                    self._send(line, errand.name, pack(errand.args(one)))
-                    on_their_way += 1
-                take_up()
-                errand.hear(self._receive(line, errand.name))
-                on_their_way -= 1
+        on_their_way = 0
+        while errand.left:
+            for one in errand.left[on_their_way:ON_THEIR_WAY]:
+                self._send(line, errand.name, pack(errand.args(one)))
+                on_their_way += 1
+            take_up()
+            errand.hear(self._receive(line, errand.name))
+            on_their_way -= 1
 
     def _send(self, line: Any, name: str, packed: bytes) -> None:
         command = ("EVALSHA", _digest(name)) if name in self._known else ("EVAL", script(name))
