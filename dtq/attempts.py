@@ -194,7 +194,7 @@ class Attempts:
         what = "the store failed; work goes on and outcomes are kept" if is_away else "a step of the loop failed"
         self._trouble.note(error, what)
         if self._trouble.is_hopeless and not self.failure:
-            self.failure = f"no turn was good for {PATIENCE:g} s: {type(error).__name__}: {error}"
+            self.failure = f"no turn was good for {PATIENCE:g} s: {self._trouble.words}"
             self.drain()
 
     def _tell_of_endings(self, ended: Iterable[Task], now: float) -> None:

@@ -26,6 +26,7 @@ REFUSALS = 3  # in a row, after which a StoreError may be the fault of one outco
 MAX_TRACEBACK = 16 << 10  # characters
 MAX_MESSAGE = 4 << 10
 QUIET = 10.0  # seconds in which a trouble that comes and goes is not told of again
+MAX_WORDS = 500  # characters
 KNOWN = 100  # different failures that Aside remembers
 _OF_THE_MACHINE = (StoreError, OSError, MemoryError)
 HandIn = Callable[[Sequence[Outcome]], None]
@@ -144,6 +145,7 @@ class Trouble:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self.wait = 0.0  # seconds until the next try; 0 while all is well
         self.error: Exception | None = None  # of this turn
+        self.words = ""  # what is wrong, until a turn is good again
         self._monotonic = monotonic
         self._since: float | None = None  # of what is not the store's to say
         self._told: dict[type, float] = {}  # when; inf: in this row of bad turns
@@ -156,6 +158,7 @@ class Trouble:
         if self.error is None:
             self.wait = min(self.wait * 2 or SHORTEST, LONGEST)
         self.error = error
+        self.words = _printable(_describe(error))[:MAX_WORDS]
         if self._is_news(type(error)):
             log.error("%s: %s", what, error, exc_info=None if isinstance(error, StoreError) else error)
         if not isinstance(error, StoreError) and self._since is None:
@@ -173,7 +176,7 @@ class Trouble:
     def end_turn(self) -> None:
         """Where nothing failed, begin anew."""
         if self.error is None and self.wait:
-            self.wait, self._since = 0.0, None
+            self.wait, self.words, self._since = 0.0, "", None
             self._told = {kind: min(told, self._monotonic()) for kind, told in self._told.items()}
 
     @property

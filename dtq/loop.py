@@ -192,10 +192,11 @@ class Loop(Attempts):
     def node(self, now: float) -> Node:
         self._aside.do("the census of the workers", self._take_census)
         busy = sum(worker.outstanding > 0 for worker in self._census)
+        metrics = {**self._metrics, "trouble": self._trouble.words} if self._trouble.words else self._metrics
         types = tuple(sorted(self._types()))
         return Node(
             self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(self._census), busy, types,
-            self._metrics,
+            metrics,
         )  # fmt: skip
 
     def _take_census(self) -> None:

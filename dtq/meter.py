@@ -10,6 +10,8 @@ has left there is nothing in the store any more: who wants to keep its figures h
      "ended": {"default": {"mail": {"completed": 9, "retried": 1, "timed_out": 1}}},
      "execution": {"mail": sketch}, "waiting": {"mail": sketch}}
 
+While something keeps the loop from its work, `"trouble"` says what (see dtq.guarded).
+
 The size is bounded: after TYPES types, or LANES pairs of queue and type, all others are counted together as OTHER.
 While nothing happens the reading stays the same object, and an idle node has nothing to write.
 """

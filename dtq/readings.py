@@ -209,6 +209,7 @@ def _compare(node: Node, now: Seen, then: Seen, seconds: float, change: Totals) 
             for name, total in now.workers.items()
         },
         "memory": node.metrics.get("memory", 0), "cpu": _part(max(0.0, now.cpu - then.cpu), elapsed),
+        "trouble": node.metrics.get("trouble", ""),
     }  # fmt: skip
 
 

@@ -401,3 +401,20 @@ def test_a_failure_of_an_odd_task_needs_no_backoff():
     assert (
         guarded.failed(replace(task, retry_backoff="linear"), ValueError("no"), NOW, lambda: 0.5).status == "retrying"
     )
+
+
+def test_what_keeps_a_node_from_its_work_is_published_until_it_is_over(store_and_loop):
+    store, pool, clock, loop = store_and_loop
+    poll = pool.poll
+
+    def broken():
+        raise ERRORS["EMFILE"].with_traceback(None)
+
+    pool.poll = broken
+    run(loop, pool, clock, 3)
+    (node,) = store.stats().nodes
+    assert node.metrics["trouble"] == "OSError: [Errno 24] Too many open files"
+    pool.poll = poll
+    run(loop, pool, clock, 3)
+    (node,) = store.stats().nodes
+    assert "trouble" not in node.metrics

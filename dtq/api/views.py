@@ -50,8 +50,10 @@ async def is_healthy(request: Asked) -> Response[Health]:
     stats = StatsView.of(await _stats_or_503(desk_of(request)))
     if not stats.workers.total:
         raise Refusal(503, "no node runs with a ready worker: tasks are taken, but nobody works on them", headers=LATER)
-    nodes = sum(node.alive for node in stats.nodes)
-    return answer(Health(True, f"{stats.workers.total} workers on {nodes} nodes"))
+    nodes = [node for node in stats.nodes if node.alive]
+    troubled = sum("trouble" in node.metrics for node in nodes)
+    detail = f"{stats.workers.total} workers on {len(nodes)} nodes"
+    return answer(Health(True, f"{detail}, {troubled} of them in trouble" if troubled else detail))
 
 
 async def _stats_or_503(desk: Desk) -> Stats:
