@@ -153,7 +153,8 @@ class Attempts:
             self._outcomes.append((release(task), ()))
 
     def _disregard(self, tasks: Iterable[Task]) -> None:
-        """They were claimed while workers were heard: an outcome of theirs is of an attempt that was lost before."""
+        """Drop the outcomes of these tasks, which were claimed or taken over just now: they are of attempts that were
+        lost before, and were heard meanwhile."""
         if self._outcomes:
             claimed = {task.id for task in tasks}
             self._outcomes = [outcome for outcome in self._outcomes if outcome[0].id not in claimed]
@@ -167,9 +168,19 @@ class Attempts:
                 self._aside.do("the stop of a task", group.pool.stop, task)
 
     def end_by_request(self, task: Task) -> None:
-        """The task was cancelled here, whether it waited or ran."""
+        """Stop the attempt of a task that was cancelled here in this version, if it runs. A later attempt, which began
+        after a retry, goes on."""
         self._meter.count([task])
-        self.drop(task.id)
+        held = self.held.get(task.id)
+        if held is not None and held.version < task.version:
+            self.drop(task.id)
+
+    def _hold(self, tasks: Iterable[Task]) -> None:
+        """Hold these attempts. An earlier one of the same task, whose loss was not reported yet, is stopped."""
+        new = {task.id: task for task in tasks}
+        for task_id in self.held.keys() & new.keys():
+            self.drop(task_id)
+        self.held.update(new)
 
     def workers(self) -> list[reports.WorkerInfo]:
         return [worker for group in self._staff for worker in group.pool.workers()]

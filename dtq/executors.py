@@ -182,7 +182,8 @@ class ThreadPool(LocalPool):
         return max(0.0, min(ends) - monotonic()) if ends else None
 
     def stop(self, task: Task) -> None:
-        for job in [job for job in self._jobs.values() if job.task.id == task.id]:
+        attempt = (task.id, task.version)
+        for job in [job for job in self._jobs.values() if (job.task.id, job.task.version) == attempt]:
             if not self._take_back(job):
                 job.ask(Stopped)
 

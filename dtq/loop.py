@@ -187,6 +187,7 @@ class Loop(Attempts):
         except Exception:
             self._next_beat = now
             raise
+        self._disregard(lost)
         self._outcomes += [self._outcome(task, now) for task in lost]
 
     def node(self, now: float) -> Node:
@@ -284,7 +285,7 @@ class Loop(Attempts):
         if self._is_late(runnable, now):
             self._give_back(runnable)
         elif runnable:
-            self.held.update({task.id: task for task in runnable})
+            self._hold(runnable)
             left = self._left_by_parents(runnable, now)
             self._do_posts()  # a handler that was registered before its task was added comes before it here too
             self._dispatch(pool, [task for task in runnable if task.id in self.held], left, now)

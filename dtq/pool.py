@@ -109,7 +109,7 @@ class WorkerPool:
     def stop(self, task: Task) -> None:
         for member in self._crew.members.values():
             for number, job in member.jobs.items():
-                if job.task.id == task.id and job.task.attempts == task.attempts and not job.stopping:
+                if job.task.id == task.id and job.task.version == task.version and not job.stopping:
                     member.stop(number, self._clock(), self._grace)
 
     def recall(self) -> None:

@@ -141,8 +141,8 @@ class Pool(Protocol):
         """A descriptor that is readable when `poll` has something to read, for a loop that serves several pools."""
 
     def stop(self, task: Task) -> None:
-        """Stop this attempt, running or not; unknown ones are ignored. It is reported once: Returned if it had not
-        started, else Finished, with the error "Cancelled" unless it ended by itself first."""
+        """Stop this attempt (its id and version), running or not; unknown ones are ignored. It is reported once:
+        Returned if it had not started, else Finished, with the error "Cancelled" unless it ended by itself first."""
 
     def recall(self) -> None:
         """Take back all that has not started; it is reported as Returned."""

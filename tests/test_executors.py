@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
+from msgspec.structs import replace
 
 from dtq.executors import InlinePool, ThreadPool
 from dtq.reports import Finished, Logged, Progressed, Returned, Started, WorkerChanged
@@ -339,6 +340,16 @@ def test_a_waiting_task_that_is_stopped_goes_back_and_never_runs(pool, gate):
     gate.set()
     results(pool, 2)
     assert sorted(ran) == ["t0", "t1"]
+
+
+def test_stopping_an_attempt_leaves_another_one_of_the_task_alone(pool, gate):
+    define(pool)(lambda payload, context: gate.wait(LONG))
+    [new] = tasks(1)
+    pool.dispatch([new])
+    reports_until(pool, lambda reports: of(Started, reports))
+    pool.stop(replace(new, version=new.version - 1))  # attempts may be the same: they start anew with a retry
+    gate.set()
+    assert results(pool, 1) == {"t0": True}
 
 
 def test_stopping_what_is_not_here_does_nothing(pool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from dtq import reports
 from dtq.errors import StoreError
@@ -12,7 +13,7 @@ from dtq.loop import Loop
 from dtq.staff import Pool, Staff
 from dtq.stores.meanwhile import take_up
 from dtq.stores.memory import MemoryStore
-from dtq.task import ErrorInfo, Task, succeed
+from dtq.task import ErrorInfo, Task, cancel, revive, succeed
 
 NOW = 1000.0
 
@@ -24,7 +25,7 @@ class ScriptedPool:
         self.room = room
         self.has: list[Task] = []
         self.says: list[reports.Report] = []
-        self.stopped: list[str] = []
+        self.stopped: list[Task] = []
 
     def wants(self):
         if self.room > len(self.has):
@@ -44,7 +45,7 @@ class ScriptedPool:
         return []
 
     def stop(self, task):
-        self.stopped.append(task.id)
+        self.stopped.append(task)
 
     def recall(self):
         self.says += map(reports.Returned, self.has)
@@ -162,7 +163,7 @@ def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(s
     store.delete(["y"])
     (taken,) = store.reap("other", 1, 10, NOW + 40)
     loop.turn(NOW + 40)
-    assert pool.stopped == [taken.id]
+    assert [task.id for task in pool.stopped] == [taken.id]
     pool.ends(x if taken.id == "x" else y, result=1)
     loop.turn(NOW + 41)
     assert status(store, taken.id) == ["processing"]
@@ -439,3 +440,104 @@ def test_a_clock_that_is_set_back_after_a_leap_does_not_stop_the_take_over(store
         machine.pass_time(1)
         other.turn(machine.wall)
     assert store.get(["x"])[0].worker.startswith(other.id)
+
+
+def cancel_and_revive(store, task):
+    """Cancel the task and start it afresh, as another thread does. Return the task as it was cancelled."""
+    cancelled = replace(task, version=task.version + 1)
+    assert store.update([(cancel(task, NOW), ())]) == {task.id}
+    assert store.update([(revive(store.get([task.id])[0], NOW), ())]) == {task.id}
+    return cancelled
+
+
+@pytest.mark.parametrize("tells_first", [True, False])
+def test_a_task_that_is_retried_right_after_its_cancel_keeps_its_new_attempt(store, pool, tells_first):
+    """The loop hears of the cancel before, or only after, it has claimed the new attempt."""
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    (old,) = pool.has
+    cancelled = cancel_and_revive(store, old)
+    if tells_first:
+        loop.post(lambda: loop.end_by_request(cancelled))
+    loop.turn(NOW + 0.1)
+    if not tells_first:
+        loop.post(lambda: loop.end_by_request(cancelled))
+        loop.turn(NOW + 0.2)
+    new = pool.has[-1]
+    assert (new.version, list(loop.held.values())) == (5, [new])
+    assert pool.stopped == [old]
+    pool.ends(old, result="old")
+    pool.ends(new, result="new")
+    loop.turn(NOW + 0.3)
+    assert store.get(["x"])[0].result == "new"
+
+
+def test_a_waiting_task_that_is_cancelled_and_retried_runs_once(store, pool):
+    loop = make(store, pool)
+    add(store, "x")
+    cancelled = cancel_and_revive(store, store.get(["x"])[0])
+    loop.turn(NOW)
+    loop.post(lambda: loop.end_by_request(cancelled))
+    loop.turn(NOW + 0.1)
+    assert (pool.stopped, [task.version for task in pool.has]) == ([], [4])
+    pool.ends(pool.has[0])
+    loop.turn(NOW + 0.2)
+    assert status(store, "x") == ["completed"]
+
+
+def test_an_earlier_attempt_that_is_still_held_is_stopped_when_the_next_is_claimed(store, pool):
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    (old,) = pool.has
+    cancel_and_revive(store, old)
+    loop.turn(NOW + 0.1)  # before any heartbeat has told of the loss
+    assert pool.stopped == [old]
+    assert [task.version for task in pool.has] == [2, 5]
+
+
+def test_a_task_that_was_deleted_and_added_again_is_not_ended_by_its_old_attempt(store, pool):
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    (old,) = pool.has
+    store.update([(cancel(old, NOW), ())])
+    store.delete(["x"])
+    add(store, "x", payload="new")
+    pool.ends(old, result="old")
+    loop.turn(NOW + 0.1)
+    (new,) = pool.has
+    assert (new.payload, status(store, "x")) == ("new", ["processing"])
+    pool.ends(new, result="new")
+    loop.turn(NOW + 0.2)
+    assert store.get(["x"])[0].result == "new"
+
+
+def test_of_a_task_that_is_taken_over_the_outcome_of_the_lost_attempt_is_not_told(store, pool):
+    loop = make(store, pool)
+    told = []
+    loop._events.on("*", lambda event: told.append(event.name))
+    add(store, "x", "y")
+    loop.turn(NOW)
+    x, y = pool.has
+    update = store.update
+
+    def busy(outcomes):  # x ends while y is committed, and its lease is over by then
+        store.update = update
+        pool.ends(x, result=1)
+        take_up()
+        return update(outcomes)
+
+    pool.ends(y, result=2)
+    loop._beat(NOW + 29)
+    loop._interval = 100.0
+    store.update = busy
+    loop._next_beat = NOW + 60
+    loop._hear(NOW + 60)
+    loop._commit(NOW + 60)
+    loop._reap(NOW + 60)
+    loop._commit(NOW + 60)
+    loop._events.close()
+    assert status(store, "x", "y") == ["pending", "completed"]
+    assert told.count("task:completed") == 1

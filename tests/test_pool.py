@@ -6,6 +6,7 @@ import socket
 import time
 
 import pytest
+from msgspec.structs import replace
 from pool_lab import Lab, task
 
 from dtq.reports import Finished, Logged, Progressed, Returned, Started, WorkerChanged
@@ -344,6 +345,14 @@ def test_an_async_call_beyond_the_concurrency_is_given_back_when_it_is_stopped()
         lab.started(tasks[1])
         lab.pool.stop(tasks[2])
         assert isinstance(lab.ends(tasks[2])[0], Returned)
+
+
+def test_stopping_an_attempt_leaves_another_one_of_the_task_alone(lab):
+    new = task("sleep", 0.1)
+    lab.pool.dispatch([new])
+    lab.started(new)
+    lab.pool.stop(replace(new, version=new.version - 1))  # attempts may be the same: they start anew with a retry
+    assert error(lab.ends(new)[0]) is None
 
 
 def test_stopping_what_is_not_here_is_nothing(lab):

@@ -527,3 +527,15 @@ def test_nodes_keep_their_tasks_when_the_clock_of_their_server_leaps():
             handle.result(WAIT)
         assert [handle.task.interruptions for handle in handles] == [0, 0]
     store.close()
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_a_retry_right_after_a_cancel_runs_at_once(executor):
+    """On fresh queues the loop mostly claims the new attempt before it hears of the cancel."""
+    for _ in range(15):
+        with TaskQueue("memory:", HANDLERS, pool_size=1, executor=executor) as queue:
+            handle = queue.add("echo", "again")
+            queue.cancel(handle.id)
+            queue.retry(handle.id)
+            assert handle.result(WAIT) == "again"
+            assert handle.task.interruptions == 0
