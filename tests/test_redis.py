@@ -285,6 +285,24 @@ def test_claims_cost_the_same_whatever_waits(store):
     assert commands() <= before + 3
 
 
+def test_what_a_dtq_without_an_order_of_lanes_has_left_is_claimed(store):
+    """It had the names of lanes in `lanes`, and counted and kept doomed tasks by lane."""
+    tasks = [Task(type="job", id=f"{key}{n}", limit_key=key, run_at=NOW, created_at=NOW) for key in "xy" for n in "12"]
+    store.add([*tasks, Task(type="job", id="late", limit_key="z", run_at=NOW, created_at=NOW, expires=NOW)])
+    server, root = store.link.client, store.link.prefix
+    server.delete(*(root + name for name in ("kinds", "at", "due", "w:default\x1fjob\x1f*", "n", "exp")))
+    lanes = {key: f"default\x1fjob\x1f{key}" for key in "xyz"}
+    server.zadd(root + "lanes", {lanes["x"]: 0, lanes["y"]: 0})
+    server.zadd(root + "doomed", {lanes["z"]: 0})
+    server.zadd(root + "d:" + lanes["z"], {"late": 0})
+    server.zrem(root + "later", "late")
+    server.hset(root + "n", mapping={f"{lanes[key]}\x1fpending": n for key, n in (("x", 2), ("y", 2), ("z", 1))})
+    assert store.stats().counts["pending"] == 5
+    assert [task.id for task in store.claim("w", 9, 30, NOW, {"job"})] == ["late", "x1", "y1", "x2", "y2"]
+    assert (store.stats().counts["pending"], store.stats().counts["processing"]) == (0, 5)
+    assert server.exists(root + "lanes") == 0
+
+
 # --- clocks
 
 

@@ -29,9 +29,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between attempts to reach the 
 REPLICATED_WITHIN = 1.0  # seconds that replicas are waited for
 LASTING = ("add", "update")  # what must not be lost; a claim that is lost is made again
 SOCKET_TIMEOUT = 2.0  # seconds, at most, that one attempt waits for a connection or a reply
-PARTS = {  # what a script is made of, beside lib.lua and itself
+PARTS = {  # what a script is made of, beside lib.lua, order.lua and itself
     "add": ["plant"], "update": ["plant"], "claim": ["pick", "due"], "next_due": ["due"], "delete": ["remove"],
-    "purge": ["remove"],
+    "purge": ["remove"], "limit": ["pick"],
 }  # fmt: skip
 FLAGS = {"delete": " flags=allow-oom", "purge": " flags=allow-oom"}  # what makes room must run when there is none
 AWAY = (  # what may pass by itself: the server is restarting, or another one is taking its place
@@ -53,7 +53,7 @@ Client = Any  # redis.Redis or redis.RedisCluster, which share their methods but
 def script(name: str) -> str:
     """The whole source of this operation."""
     folder = files("dtq.stores") / "lua"
-    parts = [(folder / f"{part}.lua").read_text() for part in ["lib", *PARTS.get(name, []), name]]
+    parts = [(folder / f"{part}.lua").read_text() for part in ["lib", "order", *PARTS.get(name, []), name]]
     return "\n".join([f"#!lua{FLAGS.get(name, '')}", *parts])
 
 

@@ -38,7 +38,7 @@ from dtq.stores.doubts import Doubts
 from dtq.stores.ear import Ear
 from dtq.stores.link import Errand, Link
 from dtq.stores.readable import readable
-from dtq.stores.records import brief_tasks_of, due_time, heard_text, lane_of, new_record, outcome_record, tasks_of
+from dtq.stores.records import brief_tasks_of, due_time, heard_text, new_record, outcome_record, tasks_of
 from dtq.task import TERMINAL, Task
 
 CHUNK = 128  # tasks in one script
@@ -321,8 +321,7 @@ def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
 
 
 def _counter(pair: tuple[str, str]) -> tuple[str, str, str, int]:
-    lane, _, status = pair[0].rpartition("\x1f")
-    queue, type, _ = lane_of(lane)
+    queue, type, *_, status = pair[0].split("\x1f")
     return queue, type, status, int(pair[1])
 
 

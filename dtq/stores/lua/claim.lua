@@ -44,22 +44,22 @@ local function doom_expired()
   end
 end
 
-local function wanted(key) -- the lanes under this key that the worker serves
-  local lanes = {}
-  for _, lane in ipairs(call("ZRANGE", root .. key, 0, -1)) do
-    local queue, type_ = split(lane)
-    if types[type_] and (not queues or queues[queue]) then lanes[#lanes + 1] = lane end
+local function wanted(kinds) -- those that the worker serves
+  local found = {}
+  for _, kind in ipairs(kinds) do
+    local queue, type_ = string.match(kind, "^(.-)\31([^\31]*)")
+    if types[type_] and (not queues or queues[queue]) then found[#found + 1] = kind end
   end
-  return lanes
+  return found
 end
 
 local function take_doomed()
   local ids = {}
-  for _, lane in ipairs(wanted("doomed")) do
+  for _, kind in ipairs(wanted(call("ZRANGE", root .. "doomed", 0, -1))) do
     if #ids >= n then break end
-    local found = call("ZRANGE", root .. "d:" .. lane, 0, n - #ids - 1)
-    if #found == 0 then call("ZREM", root .. "doomed", lane) end
-    send("ZREM", "d:" .. lane, found)
+    local found = call("ZRANGE", root .. "d:" .. kind, 0, n - #ids - 1)
+    if #found == 0 then call("ZREM", root .. "doomed", kind) end
+    send("ZREM", "d:" .. kind, found)
     for _, id in ipairs(found) do ids[#ids + 1] = id end
   end
   return ids
@@ -80,8 +80,32 @@ local function take(ids, attempt)
   end
 end
 
+local function upgrade() -- what a dtq without an order of lanes has left: `lanes`, and `n` and d: by lane
+  for _, lane in ipairs(call("ZRANGE", root .. "lanes", 0, -1)) do touched[lane] = true end
+  local counters = call("HGETALL", root .. "n")
+  for i = 1, #counters, 2 do
+    local kind, status = string.match(counters[i], "^([^\31]*\31[^\31]*)\31[^\31]*\31([^\31]*)$")
+    if kind then
+      call("HDEL", root .. "n", counters[i])
+      add_to("n", kind .. "\31" .. status, counters[i + 1])
+    end
+  end
+  for _, lane in ipairs(call("ZRANGE", root .. "doomed", 0, -1)) do
+    local kind = kind_of(lane)
+    if kind then
+      for _, id in ipairs(call("ZRANGE", root .. "d:" .. lane, 0, -1)) do set("d:" .. kind, id, ZERO) end
+      set("doomed", kind, ZERO)
+      set("doomed", lane, false)
+      call("DEL", root .. "d:" .. lane)
+    end
+  end
+  call("DEL", root .. "lanes")
+  flush()
+end
+
 local again = given_before()
 if again then return {records(again), {}} end
+if call("EXISTS", root .. "lanes") == 1 then upgrade() end
 settle_some(200)
 move_due()
 flush()
@@ -90,7 +114,7 @@ flush()
 local ids = take_doomed()
 take(ids, 0)
 if #ids < n then
-  local picked = pick(wanted("lanes"), n - #ids, now, lowest .. "g") -- no place goes on with a letter behind f
+  local picked = pick(wanted(all_kinds()), n - #ids, now, lowest .. "g") -- no place goes on with a letter behind f
   send("ZREM", "exp", picked)
   take(picked, 1)
   for _, id in ipairs(picked) do ids[#ids + 1] = id end

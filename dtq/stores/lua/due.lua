@@ -4,6 +4,7 @@ local function times_to_come(now_text) -- as text
   local now, times = tonumber(now_text), {}
   times[#times + 1] = call("ZRANGE", root .. "later", 0, 0, "WITHSCORES")[2]
   times[#times + 1] = call("ZRANGEBYSCORE", root .. "exp", "(" .. now_text, "+inf", "WITHSCORES", "LIMIT", 0, 1)[2]
+  times[#times + 1] = call("ZRANGEBYSCORE", root .. "shut", "-inf", now_text, "WITHSCORES", "LIMIT", 0, 1)[2]
   local limits = call("HGETALL", root .. "limits")
   for i = 1, #limits, 2 do
     local limit = limit_of(limits[i + 1])

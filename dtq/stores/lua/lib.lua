@@ -10,12 +10,13 @@
 -- s:<status>      ids that are, sorted, by how they ended
 -- later           id by due time, until that has come       exp            id by the time at which it expires
 -- r:<lane>        what may be claimed: priority, due time and number as text that sorts, then the id
--- lanes, doomed   lanes with an r:, with a d: (d:<lane> holds the doomed, to be ended whatever the limits are)
+-- kinds, w:<kind>, at, shut, marked, due, mixed             the order of the lanes: see order.lua
+-- doomed, d:<..>  queue and type of the doomed, which are to be ended whatever the limits are; those of one queue and type
 -- lease           id by the end of its lease                f:<status>     id by its end, terminal ones only
 -- c:<id> set      children that wait for it                 p:<id> set     parents that are not at their end
 -- u:<id> set      unfinished children that wait for it no more: they need it nevertheless
 -- kept set        what has ended and is not in f:, since the clean-up found that an unfinished child needs it
--- n hash          "<lane> <status>" -> how many             run   hash     lane -> how many are processing
+-- n hash          "<queue> <type> <status>" -> how many     run   hash     lane -> how many are processing
 -- settle hash     ended parent -> status, of those who have too many children to be told in one script
 -- limits hash, tat:<selector>, share, share:now             see pick.lua
 -- nodes hash, alive (node by the end of its lease)          last:<worker>:... the last claim, for who missed its reply
@@ -72,6 +73,10 @@ local function set(key, member, score) -- score false: takes it out
     changes[key] = members
   end
   members[member] = score
+end
+
+local function kind_of(lane) -- queue and type
+  return string.match(lane, "^(.-\31.-)\31")
 end
 
 local function count(lane, status, by)
@@ -164,25 +169,40 @@ local function write_sets()
   changes = {}
 end
 
+local freed = {} -- limit keys of which tasks have ended
+
 local function write_counts()
+  local of_kinds = {}
   for lane, of_lane in pairs(counts) do
+    local kind = kind_of(lane)
     for status, by in pairs(of_lane) do
-      if by ~= 0 then add_to("n", lane .. "\31" .. status, by) end
+      local name = kind .. "\31" .. status
+      of_kinds[name] = (of_kinds[name] or 0) + by
     end
-    if (of_lane.processing or 0) ~= 0 then add_to("run", lane, of_lane.processing) end
+    local running = of_lane.processing or 0
+    if running ~= 0 then add_to("run", lane, running) end
+    if running < 0 then freed[string.match(lane, "^.-\31.-\31(.*)$")] = true end
+  end
+  for name, by in pairs(of_kinds) do
+    if by ~= 0 then add_to("n", name, by) end
   end
   counts = {}
 end
+
+local touched = {} -- lanes whose first ready task may be another one now
+local place_lanes, open_full -- see order.lua
 
 local function flush() -- writes what has been collected
   write_hashes()
   write_sets()
   write_counts()
+  place_lanes()
+  open_full()
 end
 
 local function ready(id, lane, place, number)
   set("r:" .. lane, place .. number .. id, ZERO)
-  set("lanes", lane, ZERO)
+  touched[lane] = true
 end
 
 local function enter_end(id, t) -- by when it ended: what the clean-up goes by
@@ -204,8 +224,8 @@ local function enter(id, t, is_due) -- into every index where a task like this i
   end
   local _, place, due, expiry, _, reason = course_of(t)
   if reason ~= "" then
-    set("d:" .. t[LANE], id, ZERO)
-    return set("doomed", t[LANE], ZERO)
+    set("d:" .. kind_of(t[LANE]), id, ZERO)
+    return set("doomed", kind_of(t[LANE]), ZERO)
   end
   if expiry ~= "" then set("exp", id, expiry) end
   if status == "blocked" then return end
@@ -227,11 +247,12 @@ local function leave(id, t) -- out of them
     return set("lease", id, false)
   end
   local _, place, _, expiry, _, reason = course_of(t)
-  if reason ~= "" then return set("d:" .. t[LANE], id, false) end
+  if reason ~= "" then return set("d:" .. kind_of(t[LANE]), id, false) end
   if expiry ~= "" then set("exp", id, false) end
   if status == "blocked" then return end
   set("later", id, false)
   set("r:" .. t[LANE], place .. fixed_of(t) .. id, false)
+  touched[t[LANE]] = true
 end
 
 local function wait_for_nobody(id)

@@ -7,11 +7,19 @@
 
 local selector, old, new, is_new_rate, sender = unpack(input)
 if (call("HGET", root .. "limits", selector) or "") ~= old then return 0 end
-if is_new_rate then call("DEL", root .. "tat:" .. selector) end -- what was owed to the old rate is forgiven
+if is_new_rate or new == "" then call("DEL", root .. "tat:" .. selector) end -- what was owed to the old rate is forgiven
 if new == "" then
   call("HDEL", root .. "limits", selector)
 else
   call("HSET", root .. "limits", selector, new)
+end
+local queue, type_, key = unpack(cjson.decode(selector))
+if key ~= cjson.null then -- the next claims find out, some lanes each, which are closed still
+  local lanes = {}
+  for _, lane in ipairs(call("ZRANGE", root .. "shut", 0, -1)) do
+    if covers({queue = queue, type = type_, key = key}, split(lane)) then put(lanes, 1, lane) end
+  end
+  send("ZADD", "shut", lanes)
 end
 tell(sender)
 return 1
