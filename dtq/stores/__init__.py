@@ -121,7 +121,9 @@ class Store(Protocol):
         - Claimed: `processing`, version + 1, attempts + 1, `worker`, `started_at` = now, `lease_until` = now + lease.
         - First of all, whatever their limits, come the doomed: waiting tasks whose `expires` has come (doom "expired"),
           and children of a parent that failed or was cancelled. They are claimed without an attempt, to be ended.
-        - Its cost does not grow with how many tasks wait, are scheduled for later, are paused or throttled.
+        - Its cost does not grow with how many tasks or limit keys wait, are scheduled for later, paused or throttled.
+          Of lanes whose limits open at the same time it lets in a bounded number; `next_due` is in the past until all
+          are in.
         """
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
@@ -178,7 +180,7 @@ class Store(Protocol):
 
     def stats(self) -> Stats:
         """Counters by queue, type and status, the oldest waiting task, nodes and limits. The cost does not grow with
-        the tasks."""
+        tasks or limit keys, but for keys under which tasks of several priorities wait."""
 
     def set_lane(
         self,
