@@ -14,11 +14,14 @@ a Python function, and where a loop jumps back. `Presses.at` presses Ctrl-C righ
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import dis
+import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -31,7 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from msgspec.structs import asdict, replace
 
-from dtq.stores import Node, Store
+from dtq import TaskQueue
+from dtq.errors import DTQError
+from dtq.handle import Handle
+from dtq.stores import Node, Store, open_store
 from dtq.stores.memory import MemoryStore
 from dtq.task import TERMINAL, Status, Task, cancel, new_id, release, succeed
 
@@ -39,6 +45,8 @@ T = TypeVar("T")
 NOW = 1_700_000_000.0
 QUEUE = "pressed"  # the tasks of the calls that are interrupted
 WORKER = "pressed-worker"
+AHEAD = 1e6  # seconds by which the clock of the calls is ahead of the node's: it must not take their tasks over
+OF_ALL = {"reap", "purge"}  # calls that would touch the tasks of the node
 STUCK = 20.0  # seconds after which a thread that has done nothing hangs
 WATCHED = tuple(number for name, number in dis.opmap.items() if name.startswith(("CALL", "JUMP_BACKWARD", "RESUME")))
 
@@ -123,17 +131,19 @@ class Broken(AssertionError):
 class Game:
     """Plays calls on a store and the same ones on a model, with a press of Ctrl-C in the former."""
 
-    def __init__(self, store: Store, presses: Presses, chance: random.Random, settle: float = 0.0) -> None:
+    def __init__(
+        self, store: Store, presses: Presses, chance: random.Random, settle: float = 0.0, now: float = NOW
+    ) -> None:
         self.store = store
         self.model = MemoryStore()
         self.presses = presses
         self.chance = chance
-        self.now = NOW
+        self.now = now
         self.outcomes: Counter[str] = Counter()
         self._settle = settle
         self.node = Node(WORKER, types=(QUEUE,))
         for each in (self.store, self.model):
-            each.heartbeat(self.node, (), 30, NOW)
+            each.heartbeat(self.node, (), 30, now)
 
     # --- the calls: each gives a function of a store, for which all stores do the same
 
@@ -214,8 +224,7 @@ class Game:
         """There is something of everything."""
         self.now += 0.001
         if len(self.known()) > 60:
-            self.both(lambda store: store.purge(self.now + 1, TERMINAL))
-            oldest = [task.id for task in self.known()[:30]]
+            oldest = [task.id for task in [*self.known(*TERMINAL), *self.known()][:40]]
             self.both(lambda store: store.delete(oldest))
         if len(self.known(Status.PENDING)) < 10:
             self.both(self._add(20))
@@ -234,6 +243,7 @@ class Game:
             value = press(lambda: call(self.store))
         except Interrupted:
             self.outcomes[f"{name}: interrupted"] += 1
+            self.store.delete([])  # another thread may be at the call, with its own: it is done when this returns
             time.sleep(self._settle)
             if self.view(self.store) != self.view(self.model):
                 call(self.model)
@@ -326,3 +336,148 @@ def sweep(store: Store, presses: Presses, *, stride: int = 1, first: int = 0, se
         game.compare("when it was opened again", again)
         again.close()
     return game.outcomes
+
+
+# --- random moments, beside other threads and a node
+
+
+class Company:
+    """A reader, a writer and a node of the same process on the same store: none of them may hear of an interrupt."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.queue = TaskQueue(store, {"work": lambda payload, context: payload}, 2, executor="thread")
+        self.handles: list[Handle] = []
+        self.turns = {"reader": 0, "writer": 0}
+        self.errors: list[str] = []
+        self._over = False
+        self._threads = [threading.Thread(target=self._live, args=(name,), daemon=True) for name in self.turns]
+
+    def __enter__(self) -> Company:
+        self.queue.start()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over = True
+        for thread in self._threads:
+            thread.join(STUCK)
+        self.queue.shutdown(timeout=10)
+
+    def _live(self, name: str) -> None:
+        act = self._read if name == "reader" else self._write
+        while not self._over:
+            try:
+                act()
+            except BaseException as error:
+                self.errors.append(f"the {name} heard {error!r}")
+                return
+            self.turns[name] += 1
+            time.sleep(0.002)
+
+    def _read(self) -> None:
+        self.store.stats()
+        self.store.find(queue="default", limit=10)
+
+    def _write(self) -> None:
+        self.handles.append(self.queue.add("work", len(self.handles)))
+
+    def check(self) -> None:
+        """All go on, and whatever was added comes to its end."""
+        before = dict(self.turns)
+        give_up_at = time.monotonic() + STUCK
+        while any(self.turns[name] == before[name] for name in before) and not self.errors:
+            if time.monotonic() > give_up_at:
+                raise Broken(f"threads hang: {before} turns, and no more in {STUCK:g} s")
+            time.sleep(0.005)
+        if self.errors:
+            raise Broken("; ".join(self.errors))
+        handles, self.handles = self.handles[:], []
+        for handle in handles:
+            try:
+                handle.result(STUCK)
+            except DTQError as error:
+                raise Broken(f"a task that was added does not end: {error!r}") from error
+            except TimeoutError as error:
+                raise Broken(f"a task that was added does not end: {error}") from error
+        self.store.delete([handle.id for handle in handles])
+        if self.queue.health > STUCK:
+            raise Broken(f"the node has not asked for work for {self.queue.health:.1f} s")
+
+
+def pester(
+    store: Store, presses: Presses, interrupts: int, *, seed: int = 0, settle: float = 0.0,
+    tell: Callable[[int, Counter[str]], None] = lambda n, outcomes: None, reopen: Callable[[], Store] | None = None,
+) -> Counter[str]:  # fmt: skip
+    """So many interrupts by real signals, at random moments of random calls."""
+    game = Game(store, presses, random.Random(seed), settle, time.time() + AHEAD)
+    took = dict.fromkeys(game.calls().keys() - OF_ALL, 0.002)  # seconds, as it was last seen
+    n = 0
+    with Company(store) as company:
+        while n < interrupts:
+            name = game.chance.choice(sorted(took))
+
+            def press(call: Callable[[], Any], name: str = name) -> Any:
+                began = time.perf_counter()
+                try:
+                    return presses.after(game.chance.uniform(0, 1.2 * took[name]), call)
+                finally:
+                    took[name] = min(0.1, 0.8 * took[name] + 0.2 * max(2e-5, 2 * (time.perf_counter() - began)))
+
+            if not game.play(name, press):
+                continue
+            n += 1
+            if n % 200 == 0:
+                company.check()
+                tell(n, game.outcomes)
+        company.check()
+    game.drain()
+    game.model.close()
+    if reopen is not None:
+        again = reopen()
+        game.compare("when it was opened again", again)
+        again.close()
+    return game.outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Presses Ctrl-C at any moment of any call on a store.")
+    parser.add_argument("--store", default="sqlite", help="memory, sqlite, file, or the URL of a server")
+    parser.add_argument("--interrupts", type=int, default=2000, help="how many, at random moments")
+    parser.add_argument("--sweep", action="store_true", help="every moment of every call instead, one after the other")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    began = time.monotonic()
+
+    def tell(n: int, outcomes: Counter[str]) -> None:
+        happened = sum(count for name, count in outcomes.items() if name.endswith("had happened"))
+        print(f"{time.monotonic() - began:7.1f} s  {n:7,} interrupts, {happened:6,} of calls that happened", flush=True)
+
+    with tempfile.TemporaryDirectory() as directory:
+        url = {"memory": "memory:", "sqlite": f"{directory}/queue.db", "file": f"file:{directory}/queue"}.get(
+            options.store, options.store
+        )
+        store, presses = open_store(url), Presses()
+        lasts = options.store in ("sqlite", "file")
+        again = (lambda: store.close() or open_store(url)) if lasts else None
+        settle = 0.02 if "://" in options.store else 0.0
+        try:
+            if options.sweep:
+                outcomes = sweep(store, presses, settle=settle, seed=options.seed, reopen=again)
+            else:
+                outcomes = pester(
+                    store, presses, options.interrupts, seed=options.seed, settle=settle, tell=tell, reopen=again
+                )
+        except Broken as error:
+            print(f"BROKEN with --seed {options.seed}: {error}", flush=True)
+            os._exit(1)  # a thread may hang
+        for name, count in sorted(outcomes.items()):
+            print(f"{count:9,}  {name}")
+        store.close()
+    print(f"no promise was broken in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

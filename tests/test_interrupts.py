@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from interrupts import Presses, sweep
+from interrupts import Presses, pester, sweep
 from servers import url_of
 
 from dtq.stores import open_store
@@ -36,6 +36,12 @@ def test_a_call_that_is_interrupted_at_any_moment_has_happened_whole_or_not_at_a
     store = open_store(url)
     lasts = url != "memory:"
     sweep(store, presses, stride=29, reopen=(lambda: store.close() or open_store(url)) if lasts else None)
+    store.close()
+
+
+def test_other_threads_and_the_node_go_on_while_calls_are_interrupted(url, presses):
+    store = open_store(url)
+    pester(store, presses, 300)
     store.close()
 
 

@@ -10,6 +10,7 @@ for which the kernel lets them stand in a line (SQLite's own way, sleep and try 
 An interrupt (Ctrl-C, a notebook's Stop, the timeout of a handler that runs in a thread) may strike at any moment. Only
 the thread that it strikes raises it. Each thread enters its own job and takes it out again, whatever happens; a batch
 is done in one step, by one assignment. So the jobs of others are either done, or still waiting for the next thread.
+The job of the interrupted thread is done whole or not at all; if another thread is at it, a moment later.
 """
 
 from __future__ import annotations
