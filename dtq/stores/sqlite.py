@@ -40,6 +40,7 @@ from dtq.stores.schema import find_query
 from dtq.task import TERMINAL, WAITING, Status, Task, brief_of
 
 PURGE = 1000  # tasks that one step of `purge` looks at
+BRIEF_ROWS = 100  # that are read at once: each may carry the traceback of an error
 Row = tuple[Any, ...]
 _node = msgspec.json.Decoder(Node).decode
 
@@ -271,8 +272,16 @@ class SQLiteStore:
         return self._read(brief, query, (*values, limit))
 
     def _read(self, brief: bool, query: str, values: tuple[Any, ...]) -> list[Task]:
-        tasks = self.database.read(lambda db: self._tasks(db, db.execute(query, values).fetchall()))
-        return list(map(brief_of, tasks)) if brief else tasks
+        def look(db: sqlite3.Connection) -> list[Task]:
+            rows = db.execute(query, values)
+            if not brief:
+                return self._tasks(db, rows.fetchall())
+            tasks: list[Task] = []
+            while some := rows.fetchmany(BRIEF_ROWS):
+                tasks += map(brief_of, self._tasks(db, some))
+            return tasks
+
+        return self.database.read(look)
 
     def stats(self) -> Stats:
         return self.database.read(_stats)
