@@ -23,7 +23,7 @@ from dtq import wire
 from dtq.codec import TOO_DEEP, from_json, is_too_deep, to_json
 from dtq.context import Context as Context
 from dtq.context import Send, current, encodable, route_prints
-from dtq.errors import Discard, HandlerError, InvalidTask, Retry
+from dtq.errors import MAX_DELAY, Discard, HandlerError, InvalidTask, Retry
 from dtq.loader import Handlers as Handlers
 from dtq.loader import Loaded as Loaded
 from dtq.task import ErrorInfo
@@ -180,8 +180,15 @@ def _fail(handlers: Handlers, call: wire.Call, context: Context, error: BaseExce
     if isinstance(error, Discard):
         return context.end(error=info, discarded=True)
     if isinstance(error, Retry):
-        return context.end(error=info, delay=error.delay)
+        return context.end(error=info, delay=_delay(error))
     return context.end(error=info, final=not isinstance(error, Interrupted) and handlers.gives_up_on(call.type, error))
+
+
+def _delay(error: Retry) -> float | None:
+    """The delay that the handler asked for. A handler may have set it to anything: then the usual backoff holds."""
+    delay: Any = getattr(error, "delay", None)
+    is_number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
+    return float(delay) if is_number and 0 <= delay <= MAX_DELAY else None
 
 
 def describe(error: BaseException, timeout: float) -> ErrorInfo:

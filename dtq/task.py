@@ -265,6 +265,7 @@ def fail(
             task, status=Status.FAILED, error=error, history=history, finished_at=now, lease_until=None
         )
     wait = backoff(task, task.attempts, chance) if delay is None else delay
+    _check_number("delay", wait, 0, 30 * DAY)
     return msgspec.structs.replace(
         task, status=Status.RETRYING, run_at=now + wait, error=error, history=history, lease_until=None
     )

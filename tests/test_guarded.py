@@ -8,11 +8,13 @@ from concurrent.futures import Future
 
 import msgspec
 import pytest
+import servers
 from msgspec.structs import replace
 from test_loop import NOW, ScriptedPool, add, make, status
 
 from dtq import DTQError, QueueManager, TaskQueue, guarded, reports, webhooks
 from dtq.errors import InvalidTask, StoreError
+from dtq.stores import open_store
 from dtq.stores.memory import MemoryStore
 from dtq.stores.sqlite import SQLiteStore
 from dtq.task import ErrorInfo, Task, Webhook, succeed
@@ -313,6 +315,51 @@ def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, m
     loop.post(broken)
     run(loop, pool, clock, 5)
     assert (status(store, "x"), loop.failure) == (["completed"], "")
+
+
+STORES = ["memory", "sqlite", "file", "valkey"]
+
+
+def opened(kind, tmp_path):
+    urls = {"memory": "memory:", "sqlite": str(tmp_path / "queue.db"), "file": f"file:{tmp_path / 'queue'}"}
+    return open_store(servers.url_of(kind) if kind == "valkey" else urls[kind])
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_the_outcome_that_shows_whether_a_store_is_well_changes_nothing(kind, tmp_path):
+    store = opened(kind, tmp_path)
+    add(store, "x")
+    assert store.update([guarded.STRANGER]) == set()
+    assert (store.stats().total, status(store, "x")) == (1, ["pending"])
+    store.close()
+
+
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("odd", ["delay", "result", "log"])
+def test_in_every_store_an_odd_outcome_becomes_a_failure_and_the_others_are_stored(kind, odd, tmp_path):
+    store, pool, clock = opened(kind, tmp_path), ScriptedPool(3), Clock()
+    loop = make(store, pool, clock)
+    add(store, "a", "odd", "b")
+    loop.turn(clock.now)
+    for task in list(pool.has):
+        if task.id != "odd":
+            pool.ends(task, result=1)
+            continue
+        pool.has.remove(task)
+        error = ErrorInfo("ValueError") if odd == "delay" else None
+        result, log = (object() if odd == "result" else 1), ("\ud800" if odd == "log" else "")
+        delay = float("nan") if odd == "delay" else None
+        pool.says.append(reports.Finished(task, "w1", clock.now, 0.5, result, error, log, False, delay))
+    for _ in range(6):
+        clock.now += 0.5
+        loop.turn(clock.now)
+    ended = status(store, "a", "odd", "b")
+    assert (ended[0], ended[2]) == ("completed", "completed")
+    if kind != "memory" or odd == "delay":  # which keeps whatever it is given
+        assert ended[1] != "completed"
+        assert store.get(["odd"])[0].history[0].error.type == "InternalError"
+    assert (loop.trouble, loop.failure) == (None, "")
+    store.close()
 
 
 # --- real nodes -----------------------------------------------------------------------------------------------------

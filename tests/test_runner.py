@@ -15,7 +15,7 @@ import pytest
 from dtq import wire
 from dtq.codec import from_json, to_json
 from dtq.context import BURST, MAX_LOG
-from dtq.errors import HandlerError
+from dtq.errors import HandlerError, Retry
 from dtq.runner import MAX_MESSAGE, MAX_TRACEBACK, Handlers, Stopped, TimedOut, is_async, perform, perform_async
 
 
@@ -505,3 +505,27 @@ def test_async_calls_that_run_at_once_mix_neither_logs_nor_variables():
 
     for n, done in enumerate(asyncio.run(main())):
         assert done.log == f"{n}\n" * 20 + "from a thread\n"
+
+
+@pytest.mark.parametrize("delay", [float("nan"), float("inf"), -1, "soon", [1], True, 1e300])
+def test_a_retry_whose_delay_was_set_to_something_odd_takes_the_usual_backoff(delay):
+    def later(payload, context):
+        error = Retry("later")
+        error.delay = delay
+        raise error
+
+    done, _ = run(later)
+    assert (done.delay, done.error.type) == (None, "Retry")
+
+
+def test_a_result_of_the_greatest_depth_is_one_and_a_deeper_one_an_error():
+    def nested(depth, context):
+        value = []
+        for _ in range(depth - 1):
+            value = [value]
+        return value
+
+    assert run(nested, 64)[0].error is None
+    for depth in (65, 987, 3_000, 100_000):
+        assert error_of(nested, depth).type == "ResultError"
+        assert "more than 64 arrays and objects within each other" in error_of(nested, depth).message
