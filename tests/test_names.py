@@ -271,6 +271,13 @@ def test_no_token_changes_a_tick_past_its_schedule(submitter, admin):
     assert admin.get("/schedules").json()[0]["next_at"]
 
 
+def test_a_filter_that_no_task_can_match_is_refused(submitter, admin):
+    for path in ("/tasks?queue=two%20words", "/tasks?type=*", "/dead?queue=two%20words", "/dead/errors?type=-a"):
+        assert submitter.get(path).status_code == 422, path
+    assert admin.delete("/limits?queue=two%20words").status_code == 422
+    assert submitter.get("/tasks?type=dtq.webhook").json()["tasks"] == []
+
+
 def test_an_idempotency_key_still_adds_once(submitter):
     answers = [submitter.post("/tasks", json={"type": "a"}, headers={"Idempotency-Key": "order-7"}) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 200]
