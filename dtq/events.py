@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 from collections.abc import Callable, Set
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
@@ -55,7 +55,8 @@ class Emitter:
         self.dropped = 0
         self._names = names
         self._listeners: dict[str, list[tuple[Listener, bool]]] = {}
-        self._events: queue.Queue[Event | threading.Event | None] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._events: SimpleQueue[Event | SimpleQueue[None] | None] = SimpleQueue()  # no interrupt leaves it locked
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -68,8 +69,9 @@ class Emitter:
         with self._lock:
             self._listeners[name] = [*self._listeners.get(name, ()), (listener, once)]
             if self._thread is None:
-                self._thread = threading.Thread(target=self._deliver, name="dtq-events", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._deliver, name="dtq-events", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: an interrupt may have come before the thread began
         return listener
 
     def once(self, name: str, listener: Listener) -> Listener:
@@ -98,15 +100,15 @@ class Emitter:
     def post(self, event: Event) -> None:
         """As `emit`, of an event that is made already."""
         if self.hears(event.name):
-            try:
-                self._events.put_nowait(event)
-            except queue.Full:
+            if self._events.qsize() < self._capacity:
+                self._events.put(event)
+            else:
                 self.dropped += 1
 
     def _deliver(self) -> None:
         while (event := self._events.get()) is not None:
-            if isinstance(event, threading.Event):  # of somebody who waits until we are here
-                event.set()
+            if isinstance(event, SimpleQueue):  # of somebody who waits until we are here
+                event.put(None)
                 continue
             for name in (event.name, ALL):
                 for listener, once in self._listeners.get(name, ()):
@@ -122,11 +124,11 @@ class Emitter:
 
     def catch_up(self, timeout: float = 5.0) -> None:
         """Returns when the listeners have heard what has happened so far, or after `timeout` seconds."""
-        thread, here = self._thread, threading.Event()
+        thread, here = self._thread, SimpleQueue[None]()
         if thread is not None and thread is not threading.current_thread():
-            with contextlib.suppress(queue.Full):
-                self._events.put(here, timeout=timeout)
-                here.wait(timeout)
+            self._events.put(here)
+            with contextlib.suppress(Empty):
+                here.get(timeout=timeout)
 
     def close(self, timeout: float = 1.0) -> None:
         """Lets the listeners hear what has happened so far, but waits for them no longer than `timeout` seconds."""
@@ -135,7 +137,6 @@ class Emitter:
         if thread is None:
             return
         is_listener = thread is threading.current_thread()  # who closes: it ends when it comes back from here
-        with contextlib.suppress(queue.Full):
-            self._events.put(None, timeout=0.0 if is_listener else timeout)
-            if not is_listener:
-                thread.join(timeout)
+        self._events.put(None)
+        if not is_listener:
+            thread.join(timeout)

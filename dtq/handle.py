@@ -7,11 +7,15 @@ result() --register--> Endings <--settle-- the loop, for each outcome it has com
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Collection, Generator, Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
+from dtq.condition import SafeFuture
 from dtq.errors import DTQError, TaskCancelled, TaskFailed, UnknownTask
 from dtq.task import Status, Task
 
@@ -32,7 +36,7 @@ class Endings:
 
     def future(self, task_id: str) -> Future[Task]:
         """Return a new future of the ended task. Cancel it to stop waiting."""
-        future: Future[Task] = Future()
+        future: Future[Task] = SafeFuture()
         future.add_done_callback(partial(self._forget_if_cancelled, task_id))
         with self._lock:
             self._futures.setdefault(task_id, []).append(future)
@@ -40,27 +44,35 @@ class Endings:
 
     def _forget_if_cancelled(self, task_id: str, future: Future[Task]) -> None:
         if future.cancelled():
-            with self._lock:
-                left = [other for other in self._futures.pop(task_id, ()) if other is not future]
-                if left:
-                    self._futures[task_id] = left
+            self._drop(task_id, [future])
+
+    def _drop(self, task_id: str, futures: Collection[Future[Task]]) -> None:
+        with self._lock:
+            left = [other for other in self._futures.get(task_id, ()) if other not in futures]
+            self._futures[task_id] = left
+            if not left:
+                del self._futures[task_id]
 
     def settle(self, tasks: Iterable[Task]) -> None:
         """Resolve the futures of those tasks that have ended."""
         for task in tasks:
             if task.id in self._futures and task.is_terminal:
-                for future in self._take(task.id):
-                    future.set_result(task)
+                self._resolve(task.id, lambda future, task=task: future.set_result(task))  # type: ignore[misc]
 
     def fail(self, task_id: str, error: DTQError) -> None:
         """Raise the error in all that wait for this task."""
-        for future in self._take(task_id):
-            future.set_exception(error)
+        self._resolve(task_id, lambda future: future.set_exception(error))
 
-    def _take(self, task_id: str) -> list[Future[Task]]:
+    def _resolve(self, task_id: str, resolve: Callable[[Future[Task]], None]) -> None:
+        """Resolve all futures of a task, and drop them only then: where an interrupt comes between, the next look in
+        the store resolves the others."""
         with self._lock:
-            futures = self._futures.pop(task_id, [])
-        return [future for future in futures if future.set_running_or_notify_cancel()]
+            futures = list(self._futures.get(task_id, ()))
+        for future in futures:
+            with suppress(InvalidStateError):  # cancelled, or resolved before the interrupt
+                resolve(future)
+        if futures:
+            self._drop(task_id, futures)
 
     def give_up(self, why: str, for_good: bool = True) -> None:
         """Raise DTQError in all that wait. `for_good`: and in all that will, as `require_open` does."""
@@ -86,6 +98,16 @@ class Endings:
                 self.settle(get(ended))
             for task_id in set(batch).difference(task.id for task in tasks):
                 self.fail(task_id, UnknownTask(f"task {task_id} was deleted or cleaned up while it was waited for"))
+
+
+def wait(future: Future[Task], timeout: float | None) -> Task:
+    """Return the result of the future. Raises TimeoutError. It looks again every second: the thread that resolved it
+    may have been interrupted before it woke this one."""
+    give_up_at = time.monotonic() + (inf if timeout is None else timeout)
+    while (left := give_up_at - time.monotonic()) > LOOK:
+        with suppress(TimeoutError):
+            return future.result(LOOK)
+    return future.result(max(0.0, left))
 
 
 class Watcher(Protocol):

@@ -24,7 +24,7 @@ from dtq.errors import DuplicateTask, IllegalTransition, InvalidTask, QueueFull,
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
 from dtq.graph import Graph, Step, bind, named, prefix
-from dtq.handle import Endings, Handle
+from dtq.handle import Endings, Handle, wait
 from dtq.limits import Limit
 from dtq.options import task_of
 from dtq.poller import ResultPoller
@@ -311,7 +311,7 @@ class QueueManager:
         where it is deleted meanwhile; TimeoutError; DTQError where the queue is closed before the task has ended."""
         future = self.future_of(task_id)
         try:
-            return future.result(timeout)
+            return wait(future, timeout)
         except TimeoutError:
             pass
         finally:

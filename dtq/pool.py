@@ -20,6 +20,7 @@ import contextlib
 import logging
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
@@ -72,6 +73,7 @@ class WorkerPool:
         self._bell.setblocking(False)
         self._ringer.setblocking(False)
         self._rings = False
+        self._ring_lock = threading.Lock()
         self._watched: list[int] = []
         self._selector.register(self._bell, selectors.EVENT_READ, self._silence)
         self._crew = Crew(
@@ -151,9 +153,9 @@ class WorkerPool:
 
     def wake(self) -> None:
         if not self._rings:  # one byte on its way is enough
-            self._rings = True
-            with contextlib.suppress(OSError):  # closed
+            with self._ring_lock, contextlib.suppress(OSError):  # closed
                 self._ringer.send(b"!")
+                self._rings = True  # only now: behind an interrupt, the next ring must send a byte
 
     def watch(self, fd: int) -> None:
         self._watched.append(fd)
@@ -210,8 +212,9 @@ class WorkerPool:
             self._crew.kill(member, f"killed: task {job.task.id} {error.message}", now)
 
     def _silence(self, mask: int) -> None:
-        self._bell.recv(64)
-        self._rings = False  # only now: between the two a ring is not needed, as we are awake
+        with self._ring_lock, contextlib.suppress(BlockingIOError):
+            self._rings = False  # before what the ring was about is looked for
+            self._bell.recv(64)
 
     # --- reports in ------------------------------------------------------------------------------------------------
 

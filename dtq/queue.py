@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from dtq import courier, reports, staff, webhooks
+from dtq.condition import Condition, SafeFuture
 from dtq.courier import Courier
 from dtq.errors import DTQError, UnknownType
 from dtq.guarded import Trouble
@@ -106,7 +107,7 @@ class TaskQueue(QueueManager):
         )  # fmt: skip
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")  # by the monotonic clock
-        self._idle = threading.Condition()
+        self._idle = Condition()
         self._state: Literal["new", "running", "stopped"] = "new"
         self._failure = ""  # why the loop has ended without being asked to
         self._deaf = Trouble(time.monotonic)
@@ -390,7 +391,7 @@ class TaskQueue(QueueManager):
         that thread may touch."""
         if self._thread is None or not self._thread.is_alive() or self._thread is threading.current_thread():
             return question()
-        answer: Future[T] = Future()
+        answer: Future[T] = SafeFuture()
         self._post(partial(_answer, answer, question))
         while self._thread.is_alive():
             with suppress(TimeoutError):

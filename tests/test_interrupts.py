@@ -6,15 +6,20 @@ import signal
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 
 import pytest
-from interrupts import Presses, pester, sweep
+from interrupts import Interrupted, Presses, pester, sweep
 from servers import url_of
 
+from dtq.condition import Condition, SafeFuture
+from dtq.events import Emitter
+from dtq.handle import Endings
+from dtq.pool import WorkerPool
 from dtq.stores import open_store
 from dtq.stores.sqlite import SQLiteStore
 from dtq.stores.turnstile import Batch, Turnstile
-from dtq.task import Task
+from dtq.task import Status, Task
 
 KINDS = ("memory", "sqlite", "file")
 
@@ -159,3 +164,90 @@ def test_a_cursor_in_the_traceback_of_an_interrupt_does_not_hold_the_database(tm
     assert other.stats().total == store.stats().total == 7
     store.close()
     other.close()
+
+
+def in_another_thread(act) -> list:
+    """What it returned there; [] if it hangs."""
+    heard = []
+    thread = threading.Thread(target=lambda: heard.append(act()), daemon=True)
+    thread.start()
+    thread.join(5)
+    return heard
+
+
+def at_every_moment(presses, prepare) -> int:
+    """Interrupt the call that `prepare` returns at each of its moments; `check` must not hang in another thread."""
+    moment = 0
+    while True:
+        call, check = prepare()
+        try:
+            presses.at(moment, call)
+            return moment
+        except Interrupted:
+            assert in_another_thread(check), f"hangs after an interrupt at moment {moment}"
+        moment += 1
+
+
+def test_a_thread_that_is_interrupted_while_it_waits_locks_no_other_out(presses):
+    def a_future():
+        future = SafeFuture()
+
+        def call() -> None:
+            with suppress(TimeoutError):
+                future.result(0.001)
+
+        return call, lambda: future.set_result(1) or True
+
+    def a_condition():
+        condition = Condition()
+
+        def call() -> None:
+            with condition:
+                condition.notify_all()
+
+        def check() -> bool:
+            with condition:
+                return True
+
+        return call, check
+
+    assert at_every_moment(presses, a_future) > 3
+    assert at_every_moment(presses, a_condition) > 1
+
+
+def test_an_interrupted_emit_leaves_the_emitter_usable(presses):
+    emitter = Emitter()
+    emitter.on("queue:idle", lambda event: None)
+    assert at_every_moment(
+        presses, lambda: (lambda: emitter.emit("queue:idle", 0.0), lambda: emitter.catch_up() or True)
+    )
+    emitter.close()
+
+
+def test_endings_that_an_interrupt_kept_are_told_at_the_next_look(presses):
+    ended = Task(type="any", id="a", status=Status.COMPLETED)
+
+    def several():
+        endings = Endings()
+        futures = [endings.future("a") for _ in range(3)]
+
+        def check() -> bool:
+            endings.check(lambda ids, brief=False: [ended for id in ids if id == "a"])
+            return all(future.result(1) is ended for future in futures)
+
+        return lambda: endings.settle([ended]), check
+
+    assert at_every_moment(presses, several) > 5
+
+
+def test_a_ring_that_was_interrupted_does_not_silence_the_next(presses):
+    pool = WorkerPool(1)
+
+    def ring():
+        pool.poll()  # it is quiet
+        return pool.wake, lambda: pool.wake() or pool.wait(1) or pool._rings
+
+    try:
+        assert at_every_moment(presses, ring) > 1
+    finally:
+        pool.close(kill=True)
