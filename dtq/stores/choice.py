@@ -28,36 +28,39 @@ NOW = "\0"  # in the table of shares, what is no key: the mark of the key served
 class Choice:
     """One claim at work, within its transaction."""
 
-    def __init__(self, db: sqlite3.Connection, n: int, now: float) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, n: int, now: float, types: Collection[str], queues: Collection[str]
+    ) -> None:
         self.db = db
         self.n = n
         self.now = now
         self.step = STEP + 2 * n
         self.numbers: dict[Lane, int] = {}  # of the lanes that were read
-        row = db.execute(schema.SHARE, (NOW,)).fetchone()
-        self.share = Share(row[0] if row else 0.0)
+        rows = db.execute(schema.WAITING_KINDS, (json_list(types), now)).fetchall()
+        self.share = Share(rows[0][3] if rows else 0.0)
+        self.has_moves = any(row[4] for row in rows)  # lanes to be let in, or to be merged
+        self.kinds = [row for row in rows if not queues or row[1] in queues]
 
-    def kinds(self, types: Collection[str], queues: Collection[str]) -> list[tuple[int, str, str]]:
-        rows = self.db.execute(schema.WAITING_KINDS, (json_list(types),)).fetchall()
-        return [row for row in rows if not queues or row[1] in queues]
-
-    def doomed(self, kinds: list[tuple[int, str, str]]) -> list[int]:
+    def doomed(self) -> list[int]:
         seqs: list[int] = []
-        for kind, _, _ in kinds:
-            seqs += [seq for (seq,) in self.db.execute(schema.DOOMED_OF, (kind, self.n - len(seqs)))]
+        for kind, *_, has_doomed, _, _ in self.kinds:
+            if has_doomed:
+                seqs += [seq for (seq,) in self.db.execute(schema.DOOMED_OF, (kind, self.n - len(seqs)))]
         return seqs
 
-    def pick(self, kinds: list[tuple[int, str, str]], n: int, lowest: float) -> list[int]:
+    def pick(self, n: int, lowest: float) -> list[int]:
         """Return the sequence numbers of the up to n tasks that go next, down to this -priority."""
-        if n <= 0 or not kinds:
+        if n <= 0 or not self.kinds:
             return []
-        self.db.execute(schema.OPEN_AGAIN, (self.now, self.step))
-        self.db.execute(schema.LEVEL, (self.share.now, self.step))
+        if self.has_moves:
+            self.db.execute(schema.OPEN_AGAIN, (self.now, self.step))
+            self.db.execute(schema.LEVEL, (self.share.now, self.step))
         gates, now = read_gates(self.db), self.share.now
         lanes: dict[Kind, Iterator[Entry]] = {}
-        for kind, queue, type in kinds:
-            for keyed, key in enumerate(("", "*")):
-                lanes[queue, type, key] = self._entries((queue, type), self._rows(kind, keyed, lowest, now), now)
+        for kind, queue, type, *_, without_key, with_key in self.kinds:
+            for keyed, key, has_open in ((0, "", without_key), (1, "*", with_key)):
+                if has_open or self.has_moves:
+                    lanes[queue, type, key] = self._entries((queue, type), self._rows(kind, keyed, lowest, now), now)
         picked = pick(lanes, n, self.now, gates, self.share, lambda lane: self._behind(lane, -lowest))
         self._keep(picked, gates)
         return [head[2] for _, head in picked.heads]
@@ -122,7 +125,8 @@ class Choice:
         closed = [(until, self.numbers[lane]) for lane, until in picked.closed.items()]
         if any(gate.limit.key is not None for gate in gates):
             closed += self._used_up({lane[2] for lane, _ in picked.heads}, gates)
-        self.db.executemany(schema.CLOSE, closed)
+        for until, number in closed:
+            self.db.execute(schema.CLOSE, (until, number))
         if picked.served:
             self._keep_share(picked.served)
         for gate in gates:

@@ -24,8 +24,11 @@ from dtq.limits import EACH, Gate, Lane, Limit
 from dtq.stores import schema
 from dtq.stores.readable import readable
 from dtq.stores.rows import json_list
+from dtq.task import WAITING
 
 _limit = msgspec.json.Decoder(Limit).decode
+_TOUCHED = ""  # in place of a status
+_WAITS = {*WAITING, _TOUCHED}
 REMEMBERED = 10_000  # lanes whose number a process remembers
 
 
@@ -47,24 +50,35 @@ class Moves:
 
     def touch(self, lane: int) -> None:
         """A task of this lane has become ready or doomed, its status staying the same."""
-        self._changes[lane][""] += 0
+        self._changes[lane][_TOUCHED] += 0
 
     def write(self, db: sqlite3.Connection) -> None:
         kinds: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for lane, changes in self._changes.items():
-            counted = (changes.total(), changes["processing"], lane)
-            tasks, kind, key, *first = db.execute(schema.COUNT, counted).fetchone()
+            running = changes["processing"]
+            tasks, kind, key, *first = db.execute(schema.COUNT, (changes.total(), running, lane)).fetchone()
             kinds[kind].update(changes)
-            if changes["processing"] < 0:
+            if running < 0:
                 db.execute(schema.FREE, (key, inf))
             if not tasks:
                 db.execute(schema.DROP_LANE, (lane,))
-            elif (now := db.execute(schema.FIRST, (lane,)).fetchone()) != tuple(first):
-                db.execute(schema.SET_FIRST, (*now, lane))
+            elif not changes.keys().isdisjoint(_WAITS):
+                _place(db, lane, tuple(first))
         for kind, changes in kinds.items():
-            if any(changes.values()):
-                db.execute(schema.COUNT_KIND, (*(changes[name] for name in schema.COUNTERS), kind))
+            if moved := {name: by for name, by in changes.items() if by}:
+                db.execute(schema.count_kind(tuple(moved)), (*moved.values(), kind))
         self._changes.clear()
+
+
+def _place(db: sqlite3.Connection, lane: int, known: tuple[Any, ...]) -> None:
+    """Repeat in the row of the lane what is true of its tasks now."""
+    *first, doomed = known
+    now = db.execute(schema.FIRST, (lane,)).fetchone() or (None, None, None)
+    lowest = None if now[0] is None else db.execute(schema.LOWEST, (lane,)).fetchone()[0]
+    if [*now, lowest] != first:
+        db.execute(schema.SET_FIRST, (*now, lowest, lane))
+    if (any_doomed := db.execute(schema.ANY_DOOMED, (lane,)).fetchone()[0]) != doomed:
+        db.execute(schema.SET_DOOMED, (any_doomed, lane))
 
 
 class Lanes:

@@ -21,6 +21,8 @@ Counters that statistics show are kept by `kind`: reading them does not grow wit
 
 from __future__ import annotations
 
+from functools import cache
+
 from dtq.task import Status
 
 APPLICATION_ID = 0x64747131  # "dtq1"
@@ -75,7 +77,7 @@ CREATE TABLE lane (
 );
 CREATE INDEX lane_open ON lane (kind, keyed, first, mark, run_at, seq) WHERE first IS NOT NULL AND until = 0;
 CREATE INDEX lane_closed ON lane (until) WHERE until > 0;
-CREATE INDEX lane_marked ON lane (mark) WHERE first IS NOT NULL AND until = 0 AND mark > 0;
+CREATE INDEX lane_marked ON lane (mark) WHERE mark > 0;
 CREATE INDEX lane_oldest ON lane (run_at) WHERE first IS NOT NULL;
 CREATE INDEX lane_mixed ON lane (id) WHERE lowest > first;
 CREATE INDEX lane_doomed ON lane (kind) WHERE doomed > 0;
@@ -101,11 +103,10 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
 
-# The first ready task of a lane, and whether any is doomed; always one row.
-FIRST = f"""SELECT first, run_at, seq, -(SELECT min(priority) FROM task WHERE stage = {READY} AND lane = ?1),
-    EXISTS (SELECT 1 FROM task WHERE stage = {DOOMED} AND lane = ?1)
-    FROM (SELECT 1) LEFT JOIN (SELECT -priority AS first, run_at, seq FROM task WHERE stage = {READY} AND lane = ?1
-    ORDER BY priority DESC, run_at, seq LIMIT 1)"""
+FIRST = f"""SELECT -priority, run_at, seq FROM task WHERE stage = {READY} AND lane = ?1
+    ORDER BY priority DESC, run_at, seq LIMIT 1"""
+LOWEST = f"SELECT -min(priority) FROM task WHERE stage = {READY} AND lane = ?1"
+ANY_DOOMED = f"SELECT EXISTS (SELECT 1 FROM task WHERE stage = {DOOMED} AND lane = ?1)"
 
 _COLUMNS_1 = """seq, id, lane, key, stage, status, version, priority, run_at, expires, created_at, started_at,
     finished_at, attempts, interruptions, worker, lease_until, doom, progress, note, options, outcome, payload"""
@@ -137,7 +138,8 @@ INSERT INTO lane (id, queue, type, key, kind, keyed, tasks, processing)
     WHERE {" + ".join(f"lane_1.{name}" for name in COUNTERS)} > 0;
 DROP TABLE lane_1;
 UPDATE lane SET mark = coalesce((SELECT mark FROM share WHERE share.key = lane.key), 0),
-    (first, run_at, seq, lowest, doomed) = ({FIRST.replace("?1", "lane.id")});
+    (first, run_at, seq) = ({FIRST.replace("?1", "lane.id")}),
+    lowest = ({LOWEST.replace("?1", "lane.id")}), doomed = ({ANY_DOOMED.replace("?1", "lane.id")});
 PRAGMA user_version = 2;
 """,
 }
@@ -170,10 +172,10 @@ INSERT_LANE = """INSERT INTO lane (queue, type, key, kind, keyed, mark)
 LANES_AMONG = "SELECT id, queue, type, key FROM lane WHERE id IN (SELECT value FROM json_each(?))"
 COUNT = """UPDATE lane SET tasks = tasks + ?, processing = processing + ? WHERE id = ?
     RETURNING tasks, kind, key, first, run_at, seq, lowest, doomed"""
-SET_FIRST = "UPDATE lane SET first = ?, run_at = ?, seq = ?, lowest = ?, doomed = ? WHERE id = ?"
+SET_FIRST = "UPDATE lane SET first = ?, run_at = ?, seq = ?, lowest = ? WHERE id = ?"
+SET_DOOMED = "UPDATE lane SET doomed = ? WHERE id = ?"
 DROP_LANE = "DELETE FROM lane WHERE id = ?"
 FREE = "UPDATE lane SET until = 0 WHERE key = ? AND until = ?"
-COUNT_KIND = f"UPDATE kind SET {', '.join(f'{name} = {name} + ?' for name in COUNTERS)} WHERE id = ?"
 
 # --- claim
 MOVE_DUE = f"""UPDATE task SET stage = {READY} WHERE seq IN
@@ -185,9 +187,16 @@ DOOM_EXPIRED = f"""UPDATE task SET stage = {DOOMED}, doom = 'expired' WHERE seq 
 OPEN_AGAIN = """UPDATE lane SET until = 0 WHERE id IN
     (SELECT id FROM lane WHERE until > 0 AND until <= ? ORDER BY until LIMIT ?)"""
 LEVEL = """UPDATE lane SET mark = 0 WHERE id IN (SELECT id FROM lane
-    WHERE first IS NOT NULL AND until = 0 AND mark > 0 AND mark < ? ORDER BY mark DESC LIMIT ?)"""
-WAITING_KINDS = """SELECT id, queue, type FROM kind WHERE pending + retrying + blocked > 0
-    AND type IN (SELECT value FROM json_each(?))"""
+    WHERE mark > 0 AND mark < ? ORDER BY mark DESC LIMIT ?)"""
+# What a claim has to look at: kinds in which something waits; the mark of the key served last; whether lanes may open
+# again, or have an old mark; and, of each kind, whether it has doomed tasks, and open lanes without and with a key.
+WAITING_KINDS = """WITH share_now AS MATERIALIZED (SELECT coalesce(max(mark), 0) AS now FROM share WHERE key = char(0))
+    SELECT id, queue, type, now, EXISTS (SELECT 1 FROM lane WHERE until > 0 AND until <= ?2)
+    + EXISTS (SELECT 1 FROM lane WHERE mark > 0 AND mark < now),
+    EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND doomed > 0),
+    EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND keyed = 0 AND first IS NOT NULL AND until = 0),
+    EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND keyed = 1 AND first IS NOT NULL AND until = 0)
+    FROM kind, share_now WHERE pending + retrying + blocked > 0 AND type IN (SELECT value FROM json_each(?1))"""
 DOOMED_OF = f"""SELECT task.seq FROM lane CROSS JOIN task ON task.lane = lane.id AND task.stage = {DOOMED}
     WHERE lane.doomed > 0 AND lane.kind = ? LIMIT ?"""
 _OPEN = "FROM lane WHERE kind = ? AND keyed = ? AND first IS NOT NULL AND until = 0"
@@ -210,7 +219,6 @@ SET_BUCKET = "INSERT OR REPLACE INTO bucket (selector, key, next_at) VALUES (?, 
 DROP_FULL = """DELETE FROM bucket WHERE selector = ?1 AND key IN
     (SELECT key FROM bucket WHERE selector = ?1 AND next_at <= ?2 LIMIT ?3)"""
 FIRST_FULL = "SELECT min(next_at) FROM bucket WHERE selector = ? AND next_at > ?"
-SHARE = "SELECT mark FROM share WHERE key = ?"
 SET_SHARE = "INSERT OR REPLACE INTO share (key, mark) VALUES (?, ?)"
 SET_MARK = "UPDATE lane SET mark = ? WHERE key = ?"
 DROP_SHARES = "DELETE FROM share WHERE key IN (SELECT key FROM share WHERE mark <= ?1 AND key != ?2 LIMIT ?3)"
@@ -272,6 +280,12 @@ UNKEEP = """UPDATE task SET kept = 0 WHERE kept = 1 AND id IN (SELECT value FROM
 ALL_EDGES_OF = "UPDATE edge SET waits = 0 WHERE parent = ? RETURNING child, strict"
 DOOM_RUNNING = "UPDATE task SET doom = ? WHERE seq = ? AND status = 'processing' AND doom IS NULL"
 DROP_EDGES_TO = "DELETE FROM edge WHERE child IN (SELECT value FROM json_each(?)) RETURNING parent"
+
+
+@cache
+def count_kind(names: tuple[str, ...]) -> str:
+    """Return the statement that changes these counters of a kind."""
+    return f"UPDATE kind SET {', '.join(f'{name} = {name} + ?' for name in names)} WHERE id = ?"
 
 
 def find_query(

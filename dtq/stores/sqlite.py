@@ -114,10 +114,9 @@ class SQLiteStore:
     ) -> list[Task]:  # fmt: skip
         def work(db: sqlite3.Connection) -> list[Task]:
             self._move_due(db, now)
-            choice = Choice(db, n, now)
-            kinds = choice.kinds(types, queues)
-            seqs = choice.doomed(kinds)
-            seqs += choice.pick(kinds, n - len(seqs), inf if min_priority is None else -min_priority)
+            choice = Choice(db, n, now, types, queues)
+            seqs = choice.doomed()
+            seqs += choice.pick(n - len(seqs), inf if min_priority is None else -min_priority)
             return self._take(db, seqs, (worker, now, now + lease))
 
         return self.database.write(work, flush=False, wake=None)
