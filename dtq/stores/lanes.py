@@ -55,30 +55,33 @@ class Moves:
     def write(self, db: sqlite3.Connection) -> None:
         kinds: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for lane, changes in self._changes.items():
-            running = changes["processing"]
-            tasks, kind, key, *first = db.execute(schema.COUNT, (changes.total(), running, lane)).fetchone()
+            kind = _count(db, lane, changes)
             kinds[kind].update(changes)
-            if running < 0:
-                db.execute(schema.FREE, (key, inf))
-            if not tasks:
-                db.execute(schema.DROP_LANE, (lane,))
-            elif not changes.keys().isdisjoint(_WAITS):
-                _place(db, lane, tuple(first))
         for kind, changes in kinds.items():
             if moved := {name: by for name, by in changes.items() if by}:
                 db.execute(schema.count_kind(tuple(moved)), (*moved.values(), kind))
         self._changes.clear()
 
 
-def _place(db: sqlite3.Connection, lane: int, known: tuple[Any, ...]) -> None:
-    """Repeat in the row of the lane what is true of its tasks now."""
-    *first, doomed = known
-    now = db.execute(schema.FIRST, (lane,)).fetchone() or (None, None, None)
-    lowest = None if now[0] is None else db.execute(schema.LOWEST, (lane,)).fetchone()[0]
-    if [*now, lowest] != first:
-        db.execute(schema.SET_FIRST, (*now, lowest, lane))
-    if (any_doomed := db.execute(schema.ANY_DOOMED, (lane,)).fetchone()[0]) != doomed:
-        db.execute(schema.SET_DOOMED, (any_doomed, lane))
+def _count(db: sqlite3.Connection, lane: int, changes: Counter[str]) -> int:
+    """Write these changes to the row of the lane, with what is true of its waiting tasks now. Return its kind."""
+    tasks, processing, kind, key, doomed, *first = db.execute(schema.ROW_OF_LANE, (lane,)).fetchone()
+    counts = (tasks + changes.total(), processing + changes["processing"])
+    if changes["processing"] < 0:
+        db.execute(schema.FREE, (key, inf))
+    if not counts[0]:
+        db.execute(schema.DROP_LANE, (lane,))
+        return int(kind)
+    now = first
+    if not changes.keys().isdisjoint(_WAITS):
+        now = [*(db.execute(schema.FIRST, (lane,)).fetchone() or (None,) * 4)]
+        if (any_doomed := db.execute(schema.ANY_DOOMED, (lane,)).fetchone()[0]) != doomed:
+            db.execute(schema.SET_DOOMED, (any_doomed, lane))
+    if now == first:
+        db.execute(schema.COUNT, (*counts, lane))
+    else:
+        db.execute(schema.COUNT_AND_PLACE, (*counts, *now, lane))
+    return int(kind)
 
 
 class Lanes:

@@ -103,9 +103,9 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
 
-FIRST = f"""SELECT -priority, run_at, seq FROM task WHERE stage = {READY} AND lane = ?1
-    ORDER BY priority DESC, run_at, seq LIMIT 1"""
 LOWEST = f"SELECT -min(priority) FROM task WHERE stage = {READY} AND lane = ?1"
+FIRST = f"""SELECT -priority, run_at, seq, ({LOWEST}) FROM task WHERE stage = {READY} AND lane = ?1
+    ORDER BY priority DESC, run_at, seq LIMIT 1"""
 ANY_DOOMED = f"SELECT EXISTS (SELECT 1 FROM task WHERE stage = {DOOMED} AND lane = ?1)"
 
 _COLUMNS_1 = """seq, id, lane, key, stage, status, version, priority, run_at, expires, created_at, started_at,
@@ -138,8 +138,7 @@ INSERT INTO lane (id, queue, type, key, kind, keyed, tasks, processing)
     WHERE {" + ".join(f"lane_1.{name}" for name in COUNTERS)} > 0;
 DROP TABLE lane_1;
 UPDATE lane SET mark = coalesce((SELECT mark FROM share WHERE share.key = lane.key), 0),
-    (first, run_at, seq) = ({FIRST.replace("?1", "lane.id")}),
-    lowest = ({LOWEST.replace("?1", "lane.id")}), doomed = ({ANY_DOOMED.replace("?1", "lane.id")});
+    (first, run_at, seq, lowest) = ({FIRST.replace("?1", "lane.id")}), doomed = ({ANY_DOOMED.replace("?1", "lane.id")});
 PRAGMA user_version = 2;
 """,
 }
@@ -170,14 +169,17 @@ INSERT_LANE = """INSERT INTO lane (queue, type, key, kind, keyed, mark)
     SELECT ?1, ?2, ?3, id, ?3 != '', coalesce((SELECT mark FROM share WHERE key = ?3), 0)
     FROM kind WHERE queue = ?1 AND type = ?2 RETURNING id"""
 LANES_AMONG = "SELECT id, queue, type, key FROM lane WHERE id IN (SELECT value FROM json_each(?))"
-COUNT = """UPDATE lane SET tasks = tasks + ?, processing = processing + ? WHERE id = ?
-    RETURNING tasks, kind, key, first, run_at, seq, lowest, doomed"""
-SET_FIRST = "UPDATE lane SET first = ?, run_at = ?, seq = ?, lowest = ? WHERE id = ?"
+ROW_OF_LANE = "SELECT tasks, processing, kind, key, doomed, first, run_at, seq, lowest FROM lane WHERE id = ?"
+COUNT = "UPDATE lane SET tasks = ?, processing = ? WHERE id = ?"
+COUNT_AND_PLACE = """UPDATE lane SET tasks = ?, processing = ?, first = ?, run_at = ?, seq = ?, lowest = ?
+    WHERE id = ?"""
 SET_DOOMED = "UPDATE lane SET doomed = ? WHERE id = ?"
 DROP_LANE = "DELETE FROM lane WHERE id = ?"
 FREE = "UPDATE lane SET until = 0 WHERE key = ? AND until = ?"
 
 # --- claim
+ANY_MOVES = f"""SELECT EXISTS (SELECT 1 FROM task WHERE stage = {LATER} AND run_at <= ?1)
+    + EXISTS (SELECT 1 FROM task WHERE expires IS NOT NULL AND stage < {DOOMED} AND expires <= ?1)"""
 MOVE_DUE = f"""UPDATE task SET stage = {READY} WHERE seq IN
     (SELECT seq FROM task WHERE stage = {LATER} AND run_at <= ? ORDER BY run_at LIMIT 1000)
     RETURNING lane"""
@@ -190,13 +192,14 @@ LEVEL = """UPDATE lane SET mark = 0 WHERE id IN (SELECT id FROM lane
     WHERE mark > 0 AND mark < ? ORDER BY mark DESC LIMIT ?)"""
 # What a claim has to look at: kinds in which something waits; the mark of the key served last; whether lanes may open
 # again, or have an old mark; and, of each kind, whether it has doomed tasks, and open lanes without and with a key.
-WAITING_KINDS = """WITH share_now AS MATERIALIZED (SELECT coalesce(max(mark), 0) AS now FROM share WHERE key = char(0))
-    SELECT id, queue, type, now, EXISTS (SELECT 1 FROM lane WHERE until > 0 AND until <= ?2)
-    + EXISTS (SELECT 1 FROM lane WHERE mark > 0 AND mark < now),
+_SHARE_NOW = "coalesce((SELECT mark FROM share WHERE key = char(0)), 0)"
+WAITING_KINDS = f"""SELECT id, queue, type, {_SHARE_NOW},
+    EXISTS (SELECT 1 FROM lane WHERE until > 0 AND until <= ?2)
+    OR EXISTS (SELECT 1 FROM lane WHERE mark > 0 AND mark < {_SHARE_NOW}),
     EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND doomed > 0),
     EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND keyed = 0 AND first IS NOT NULL AND until = 0),
     EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND keyed = 1 AND first IS NOT NULL AND until = 0)
-    FROM kind, share_now WHERE pending + retrying + blocked > 0 AND type IN (SELECT value FROM json_each(?1))"""
+    FROM kind WHERE pending + retrying + blocked > 0 AND type IN (SELECT value FROM json_each(?1))"""
 DOOMED_OF = f"""SELECT task.seq FROM lane CROSS JOIN task ON task.lane = lane.id AND task.stage = {DOOMED}
     WHERE lane.doomed > 0 AND lane.kind = ? LIMIT ?"""
 _OPEN = "FROM lane WHERE kind = ? AND keyed = ? AND first IS NOT NULL AND until = 0"

@@ -122,6 +122,8 @@ class SQLiteStore:
         return self.database.write(work, flush=False, wake=None)
 
     def _move_due(self, db: sqlite3.Connection, now: float) -> None:
+        if not db.execute(schema.ANY_MOVES, (now,)).fetchone()[0]:
+            return
         moves = Moves()
         for query in (schema.MOVE_DUE, schema.DOOM_EXPIRED):
             for (lane,) in db.execute(query, (now,)).fetchall():
