@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from dtq.errors import DTQError
+from dtq.forks import Forkable
 from dtq.task import Task
 
 log = logging.getLogger("dtq")
@@ -48,17 +49,25 @@ class Event(msgspec.Struct, frozen=True):
 Listener = Callable[[Event], object]
 
 
-class Emitter:
-    """on, once, off, emit. Listeners of "*" hear everything."""
+class Emitter(Forkable):
+    """on, once, off, emit. Listeners of "*" hear everything. In a child made by os.fork there are none: those of the
+    parent hear what happens there."""
 
     def __init__(self, names: frozenset[str] = NAMES, capacity: int = CAPACITY) -> None:
         self.dropped = 0
         self._names = names
-        self._listeners: dict[str, list[tuple[Listener, bool]]] = {}
         self._capacity = capacity
+        self._begin()
+        self.follow_forks()
+
+    def _begin(self) -> None:
+        self._listeners: dict[str, list[tuple[Listener, bool]]] = {}
         self._events: SimpleQueue[Event | SimpleQueue[None] | None] = SimpleQueue()  # no interrupt leaves it locked
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+
+    def in_child(self) -> None:
+        self._begin()
 
     def on(self, name: str, listener: Listener, *, once: bool = False) -> Listener:
         """Calls `listener(event)` for each event of this name. Raises DTQError where there is none of it."""

@@ -31,6 +31,10 @@ class Endings:
         self._futures: dict[str, list[Future[Task]]] = {}
         self.over = ""  # why no ending will be heard of any more
 
+    def in_child(self) -> None:
+        """After a fork: what waits is in the parent."""
+        self._lock, self._futures, self.over = threading.Lock(), {}, ""
+
     def __bool__(self) -> bool:
         return bool(self._futures)
 

@@ -23,6 +23,7 @@ from dtq.deadletters import DeadLetters
 from dtq.errors import DuplicateTask, IllegalTransition, InvalidTask, QueueFull, StoreError, UnknownTask
 from dtq.events import Emitter, Listener
 from dtq.flow import Flow
+from dtq.forks import Forkable
 from dtq.graph import Graph, Step, bind, named, prefix
 from dtq.handle import Endings, Handle, wait
 from dtq.limits import Limit
@@ -38,7 +39,7 @@ GIB = 1 << 30
 PAGE = 10_000  # tasks, at most, that `find` gives at once
 
 
-class QueueManager:
+class QueueManager(Forkable):
     """Adds tasks to a store, looks after them, and waits for them.
 
     `backlog_limit` is how many tasks may be unfinished before `add` raises QueueFull (None: any number), `max_payload`
@@ -68,6 +69,7 @@ class QueueManager:
         self.schedules = Schedules(self.store, self.clock, self._task)
         self._endings = Endings()
         self._poller = ResultPoller(self.store, self._endings, self._has_loop)
+        self.follow_forks()
 
     # --- put in
 
@@ -358,6 +360,11 @@ class QueueManager:
 
     def off(self, name: str, listener: Listener) -> None:
         self.events.off(name, listener)
+
+    def in_child(self) -> None:
+        """After a fork: this is a manager of its own, and what waits or listens is in the parent."""
+        self._endings.in_child()
+        self._poller.in_child()
 
     def close(self) -> None:
         self._endings.give_up("the queue was closed", for_good=self._owns_store)

@@ -58,6 +58,10 @@ class ResultPoller:
                 if self._run is not None:
                     self._run.bell.ring()
 
+    def in_child(self) -> None:
+        """After a fork: the thread is the parent's."""
+        self._lock, self._run = threading.Lock(), None
+
     def close(self) -> None:
         """End the thread. A later `start` begins a new one."""
         with self._lock:

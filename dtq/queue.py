@@ -108,7 +108,7 @@ class TaskQueue(QueueManager):
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")  # by the monotonic clock
         self._idle = Condition()
-        self._state: Literal["new", "running", "stopped"] = "new"
+        self._state: Literal["new", "running", "stopped", "client"] = "new"
         self._failure = ""  # why the loop has ended without being asked to
         self._deaf = Trouble(time.monotonic)
 
@@ -128,6 +128,8 @@ class TaskQueue(QueueManager):
 
     def start(self) -> Self:
         """Starts the workers and the loop. Raises DTQError where the queue was started before."""
+        if self._state == "client":
+            raise DTQError("this TaskQueue belongs to the process that was forked: make a new one here to run tasks")
         if self._state != "new":
             raise DTQError("a TaskQueue is started once: make a new one on the same store")
         self._state = "running"
@@ -218,6 +220,8 @@ class TaskQueue(QueueManager):
                 self._thread.join()
             self.events.emit("queue:shutdown", self.clock())
             super().close()
+        elif self._state == "client":
+            super().close()
 
     def close(self) -> None:
         if self._state == "new":
@@ -226,6 +230,15 @@ class TaskQueue(QueueManager):
                 group.pool.close(kill=True)
             super().close()
         self.shutdown()
+
+    def in_child(self) -> None:
+        """After a fork: the node, its loop and its workers are the parent's, and this is a client of the store."""
+        super().in_child()
+        self._idle = Condition()
+        self._loop.held = {}
+        self._thread = None
+        if self._state != "stopped":
+            self._state = "client"
 
     def __enter__(self) -> Self:
         return self.start()
@@ -295,6 +308,8 @@ class TaskQueue(QueueManager):
 
     def _added(self, tasks: Sequence[Task]) -> None:
         super()._added(tasks)
+        if self._state == "client":
+            return
         if self._inline:
             self._run_inline()
         else:
@@ -343,15 +358,17 @@ class TaskQueue(QueueManager):
         are several. Raises DTQError where there is no such pool, or the size is not allowed."""
         staff.check_size(size)
         group = staff.named(self._staff, pool)
-        if self._state == "stopped":
-            raise DTQError("the queue is shut down, and has no workers to resize: make a new TaskQueue")
+        if self._state in ("stopped", "client"):
+            raise DTQError(
+                "the queue is shut down, or the parent's, and has no workers to resize: make a new TaskQueue"
+            )
         self._require_loop()
         change = partial(group.pool.resize, size)
         self._post(change) if self._state == "new" else self._ask(change)
 
     def workers(self) -> list[reports.WorkerInfo]:
-        """The workers of this queue at this moment."""
-        return self._ask(self._loop.workers)
+        """The workers of this queue at this moment; none in a child made by os.fork."""
+        return [] if self._state == "client" else self._ask(self._loop.workers)
 
     def snapshot(self) -> Node:
         """This node at this moment, as its next heartbeat would describe it."""
@@ -365,7 +382,7 @@ class TaskQueue(QueueManager):
             if seconds <= 0:
                 raise TimeoutError(f"{left.unfinished} tasks have not ended after {timeout} s: {_nonzero(left.counts)}")
             self._require_loop()
-            if self._state != "running":
+            if self._state not in ("running", "client"):
                 raise DTQError(
                     f"nobody is at work here, and {left.unfinished} tasks have not ended: start the queue first"
                 )
@@ -383,8 +400,9 @@ class TaskQueue(QueueManager):
         return self._thread is not None and self._thread.is_alive()
 
     def _post(self, action: Callable[[], None]) -> None:
-        self._loop.post(action)
-        self._staff[0].pool.wake()
+        if self._state != "client":
+            self._loop.post(action)
+            self._staff[0].pool.wake()
 
     def _ask(self, question: Callable[[], T]) -> T:
         """Return the answer of the loop's thread, or raise what the question raises there. It may look at what only

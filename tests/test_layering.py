@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "dtq"
 
 LAYERS = [  # lowest first; stores/ and lab/ are one entry each, "dtq" is what dtq/__init__.py offers
     {"errors", "files", "condition"},
-    {"codec", "names", "timing", "sketch", "usage"},
+    {"codec", "forks", "names", "timing", "sketch", "usage"},
     {"task"},
     {"events", "graph", "cron", "limits", "webhooks", "unique"},
     {"wire", "stores", "parents", "guard"},

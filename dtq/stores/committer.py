@@ -16,15 +16,25 @@ BUSY_TIMEOUT = 10.0  # seconds to wait for a foreign program that has locked the
 class Committer:
     """Runs pieces of work in transactions on one connection. Raises sqlite3.Error or OSError where that cannot be.
 
-    `forget` is called when something was taken back: what was learned within that transaction is not so.
+    `connect` opens a connection. `forget` is called when something was taken back: what was learned within that
+    transaction is not so.
     """
 
-    def __init__(self, path: str, connection: sqlite3.Connection, forget: Callable[[], None]) -> None:
-        self.connection = connection
+    def __init__(self, path: str, connect: Callable[[], sqlite3.Connection], forget: Callable[[], None]) -> None:
+        self._connect = connect
+        self._connection: sqlite3.Connection | None = connect()
         self._forget = forget
         self._flush: bool | None = True  # None: not known
         self._is_clean = True  # no transaction is open, and nothing is remembered of one that was taken back
         self._turnstile = Turnstile(f"{path}-lock", self._carry)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, which is opened again after a fork."""
+        if self._connection is None:
+            self._flush, self._is_clean = True, True
+            self._connection = self._connect()
+        return self._connection
 
     def run(self, work: Callable[[sqlite3.Connection], T], *, flush: bool) -> T:
         """The value of `work`, committed; with `flush` it is on the disk before this returns, and survives a power
@@ -84,5 +94,29 @@ class Committer:
             connection.execute("ROLLBACK TO job")
         connection.execute("RELEASE job")
 
+    # --- forks (see Database)
+
+    def pause(self, seconds: float) -> bool:
+        """Close the connection, and keep all threads out until `go_on`. Return False where a thread has been at work
+        for so many seconds."""
+        if not self._turnstile.hold(seconds):
+            return False
+        self._disconnect()
+        self._connection = None
+        return True
+
+    def go_on(self) -> None:
+        self._turnstile.let_in()
+
+    def in_child(self) -> sqlite3.Connection | None:
+        """Begin anew in a child. Return the connection that it has inherited, if it was not closed before."""
+        inherited, self._connection = self._connection, None
+        self._turnstile.in_child()
+        return inherited
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
     def close(self) -> None:
-        self._turnstile.close(self.connection.close)
+        self._turnstile.close(self._disconnect)

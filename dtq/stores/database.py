@@ -4,10 +4,17 @@ write(work)  --> Committer: one connection, waiting works share a commit --.
                                                                            +--> queue.db, queue.db-wal
 read(look)   --> a second connection, kept waiting by nobody --------------'
 wait         <-- Watch: datagrams from whoever commits (queue.db-nodes/)
+
+A child made by os.fork must not inherit an open connection. SQLite keeps its locks in a table of the process; in the
+child that table lists the parent's locks, which the kernel does not pass on. So even a new connection there would lock
+nothing, and when the parent closes the file, it removes the write-ahead log under the child: commits are lost
+(https://www.sqlite.org/howtocorrupt.html, 2.6). Therefore the connections are closed before a fork, and opened again
+in the parent and in the child when they are needed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sqlite3
 import threading
@@ -27,6 +34,7 @@ from dtq.stores.peers import Peers, Wake
 from dtq.stores.watch import Watch
 
 T = TypeVar("T")
+FORK_PATIENCE = 2.0  # seconds for which a fork waits for threads that read or write
 DAMAGED = (UnicodeDecodeError, msgspec.DecodeError)  # what a damaged file holds, in a row or in SQLite's own words
 
 
@@ -42,19 +50,30 @@ class Database:
         with self._named_errors("opened"):
             self.path = os.path.realpath(path)  # once: the others may use another name, and this process may chdir
         self._flush = flush
+        self._is_closed = False
+        self._paused: list[Callable[[], None]] = []  # during a fork: what lets the threads in again
         self._read_lock = threading.Lock()
         self._data_version = 0
         self.watch = Watch(Path(f"{self.path}-nodes"), self._has_changed)
         with self._named_errors("opened"):
-            self.committer = Committer(self.path, self._connect(), forget)
+            self.committer = Committer(self.path, self._connect, forget)
             try:
                 self.committer.run(self._prepare, flush=True)
-                self._reader = self._connect()
+                self._reading: sqlite3.Connection | None = self._connect()
             except BaseException:
                 self.committer.close()
                 raise
 
+    @property
+    def _reader(self) -> sqlite3.Connection:
+        """The read connection, which is opened again after a fork."""
+        if self._reading is None:
+            self._data_version = 0
+            self._reading = self._connect()
+        return self._reading
+
     def _connect(self) -> sqlite3.Connection:
+        self._require_own()
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -63,6 +82,13 @@ class Database:
             connection.close()
             raise
         return connection
+
+    def _require_own(self) -> None:
+        if self.path in _inherited:
+            raise StoreError(
+                f"{self.path} cannot be used in this process: it was forked while another thread was using that "
+                "database. Fork before the queue is used, or start the process by spawn or exec"
+            )
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Create the tables in an empty file, or upgrade the file of an older dtq. Refuse a file of another program or
@@ -97,6 +123,7 @@ class Database:
 
     def write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Wake = "all") -> T:
         """The value of `work`, committed; all of it or, raising, nothing. With `flush` it is on the disk by then."""
+        self._require_own()
         with self._named_errors("written, and nothing was stored"):
             peers = self.watch.peers  # made now if need be: after the commit nothing may fail any more
             value = _whatever_the_text(
@@ -141,10 +168,50 @@ class Database:
     def close(self, leave: Callable[[Peers], None] = Peers.close) -> None:
         """Let go of the file. `leave` is what becomes of this process among its peers. An interrupted close can be
         repeated."""
+        self._is_closed = True
         self.watch.close(leave)
         self.committer.close()
         with self._read_lock:
-            self._reader.close()
+            if self._reading is not None:
+                self._reading.close()
+
+    # --- forks
+
+    def before_fork(self) -> None:
+        if self._is_closed:
+            return
+        if self.committer.pause(FORK_PATIENCE):
+            self._paused.append(self.committer.go_on)
+        if self._read_lock.acquire(timeout=FORK_PATIENCE):
+            self._paused.append(self._read_lock.release)
+            if self._reading is not None:
+                self._reading.close()
+                self._reading = None
+
+    def after_fork(self) -> None:
+        while self._paused:
+            self._paused.pop()()
+
+    def in_child(self) -> None:
+        """Begin anew. A connection that could not be closed before is kept for ever: it must be neither used nor
+        closed."""
+        inherited = [self.committer.in_child(), self._reading]
+        if not self._is_closed:
+            self._reading = None
+            if any(inherited):
+                _inherited[self.path] = inherited
+                _keep_for_ever(inherited)
+        self._paused = []
+        self._read_lock = threading.Lock()
+        self.watch.in_child()
+
+
+_inherited: dict[str, object] = {}  # path -> connections of the parent
+
+
+def _keep_for_ever(thing: object) -> None:
+    """Give the object a reference that is never dropped, not even at the end of the interpreter."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _run_all(db: sqlite3.Connection, statements: str) -> None:

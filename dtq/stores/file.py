@@ -27,6 +27,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from dtq.errors import StoreError
+from dtq.forks import Forkable
 from dtq.stores import Node, Outcome, Stats
 from dtq.stores.disk import Disk
 from dtq.stores.ledger import Ledger
@@ -35,7 +36,7 @@ from dtq.stores.replica import Replica
 from dtq.task import Task
 
 
-class FileStore:
+class FileStore(Forkable):
     """Keeps the protocol of dtq.stores in this directory, which is made where it is missing.
 
     The task files are brought up to date each `persistence_interval` seconds, and when the last process closes.
@@ -56,6 +57,7 @@ class FileStore:
         self._published: dict[str, Node] = {}
         self._closed = False
         self._ledger = Ledger(Path(directory), durability == "full", persistence_interval, disk or Disk())
+        self.follow_forks()
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
         return self._ledger.write(lambda replica: replica.add(tasks), flush=True)
@@ -167,6 +169,11 @@ class FileStore:
         with suppress(StoreError):
             return self._ledger.look(lambda replica: self._ledger.watch.name not in replica.peer_of.values())
         return False
+
+    def in_child(self) -> None:
+        """After a fork: the nodes are the parent's, and the child reads the directory again when it needs it."""
+        self._published = {}
+        self._ledger.in_child()
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""

@@ -61,11 +61,7 @@ class Ledger:
         self._flush = flush
         self._interval = interval
         self._disk = disk
-        self._lock = threading.Lock()  # of the replica and the journal
-        self._replica: Replica | None = None  # None: to be read from the files
-        self._written: list[bytes] = []  # by the transaction that is under way
-        self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
+        self._begin_to_live()
         self.watch = Watch(directory / "nodes", self._has_news)
         with self.named_errors("opened"):
             self._occupy()
@@ -73,6 +69,13 @@ class Ledger:
             self._journal = Journal(directory, disk)
             self._turnstile = Turnstile(f"{directory}/lock", self._carry)
             self._turnstile.run(lambda _: None, flush=False)
+
+    def _begin_to_live(self) -> None:
+        self._lock = threading.Lock()  # of the replica and the journal
+        self._replica: Replica | None = None  # None: to be read from the files
+        self._written: list[bytes] = []  # by the transaction that is under way
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def _occupy(self) -> None:
         """Makes the directory where it is missing; refuses one of somebody else, or of a newer dtq."""
@@ -231,6 +234,18 @@ class Ledger:
     def _has_news(self) -> bool:
         with self._lock:
             return self._journal.has_news()
+
+    def in_child(self) -> None:
+        """After a fork: everything is read again when it is needed. Threads, locks and descriptors are the parent's."""
+        is_closed = self._closing.is_set()
+        self._begin_to_live()
+        if is_closed:
+            self._closing.set()
+        with suppress(OSError):
+            self._journal.close()
+        self._journal = Journal(self.directory, self._disk)
+        self._turnstile.in_child()
+        self.watch.in_child()
 
     def close(self, leave: Callable[[Peers], None] = Peers.close) -> None:
         """Bring the task files up to date if no other process has the queue open, and let go of the directory. `leave`

@@ -38,11 +38,15 @@ class Lines:
             self._hang_up_free_ones()
 
     def _take(self) -> Any:
-        if self._pid != os.getpid():  # a fork: they are the parent's
-            self._pid, self._free = os.getpid(), deque()
+        self._leave_to_parent()
         with suppress(IndexError):
             return self._free.pop()
         return self._pool.get_connection()
+
+    def _leave_to_parent(self) -> None:
+        """After a fork: the free connections are the parent's."""
+        if self._pid != os.getpid():
+            self._pid, self._free = os.getpid(), deque()
 
     def _hang_up_free_ones(self) -> None:
         with suppress(IndexError):
@@ -56,6 +60,7 @@ class Lines:
 
     def close(self) -> None:
         self._closed = True
+        self._leave_to_parent()
         self._hang_up_free_ones()
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from dtq.errors import InvalidTask
+from dtq.errors import InvalidTask, StoreError
+from dtq.forks import Forkable
 from dtq.limits import Selector
 from dtq.stores import Node, Outcome, Stats
 from dtq.stores.bell import Bell
@@ -28,13 +29,34 @@ Facts = tuple[Task | None, int, Collection[str]]  # a task as it is stored, its 
 NEW: Facts = (None, 0, ())
 
 
-class MemoryStore(Index):
+class Elsewhere:
+    """What a child made by os.fork has in place of the lock and the bell: whatever is done with it raises StoreError.
+    To close it does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise StoreError(
+            "a memory: store lives in the process that made it, and this one was forked from it: use a store that "
+            "processes share, such as queue.db, or make a store here"
+        )
+
+    def __enter__(self) -> None:
+        self.__getattr__("__enter__")
+
+    def __exit__(self, *_: object) -> None:
+        """Never called: __enter__ raises."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class MemoryStore(Index, Forkable):
     """Keeps the protocol of dtq.stores within one process; one lock makes each method one step."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.RLock()
-        self._bell = Bell()
+        self._lock: threading.RLock | Elsewhere = threading.RLock()
+        self._bell: Bell | Elsewhere = Bell()
+        self.follow_forks()
         self._is_whole = True  # False during a step, and behind one that was interrupted and not taken back yet
         self._before: dict[str, Facts] = {}  # of the tasks that the step has changed
 
@@ -191,3 +213,7 @@ class MemoryStore(Index):
     def close(self) -> None:
         self._nodes.clear()
         self._bell.close()
+
+    def in_child(self) -> None:
+        self._bell.close()
+        self._lock = self._bell = Elsewhere()

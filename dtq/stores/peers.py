@@ -139,6 +139,11 @@ class Peers:
     def wait(self, timeout: float) -> bool:
         return hear(self._socket, timeout)
 
+    def in_child(self) -> None:
+        """Close what a child has inherited. The file is still the parent's, and locked."""
+        self._socket.close()
+        self._file.close()
+
     def close(self) -> None:
         self.abandon()
         self.forget(self.name)

@@ -31,6 +31,7 @@ from msgspec.structs import replace
 
 from dtq.codec import to_json
 from dtq.errors import InvalidTask, StoreError
+from dtq.forks import Forkable
 from dtq.limits import Limit
 from dtq.stores import Node, Outcome, Stats, count_up
 from dtq.stores.bell import Bell
@@ -52,7 +53,7 @@ _node = msgspec.json.Decoder(Node).decode
 _limit = msgspec.json.Decoder(Limit).decode
 
 
-class RedisStore:
+class RedisStore(Forkable):
     """Keeps the protocol of dtq.stores on the server at `url`, or that of a `client` of redis-py (from Sentinel, say),
     which stays the caller's.
 
@@ -87,6 +88,7 @@ class RedisStore:
         self._doubts = Doubts()
         self._foreseen: dict[float, float | None] = {}  # what next_due gives, while nothing has changed here
         self._closed = False
+        self.follow_forks()
 
     @property
     def ahead(self) -> float:
@@ -305,6 +307,13 @@ class RedisStore:
             with suppress(StoreError):  # the others will see that its lease runs out
                 self.heartbeat(node, [], 0, node.seen_at)
         self.abandon()
+
+    def in_child(self) -> None:
+        """After a fork: the nodes, the thread that listens and the connections are the parent's (see Lines)."""
+        self._nodes, self._foreseen, self._ear = {}, {}, None
+        if not self._closed:
+            self._bell.close()
+            self._bell = Bell()
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""

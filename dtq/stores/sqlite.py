@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from dtq.codec import to_json
 from dtq.errors import StoreError
+from dtq.forks import Forkable
 from dtq.limits import Lane
 from dtq.stores import Node, Outcome, Stats, count_up, schema
 from dtq.stores.choice import Choice
@@ -45,7 +46,7 @@ Row = tuple[Any, ...]
 _node = msgspec.json.Decoder(Node).decode
 
 
-class SQLiteStore:
+class SQLiteStore(Forkable):
     """Keeps the protocol of dtq.stores in the SQLite database at `path`, which is made where it is missing.
 
     `durability="relaxed"` acknowledges without waiting for the disk: faster, and a power cut may take the last
@@ -61,6 +62,7 @@ class SQLiteStore:
         self._published: dict[str, Node] = {}
         self._closed = False
         self.database = Database(str(path), durability == "full", self._lanes.forget)
+        self.follow_forks()
 
     def _tasks(self, db: sqlite3.Connection, rows: list[Row]) -> list[Task]:
         self._lanes.learn(db, {row[2] for row in rows})
@@ -364,6 +366,18 @@ class SQLiteStore:
                 lambda db: db.execute(schema.HAS_PEER, (self.database.watch.name,)).fetchone() is None
             )
         return False
+
+    # --- forks: the nodes are the parent's, and a child opens the file again when it needs it
+
+    def before_fork(self) -> None:
+        self.database.before_fork()
+
+    def after_fork(self) -> None:
+        self.database.after_fork()
+
+    def in_child(self) -> None:
+        self._published = {}
+        self.database.in_child()
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""

@@ -54,6 +54,13 @@ class Watch:
         self.peers.stay()
         return self._look()
 
+    def in_child(self) -> None:
+        """After a fork: the peer is the parent's. The child joins when it needs to."""
+        self._lock = threading.Lock()
+        if self._peers is not None:
+            self._peers.in_child()
+            self._peers = None
+
     def close(self, leave: Callable[[Peers], None]) -> None:
         with self._lock:
             self._closed = True
