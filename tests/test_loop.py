@@ -414,7 +414,7 @@ def test_the_lease_of_a_node_that_is_stopped_ends_also_where_the_machine_has_sle
     assert [task.id for task in pools[1].has] == ["x"]
     assert store.get(["x"])[0].interruptions == 1
     stopped.turn(machine.wall)
-    assert pools[0].stopped == ["x"]
+    assert [task.id for task in pools[0].stopped] == ["x"]
 
 
 def test_without_a_leap_a_lease_that_ends_is_taken_over_at_the_next_beat(store):

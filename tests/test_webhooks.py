@@ -540,3 +540,18 @@ def test_inline_deliveries_are_left_to_be_looked_at():
     with TaskQueue("memory:", {"d": double}, executor="inline") as queue:
         queue.add("d", 1, webhook="https://example.org/")
         assert [str(task.status) for task in queue.find(type=webhooks.TYPE)] == ["pending"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "file", "valkey"])
+def test_a_task_that_was_deleted_and_added_again_is_announced_under_an_id_of_its_own(kind, tmp_path):
+    """Also where the delivery of the first task is in the store still."""
+    urls = {"memory": "memory:", "sqlite": str(tmp_path / "queue.db"), "file": f"file:{tmp_path / 'queue'}"}
+    url = urls.get(kind) or servers.url_of(kind)
+    with Receiver() as receiver, TaskQueue(url, {"d": double}, pool_size=1, **LOOPBACK) as queue:
+        for life in range(3):
+            queue.add("d", life, id="report", webhook=Webhook(receiver.url, secret="shop")).result(WAIT)
+            wait_until(lambda life=life: len(receiver.got) == life + 1)
+            assert queue.delete("report") == 1
+        assert [body["data"]["result"] for _, _, body in receiver.got] == [0, 2, 4]
+        assert len({webhook_id for webhook_id, _, _ in receiver.got}) == 3
+    assert receiver.bad == []

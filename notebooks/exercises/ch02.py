@@ -293,6 +293,25 @@ LATER = {
     "what_was_added_survives_a_crash",
     "what_was_accepted_survives_a_crash",
     "dependencies_survive_a_crash",
+    # parents that are kept for their children
+    "purge_keeps_what_an_unfinished_task_needs",
+    "purge_keeps_what_a_later_child_needs",
+    "purge_goes_past_what_it_keeps",
+    "what_was_kept_is_purged_however_its_child_ended",
+    "a_revived_child_needs_its_parents_again",
+    "deleting_an_ended_parent_dooms_its_waiting_children",
+    "deleting_the_parent_of_a_running_child_dooms_its_next_attempt",
+    "a_parent_that_comes_again_is_kept_for_who_names_it",
+    "all_processes_keep_what_is_needed",
+    "what_is_needed_is_kept_after_a_crash",
+    # an id that is used again when its task was removed
+    "a_claim_of_a_deleted_task_cannot_reach_the_new_one",
+    "a_claim_of_a_purged_task_cannot_reach_the_new_one",
+    "a_successor_with_the_id_of_a_removed_task_is_fenced",
+    "a_new_task_begins_above_every_removed_version",
+    "a_family_deleted_in_one_call_counts_as_it_was",
+    "a_claim_stays_fenced_when_another_process_deletes",
+    "versions_do_not_recur_after_a_restart",
     # a key that goes from a task to its successor
     "a_successor_takes_over_the_key_of_its_parent",
     "a_task_whose_key_was_taken_over_is_claimed_without_it",
@@ -313,6 +332,7 @@ LATER = {
     # word from other processes
     "another_process_is_woken",
     "the_tasks_of_a_dead_node_are_taken_over_at_once",
+    "the_tasks_of_a_node_that_left_are_taken_over_at_once",
 }
 
 GROUPS = ("add", "claim", "update", "leases", "look", "removal", "waiting", "threads", "durable")
