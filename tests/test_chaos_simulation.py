@@ -208,3 +208,22 @@ def test_a_seed_gives_the_same_story_in_every_process():
     }
     assert len(told) == 1
     assert b"every promise was kept" in told.pop()
+
+
+def test_no_attempt_reaches_a_later_task_of_its_id():
+    found = hunt(range(SCHEDULES), lives=True)
+    assert found is None, f"simulate({found.seed}, lives=True)\n{found}"
+
+
+class CountsVersionsAnew(MemoryStore):
+    """Begins every task at version 1, also one whose id was used before."""
+
+    def _add(self, tasks):
+        self._deleted = 0
+        return super()._add(tasks)
+
+
+def test_a_store_whose_versions_recur_is_found():
+    found = hunt(range(ENOUGH), make_store=CountsVersionsAnew, lives=True)
+    assert found is not None
+    assert {"no_stale_write_is_accepted", "completed_means_done"} & found.broken.keys()

@@ -297,3 +297,41 @@ class Client:
             if self._store.update([(cancel(task, self._world.now), ())]):
                 self._world.evidence.lines.append(Line("cancelled", id))
             self._tell()
+
+
+class Reuser:
+    """Deletes tasks, also such as run (it cancels them first), and adds others under their ids at once."""
+
+    def __init__(self, world: World, tell: Callable[[], None]) -> None:
+        self._world = world
+        self._store = NodeStore(world, "reuser")
+        self._tell = tell
+        self._lives = count(2)
+        world.at(world.now + 1.0, self._act)
+
+    def _act(self) -> None:
+        world = self._world
+        if world.calm:
+            return
+        try:
+            if tasks := world.store.find():
+                self._use_again(world.chance.choice(tasks))
+        except (Crash, StoreError):
+            pass  # the cancel came to nothing: another time
+        world.at(world.now + world.some_time(0.5), self._act)
+
+    def _use_again(self, task: Task) -> None:
+        world = self._world
+        if not task.is_terminal:
+            self._store.update([(cancel(task, world.now), ())])
+        for old in world.store.get([task.id]):
+            if world.store.delete([old.id]):
+                world.note("deleted", old, old.version, "reuser")
+                payload = {**old.payload, "life": f"{old.id}#{next(self._lives)}"}
+                new = Task(
+                    type=TYPE, id=old.id, created_at=world.now, run_at=world.now, timeout=TIMEOUT, max_attempts=9,
+                    payload=payload, limit_key=old.limit_key, retry_delay=0.5, retry_backoff="constant",
+                )  # fmt: skip
+                world.store.add([new])
+                world.note("acknowledged", new, 0, "reuser")
+                self._tell()

@@ -18,7 +18,9 @@ import msgspec
 
 from dtq.task import MAX_INTERRUPTIONS, Status, Task
 
-What = Literal["acknowledged", "cancelled", "claimed", "taken over", "given", "accepted", "told", "began", "ended"]
+What = Literal[
+    "acknowledged", "deleted", "cancelled", "claimed", "taken over", "given", "accepted", "told", "began", "ended"
+]
 EVERYBODY = "*"  # in `faults`: one that may cost any node its tasks, such as a clock that leaps
 
 
@@ -26,6 +28,7 @@ class Line(NamedTuple):
     """What a witness wrote, when it had happened.
 
     - acknowledged, cancelled: a client's `add`, or `cancel`, of this task has returned
+    - deleted: the store has removed this task
     - claimed, taken over: the store has given `who`, a node, this task in version `number`
     - given: `who`, a node, hands this task, as it was claimed in version `number`, to its workers
     - accepted: the store has taken an outcome that was made from version `number`
@@ -37,6 +40,11 @@ class Line(NamedTuple):
     task: str
     number: int = 0
     who: str = ""
+
+
+def name_of(task: Task) -> str:
+    """Return what the task is called in the evidence: its id or, where an id is used again, what its payload says."""
+    return str(task.payload.get("life", task.id)) if isinstance(task.payload, dict) else task.id
 
 
 class Evidence(msgspec.Struct):
@@ -68,7 +76,8 @@ Promise = Callable[[Evidence], list[str]]
 
 def nothing_acknowledged_is_lost(evidence: Evidence) -> list[str]:
     """A task that was acknowledged is in the store."""
-    acknowledged = dict.fromkeys(line.task for line in evidence.of("acknowledged"))
+    deleted = {line.task for line in evidence.of("deleted")}
+    acknowledged = dict.fromkeys(line.task for line in evidence.of("acknowledged") if line.task not in deleted)
     return [f"{id} was acknowledged, and is gone" for id in acknowledged if id not in evidence.tasks]
 
 
@@ -80,16 +89,18 @@ def everything_ends(evidence: Evidence) -> list[str]:
 def completed_means_done(evidence: Evidence) -> list[str]:
     """A completed task has the result of a run that reached its end."""
     ended = {(line.task, line.who) for line in evidence.of("ended")}
-    completed = (task for task in evidence.tasks.values() if task.status == Status.COMPLETED)
+    completed = ((name, task) for name, task in evidence.tasks.items() if task.status == Status.COMPLETED)
     return [
-        f"{t.id} is completed by {t.result!r}, which never ended" for t in completed if (t.id, t.result) not in ended
+        f"{name} is completed by {t.result!r}, which never ended"
+        for name, t in completed
+        if (name, t.result) not in ended
     ]
 
 
 def runs_are_paid_for(evidence: Evidence) -> list[str]:
     """A task runs once for each of its attempts, and once more at most for each node that it was taken from."""
     runs = evidence.runs()
-    paid = {task.id: task.attempts + task.interruptions for task in evidence.tasks.values()}
+    paid = {name: task.attempts + task.interruptions for name, task in evidence.tasks.items()}
     return [f"{id} ran {runs[id]} times, and {n} are paid for" for id, n in paid.items() if runs[id] > n]
 
 
@@ -135,7 +146,7 @@ def children_wait_for_their_parents(evidence: Evidence) -> list[str]:
     ended, early = set[str](), []
     for line in evidence.lines:
         if line.what == "ended":
-            ended.add(line.task)
+            ended |= {line.task, line.task.partition("#")[0]}  # children name the id, whatever life it is in
         elif line.what == "began" and line.task in evidence.tasks:
             early += [f"{line.task} began before {p} ended" for p in evidence.tasks[line.task].after if p not in ended]
     return early
@@ -145,7 +156,7 @@ def no_limit_is_exceeded(evidence: Evidence) -> list[str]:
     """Of the tasks under one limit, no more run at a time than it allows. (Only the runs whose results were accepted
     count: one whose task was taken away may go on beside the next.)"""
     limits = evidence.limits
-    under = {(task.id, task.result): task.limit_key for task in evidence.tasks.values() if task.limit_key in limits}
+    under = {(name, task.result): task.limit_key for name, task in evidence.tasks.items() if task.limit_key in limits}
     running, exceeded = Counter[str](), []
     for line in evidence.lines:
         key = under.get((line.task, line.who))

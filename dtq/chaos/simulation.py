@@ -17,8 +17,8 @@ from typing import Any
 from msgspec import Struct
 
 from dtq.chaos import promises
-from dtq.chaos.actors import Client, Node
-from dtq.chaos.promises import Evidence
+from dtq.chaos.actors import Client, Node, Reuser
+from dtq.chaos.promises import Evidence, name_of
 from dtq.chaos.world import BEGIN, LEASE, LIMITED, MOST, SWEEP, World
 from dtq.loop import Loop
 from dtq.stores.memory import MemoryStore
@@ -46,14 +46,14 @@ class Schedule(Struct):
 
 def simulate(
     seed: int, *, make_store: Callable[[], MemoryStore] = MemoryStore, make_loop: Callable[..., Loop] = Loop,
-    sleeps: bool = False,
+    sleeps: bool = False, lives: bool = False,
 ) -> Schedule:  # fmt: skip
     """Runs the schedule of this seed. The store and the loop may be others, broken ones say. With `sleeps` the machine
-    sleeps now and then."""
+    sleeps now and then; with `lives` ids are used again when their tasks were deleted."""
     world = World(seed, make_store, sleeps)
     with _quiet():
-        _Cast(world, make_loop).play()
-    world.evidence.tasks = {task.id: task for task in world.store.find(limit=10 * TASKS)}
+        _Cast(world, make_loop).play(lives)
+    world.evidence.tasks = {name_of(task): task for task in world.store.find(limit=10 * TASKS)}
     world.store.close()
     return Schedule(seed, promises.broken(world.evidence), world.story, world.evidence)
 
@@ -73,11 +73,13 @@ class _Cast:
         self.nodes: list[Node] = []
         world.store.set_lane(key=LIMITED, max_running=MOST)
 
-    def play(self) -> None:
+    def play(self, lives: bool) -> None:
         world = self.world
         for _ in range(NODES):
             self.hire()
         Client(world, TASKS, self.tell)
+        if lives:
+            Reuser(world, self.tell)
         world.sleep_now_and_then()
         while (left := BEGIN + STORM - world.ticks) > 0:
             world.run_until(world.now + left)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from dtq.chaos.promises import EVERYBODY, Evidence, Line, What
+from dtq.chaos.promises import EVERYBODY, Evidence, Line, What, name_of
 from dtq.errors import StoreError
 from dtq.stores.memory import MemoryStore
 from dtq.task import Status, Task
@@ -168,8 +168,8 @@ class World:
         self.evidence.faults[who] += faults
 
     def note(self, what: What, task: Task, number: int, who: str) -> None:
-        self.evidence.lines.append(Line(what, task.id, number, who))
-        self.tell(who, f"{what} {task.id}, {number}")
+        self.evidence.lines.append(Line(what, name_of(task), number, who))
+        self.tell(who, f"{what} {name_of(task)}, {number}")
 
     def tell(self, who: str, what: str) -> None:
         self.story.append(f"{self.now - BEGIN:9.4f}  {who:8}  {what}")
