@@ -34,7 +34,7 @@ from dtq.stores.peers import Peers, Wake
 from dtq.stores.watch import Watch
 
 T = TypeVar("T")
-FORK_PATIENCE = 2.0  # seconds for which a fork waits for threads that read or write
+FORK_PATIENCE = 10.0  # seconds for which a fork waits for threads that read or write; else the child refuses the file
 DAMAGED = (UnicodeDecodeError, msgspec.DecodeError)  # what a damaged file holds, in a row or in SQLite's own words
 
 
