@@ -105,7 +105,7 @@ class Lanes:
 
     def learn(self, db: sqlite3.Connection, numbers: Iterable[int]) -> None:
         """Read those of these lanes that are not known yet."""
-        if missing := set(numbers) - self.names.keys():
+        if missing := {number for number in numbers if number not in self.names}:  # `-` would look at all names
             if len(self.names) > REMEMBERED:
                 missing = set(numbers)
                 self.forget()
