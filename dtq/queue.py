@@ -109,6 +109,8 @@ class TaskQueue(QueueManager):
         self._give_up_at = float("inf")  # by the monotonic clock
         self._idle = Condition()
         self._state: Literal["new", "running", "stopped", "client"] = "new"
+        self._gone: Future[None] = SafeFuture()  # the loop's thread is at its end
+        self._is_shut = False  # all that belongs to it has ended
         self._failure = ""  # why the loop has ended without being asked to
         self._deaf = Trouble(time.monotonic)
 
@@ -143,9 +145,15 @@ class TaskQueue(QueueManager):
             self._staff[0].pool.watch(self.store.fileno())
             for group in self._staff[1:]:
                 self._staff[0].pool.watch(group.pool.fileno())
-            self._thread = threading.Thread(target=self._run, name="dtq-loop", daemon=True)
+            self._thread = threading.Thread(target=self._live, name="dtq-loop", daemon=True)
             self._thread.start()
         return self
+
+    def _live(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._gone.set_result(None)
 
     def _run(self) -> None:
         try:
@@ -206,20 +214,24 @@ class TaskQueue(QueueManager):
     def shutdown(self, timeout: float = 30.0, force: bool = False) -> None:
         """Stops claiming, waits up to `timeout` seconds for what runs (with `force`: not at all), and ends the workers.
 
-        What has not ended by then goes back to the store, and no attempt is counted for it. Harmless when repeated.
+        What has not ended by then goes back to the store, and no attempt is counted for it. Harmless when repeated: a
+        call after one that was interrupted finishes it, and may shorten the wait.
         """
         if self._state == "running":
             self._state = "stopped"
-            atexit.unregister(self.shutdown)
             _after_each_cell("unregister", self._refresh)
-            self._give_up_at = time.monotonic() + (0 if force else timeout)
+        if self._state == "stopped" and not self._is_shut:
+            self._give_up_at = min(self._give_up_at, time.monotonic() + (0 if force else timeout))
             self._post(self._loop.drain)
             if self._thread is None:
                 self._leave()
             elif self._thread is not threading.current_thread():
+                self._gone.result()  # a `join` that is interrupted takes a living thread for dead (CPython 3.11)
                 self._thread.join()
             self.events.emit("queue:shutdown", self.clock())
             super().close()
+            atexit.unregister(self.shutdown)
+            self._is_shut = True
         elif self._state == "client":
             super().close()
 
@@ -229,6 +241,7 @@ class TaskQueue(QueueManager):
             for group in self._staff:
                 group.pool.close(kill=True)
             super().close()
+            self._is_shut = True
         self.shutdown()
 
     def in_child(self) -> None:
@@ -237,7 +250,9 @@ class TaskQueue(QueueManager):
         self._idle = Condition()
         self._loop.held = {}
         self._thread = None
-        if self._state != "stopped":
+        if self._state == "stopped":
+            self._is_shut = True
+        else:
             self._state = "client"
 
     def __enter__(self) -> Self:

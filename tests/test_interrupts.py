@@ -12,6 +12,7 @@ import pytest
 from interrupts import Interrupted, Presses, pester, sweep
 from servers import url_of
 
+from dtq import QueueManager, TaskQueue
 from dtq.condition import Condition, SafeFuture
 from dtq.events import Emitter
 from dtq.handle import Endings
@@ -251,3 +252,23 @@ def test_a_ring_that_was_interrupted_does_not_silence_the_next(presses):
         assert at_every_moment(presses, ring) > 1
     finally:
         pool.close(kill=True)
+
+
+def test_a_shutdown_that_was_interrupted_is_finished_by_the_next(presses, tmp_path):
+    started = threading.Event()
+
+    def wait(payload: object, context: object) -> None:
+        started.set()
+        time.sleep(1)
+
+    queue = TaskQueue(tmp_path / "queue.db", {"wait": wait}, 1, executor="thread").start()
+    handle = queue.add("wait")
+    assert started.wait(10)
+    with pytest.raises(Interrupted):
+        presses.after(0.2, queue.shutdown)
+    began = time.monotonic()
+    queue.shutdown(force=True)
+    assert time.monotonic() - began < 5
+    assert not queue._thread.is_alive()
+    with QueueManager(tmp_path / "queue.db") as manager:
+        assert manager.get(handle.id).status in ("pending", "completed")

@@ -251,8 +251,8 @@ class Ledger:
         """Bring the task files up to date if no other process has the queue open, and let go of the directory. `leave`
         is what becomes of this process among its peers."""
         self._end_thread()
-        if self._thread is not None and not self.watch.peers.living():
-            with suppress(StoreError):  # the journal has it all
+        with suppress(StoreError):  # the journal has it all
+            if self._thread is not None and not self.watch.peers.living():
                 self.persist()
         self._let_go(leave)
 
