@@ -127,7 +127,8 @@ class Database:
         with self._named_errors("written, and nothing was stored"):
             peers = self.watch.peers  # made now if need be: after the commit nothing may fail any more
             value = _whatever_the_text(
-                self.committer.connection, lambda: self.committer.run(work, flush=flush and self._flush)
+                lambda: self.committer.connection,  # only the thread that commits may open it again
+                lambda: self.committer.run(work, flush=flush and self._flush),
             )
             peers.wake(wake)
             return value
@@ -138,7 +139,7 @@ class Database:
         with self._named_errors("read"), self._read_lock:
             try:
                 self._reader.execute("BEGIN")
-                return _whatever_the_text(self._reader, lambda: look(self._reader))
+                return _whatever_the_text(lambda: self._reader, lambda: look(self._reader))
             except BaseException as error:
                 traceback.clear_frames(error.__traceback__)  # a cursor in one of them would hold on to this moment
                 raise
@@ -220,12 +221,13 @@ def _run_all(db: sqlite3.Connection, statements: str) -> None:
         db.execute(statement)
 
 
-def _whatever_the_text(connection: sqlite3.Connection, run: Callable[[], T]) -> T:
+def _whatever_the_text(of: Callable[[], sqlite3.Connection], run: Callable[[], T]) -> T:
     """Run it; once more, and with all text taken as it comes, where some text in the file is no UTF-8: that must hide
     nothing else. (Slower, so only from then on.)"""
     try:
         return run()
     except sqlite3.OperationalError as error:
+        connection = of()
         if connection.text_factory is not str or "decode to UTF-8" not in str(error):
             raise
         connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
