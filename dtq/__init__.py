@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dtq.cron import Schedule
 from dtq.errors import (
     Discard,
     DTQError,
@@ -19,21 +18,23 @@ from dtq.errors import (
     UnknownTask,
     UnknownType,
 )
-from dtq.events import Event
-from dtq.flow import Flow
-from dtq.graph import Graph, chain, chord, group, step
-from dtq.handle import Handle
-from dtq.limits import Limit
-from dtq.manager import QueueManager
-from dtq.pool import WorkerPool
-from dtq.queue import TaskQueue
-from dtq.staff import Pool
-from dtq.stores import Stats, Store, open_store
-from dtq.task import ErrorInfo, Status, Task, Webhook
+from dtq.policy.cron import Schedule
+from dtq.policy.limits import Limit
+from dtq.queue.events import Event
+from dtq.queue.flow import Flow
+from dtq.queue.handle import Handle
+from dtq.queue.manager import QueueManager
+from dtq.queue.task_queue import TaskQueue
+from dtq.stores.open import open_store
+from dtq.stores.protocol import Stats, Store
+from dtq.task.graph import Graph, chain, chord, group, step
+from dtq.task.model import ErrorInfo, Status, Task, Webhook
+from dtq.workers.groups import Pool
+from dtq.workers.process.pool import WorkerPool
 
 if TYPE_CHECKING:
-    from dtq.api import APIServer
-    from dtq.monitor import Monitor
+    from dtq.api.server import APIServer
+    from dtq.monitor.monitor import Monitor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -80,11 +81,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What needs an extra, and more time than all the rest, is loaded when it is asked for."""
     if name == "APIServer":
-        from dtq.api import APIServer
+        from dtq.api.server import APIServer
 
         return APIServer
     if name == "Monitor":
-        from dtq.monitor import Monitor
+        from dtq.monitor.monitor import Monitor
 
         return Monitor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,8 +23,9 @@ import servers
 from msgspec.structs import replace
 
 from dtq import QueueManager, step
-from dtq.stores import Node
-from dtq.task import ErrorInfo, fail, succeed
+from dtq.stores.protocol import Node
+from dtq.task.model import ErrorInfo
+from dtq.task.transitions import fail, succeed
 
 TASKS, KIB = 3000, 100
 LIMIT = 300  # MB

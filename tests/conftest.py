@@ -1,6 +1,6 @@
 """Nothing outlives a test: no thread, process, descriptor or temporary file that was not there before it.
 
-    DTQ_LEAKS=1 pytest tests/test_pool.py        watches over each test
+    DTQ_LEAKS=1 pytest tests/workers/test_pool.py        watches over each test
 
 What a fixture of a module starts, now or when it is first needed, ends with that module: tests which use one are looked
 at together, when the last of the file is over. The servers of servers.py end with the session.
@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "DTQ_LONG" not in os.environ:
         for item in items:
-            if any(f"tests/{name}" in item.nodeid for name in LONG):
+            if any(f"/{name}" in item.nodeid for name in LONG):
                 item.add_marker(pytest.mark.skip(reason="takes long: set DTQ_LONG=1"))
 
 

@@ -1,13 +1,13 @@
-"""The plain rule of which tasks go next, told over all lanes at once: the reference for `dtq.limits.pick`, which reads
-only as many lanes as it needs."""
+"""The plain rule of which tasks go next, told over all lanes at once: the reference for `dtq.policy.limits.pick`, which
+reads only as many lanes as it needs."""
 
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from dtq.limits import Limit, counts_from
-from dtq.stores.memory import MemoryStore
-from dtq.task import Status
+from dtq.policy.limits import Limit, counts_from
+from dtq.stores.memory.store import MemoryStore
+from dtq.task.model import Status
 
 ROUNDING = 0.01
 

@@ -31,8 +31,11 @@ import httpx
 import servers
 from test_webhooks import SECRET, Receiver
 
-from dtq import QueueManager, cron, names, webhooks
-from dtq.task import Task
+from dtq import QueueManager
+from dtq.policy import cron
+from dtq.task import names
+from dtq.task.model import Task
+from dtq.webhooks import deliveries
 
 SUBMIT, ADMIN = "submit-token-of-a-stranger", "admin-token-of-the-house"
 HANDLER = "def execute(payload, context):\n    return 2 * payload['n']\n"
@@ -379,10 +382,10 @@ def _names(manager: QueueManager) -> list[str]:
     found = []
     for task in _all(manager):
         is_ours = task.id in ("dtq.schedule:report", "dtq.schedule:quiet") or WORK.fullmatch(task.id)
-        if task.type == webhooks.TYPE and not webhooks.is_genuine(task):
+        if task.type == deliveries.TYPE and not deliveries.is_genuine(task):
             found.append(f"a delivery that no ending planted: {task.id}")
         try:
-            if not is_ours and task.type != webhooks.TYPE and not (task.key or "").startswith(names.OWN_KEYS):
+            if not is_ours and task.type != deliveries.TYPE and not (task.key or "").startswith(names.OWN_KEYS):
                 names.refuse_reserved(task)
         except ValueError as error:
             found.append(f"{task.id}: {error}")

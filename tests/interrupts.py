@@ -36,10 +36,12 @@ from msgspec.structs import asdict, replace
 
 from dtq import TaskQueue
 from dtq.errors import DTQError
-from dtq.handle import Handle
-from dtq.stores import Node, Store, open_store
-from dtq.stores.memory import MemoryStore
-from dtq.task import TERMINAL, Status, Task, cancel, new_id, release, succeed
+from dtq.queue.handle import Handle
+from dtq.stores.memory.store import MemoryStore
+from dtq.stores.open import open_store
+from dtq.stores.protocol import Node, Store
+from dtq.task.model import TERMINAL, Status, Task, new_id
+from dtq.task.transitions import cancel, release, succeed
 
 T = TypeVar("T")
 NOW = 1_700_000_000.0

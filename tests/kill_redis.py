@@ -25,8 +25,8 @@ import servers
 
 from dtq import QueueManager
 from dtq.errors import StoreError
-from dtq.stores import open_store
-from dtq.task import MAX_INTERRUPTIONS, TERMINAL, Status
+from dtq.stores.open import open_store
+from dtq.task.model import MAX_INTERRUPTIONS, TERMINAL, Status
 
 HERE = Path(__file__).parent
 LEASE = 2.0

@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import servers
 
-from dtq.stores import Store, open_store
-from dtq.task import Task, release, succeed
+from dtq.stores.open import open_store
+from dtq.stores.protocol import Store
+from dtq.task.model import Task
+from dtq.task.transitions import release, succeed
 
 NOW = 1_700_000_000.0
 LARGE = 500  # tasks in one call

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from dtq.meter import Meter
-from dtq.reports import Finished, Started, WorkerInfo
-from dtq.stores import Node
-from dtq.task import Task
+from dtq.stores.protocol import Node
+from dtq.task.model import Task
+from dtq.workers.backend import Finished, Started, WorkerInfo
+from dtq.workers.metrics.node import Meter
 
 NOW = 1_700_000_000.0
 

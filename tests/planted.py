@@ -1,5 +1,5 @@
 """Bugs, for the test that plants them in the processes of a siege: `python planted.py NAME ORDERS`, instead of
-`python -m dtq.chaos.node ORDERS`.
+`python -m dtq.testing.chaos.node ORDERS`.
 
 Each is a function that breaks something of dtq in its own process, in a way in which a queue may well be broken, and
 is entered with the promise that must be seen broken then.
@@ -13,14 +13,15 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from dtq.chaos import node
-from dtq.loop import Loop
-from dtq.stores import edges, schema
-from dtq.stores.lanes import Lanes
-from dtq.stores.peers import Fates
-from dtq.stores.rows import json_list
-from dtq.stores.sqlite import SQLiteStore
-from dtq.task import Status, interrupt, release, succeed
+from dtq.queue.loop import Loop
+from dtq.stores.shared.peers import Fates
+from dtq.stores.sqlite import dependencies, schema
+from dtq.stores.sqlite.lanes import Lanes
+from dtq.stores.sqlite.rows import json_list
+from dtq.stores.sqlite.store import SQLiteStore
+from dtq.task.model import Status
+from dtq.task.transitions import interrupt, release, succeed
+from dtq.testing.chaos import node
 
 SEED = 1
 FREEZES = 1296  # a node that has work is frozen past its lease, and nothing else happens to it until it goes on
@@ -113,7 +114,7 @@ def given_twice() -> None:
 
 @breaks("children_wait_for_their_parents")
 def children_do_not_wait() -> None:
-    edges._begun = lambda task, standing: replace(task, status=Status.PENDING)
+    dependencies._begun = lambda task, standing: replace(task, status=Status.PENDING)
 
 
 @breaks("no_limit_is_exceeded")
@@ -149,9 +150,9 @@ def deaths_cost_nothing() -> None:
 @breaks("runs_are_paid_for")
 def interruptions_cost_nothing() -> None:
     """What a dead node had goes back as if it had never been touched."""
-    import dtq.attempts
+    from dtq.queue import attempts
 
-    dtq.attempts.interrupt = lambda task, now: replace(interrupt(task, now), interruptions=0)
+    attempts.interrupt = lambda task, now: replace(interrupt(task, now), interruptions=0)
 
 
 @breaks("only_what_was_accepted_is_told", seed=FREEZES)

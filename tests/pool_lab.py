@@ -6,10 +6,10 @@ from itertools import count
 
 import psutil
 
-from dtq import reports
-from dtq.pool import WorkerPool
-from dtq.task import Status, Task
-from dtq.wire import Source
+from dtq.task.model import Status, Task
+from dtq.workers import backend
+from dtq.workers.process.pool import WorkerPool
+from dtq.workers.wire import Source
 
 HANDLERS = [
     "echo", "sleep", "who", "signal_self", "leave", "stubborn", "hold_interpreter", "large", "grandchild", "talk",
@@ -68,13 +68,13 @@ class Lab:
 
     def ends(self, *tasks, seconds=10):
         def ends():
-            found = {id(r.task): r for r in self.reports if isinstance(r, reports.Finished | reports.Returned)}
+            found = {id(r.task): r for r in self.reports if isinstance(r, backend.Finished | backend.Returned)}
             return all(id(t) in found for t in tasks) and [found[id(t)] for t in tasks]
 
         return self.until(ends, seconds)
 
     def started(self, task):
-        return self.until(lambda: [r for r in self.of(reports.Started) if r.task is task])
+        return self.until(lambda: [r for r in self.of(backend.Started) if r.task is task])
 
     def pids(self):
         return [worker.pid for worker in self.pool.workers()]

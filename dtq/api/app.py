@@ -16,14 +16,14 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
-from dtq.api import flows, routes, rules, views
-from dtq.api.desk import Desk
+from dtq.api.auth import Authoriser, Gate, Tokens
 from dtq.api.document import describe
 from dtq.api.express import Express
-from dtq.api.guards import Authoriser, Gate, Tokens
 from dtq.api.problems import to_response
 from dtq.api.rates import Rates
-from dtq.manager import QueueManager
+from dtq.api.routes import flows, schedules, status, tasks
+from dtq.api.state import Desk
+from dtq.queue.manager import QueueManager
 
 MIB = 1 << 20
 
@@ -51,7 +51,7 @@ def create_app(
             await desk.close()
 
     authorise = Authoriser(tokens, rates)
-    handlers = [*routes.ROUTES, *flows.ROUTES, *rules.ROUTES, *views.ROUTES]
+    handlers = [*tasks.ROUTES, *flows.ROUTES, *schedules.ROUTES, *status.ROUTES]
     app = Litestar(
         [*_options(handlers), *handlers],
         before_request=authorise,

@@ -12,11 +12,11 @@ import msgspec
 from litestar import Request
 from litestar.datastructures import State
 
-from dtq.api.guards import ADMIN
-from dtq.api.models import Reason
+from dtq.api.auth import ADMIN
 from dtq.api.problems import Refusal, of_body
-from dtq.api.shapes import NewFlow, NewSchedule, NewWork, decoder
-from dtq.codec import MAX_DEPTH, is_nested, is_too_deep
+from dtq.api.requests import NewFlow, NewSchedule, NewWork, decoder
+from dtq.api.responses import Reason
+from dtq.task.codec import MAX_DEPTH, is_nested, is_too_deep
 
 JSON = "application/json"
 

@@ -24,11 +24,11 @@ from functools import partial
 
 import msgspec
 
+from dtq.api.config import Setup
+from dtq.api.http_server import PATIENCE, Server
 from dtq.api.rates import Rates
-from dtq.api.server import PATIENCE, Server
-from dtq.api.setup import Setup
 from dtq.errors import DTQError
-from dtq.manager import QueueManager
+from dtq.queue.manager import QueueManager
 
 log = logging.getLogger("dtq")
 READY = b"ready\n"

@@ -15,9 +15,9 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 
-from dtq.api.models import Accepted, Problem, StatsView, TaskPage
-from dtq.api.shapes import NAME
-from dtq.task import Task
+from dtq.api.requests import NAME
+from dtq.api.responses import Accepted, Problem, StatsView, TaskPage
+from dtq.task.model import Task
 
 Json = dict[str, Any]
 TITLE = "dtq"

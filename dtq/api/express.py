@@ -13,10 +13,10 @@ from litestar.enums import ScopeType
 from litestar.routes import HTTPRoute
 from litestar.types import Receive, Scope, Send
 
+from dtq.api.auth import Authoriser
 from dtq.api.bodies import Asked
-from dtq.api.guards import Authoriser
 from dtq.api.problems import give, to_response
-from dtq.api.routes import add_tasks
+from dtq.api.routes.tasks import add_tasks
 
 PATH = "/tasks"
 

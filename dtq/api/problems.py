@@ -16,7 +16,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import Message, Send
 
-from dtq.api.models import Problem, Reason
+from dtq.api.responses import Problem, Reason
 from dtq.errors import (
     DTQError,
     IllegalTransition,

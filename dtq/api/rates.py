@@ -1,8 +1,8 @@
 """Rates: how many requests a second each token has, over all processes of a server.
 
-A token bucket that is a single time, as in dtq.limits: the time at which the bucket is full again. The times are in a
-file that the processes share in memory. Two of them that look at the same moment may both let a request through: a
-limit is there to keep a client from flooding the server, not to count.
+A token bucket that is a single time, as in policy/limits.py: the time at which the bucket is full again. The times are
+in a file that the processes share in memory. Two of them that look at the same moment may both let a request through:
+a limit is there to keep a client from flooding the server, not to count.
 """
 
 from __future__ import annotations

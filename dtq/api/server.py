@@ -1,125 +1,182 @@
-"""Server: uvicorn with an end that drops nothing, and the thread that it runs on.
+"""The REST API: any language adds and watches tasks over HTTP; the page at `/` shows the queue live.
 
-stop --> no new connections, but those that the kernel has let in are served
-     --> who waits is answered, who streams is told, idle clients have a moment for a request that is on its way
-     --> every answer that is owed is given --> closed
+    client --HTTP--> Connection --> Gate --> Litestar --> handler --> Desk --> QueueManager --> store
+                     connection.py  guards.py  app.py     routes.py   desk.py       ^
+                                                          views.py    combiner.py --'
+    one process: Runner (server.py), a thread;  clustered: Cluster (cluster.py), processes that share the port
+
+It needs a manager and never workers: API processes scale apart from them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import atexit
+import os
+from collections.abc import Collection, Mapping
+from typing import Any, Self
 
-import uvicorn
+try:
+    import httptools  # noqa: F401
+    import litestar  # noqa: F401
+    import prometheus_client  # noqa: F401
+    import uvicorn  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'the API needs {error.name}, which is not installed: pip install "dtq[api]"', name=error.name
+    ) from None
 
-from dtq.api.connection import Connection, settings
-from dtq.api.desk import Desk
+from dtq.api.auth import Tokens, check_exposure, hub_hosts, is_loopback
+from dtq.api.cluster import Cluster
+from dtq.api.config import Setup
+from dtq.api.http_server import GRACE, Runner, Server, listen
+from dtq.api.rates import Rates
 from dtq.errors import DTQError
+from dtq.queue.manager import MIB, QueueManager
 
-LINGER = 0.3  # seconds for requests that are on their way when the server stops
-GRACE = 30  # seconds for those that are being answered
-PATIENCE = 30.0  # seconds for a server to start
-QUEUE = 1024  # connections that the kernel keeps until they are accepted
-
-
-class Server(uvicorn.Server):
-    """Serves one application on one listening socket, which it takes over. `desk` is set as soon as there is one."""
-
-    def __init__(self, make_app: Callable[[Callable[[Desk], None]], object], listener: socket.socket) -> None:
-        config = uvicorn.Config(make_app(self._meet), timeout_graceful_shutdown=GRACE, **settings())  # type: ignore[arg-type]
-        super().__init__(config)
-        # Before it is duplicated, which else would make it blocking for a moment: for all processes that share it, of
-        # which one could be caught in `accept` then.
-        listener.setblocking(False)
-        self._listener = listener
-        self._desk: Desk | None = None
-
-    def _meet(self, desk: Desk) -> None:
-        self._desk = desk
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup([self._listener.dup()])
-        self._listener.listen(QUEUE)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        await self._let_in_who_waits()
-        self.server_state.leaving = True  # type: ignore[attr-defined]
-        if self._desk is not None:
-            self._desk.leave()
-        for connection in list(self.server_state.connections):
-            if connection.is_at_work():  # type: ignore[union-attr]
-                connection.shutdown()
-        until = time.monotonic() + LINGER
-        while self.server_state.connections and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-        await super().shutdown()
-
-    async def _let_in_who_waits(self) -> None:
-        """The kernel has connections that we have not accepted yet: their clients believe to be connected."""
-        loop = asyncio.get_running_loop()
-        with self._listener, suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                client.setblocking(False)
-                await loop.connect_accepted_socket(self._connection, client)
-
-    def _connection(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state)
+__all__ = ["APIServer"]
+MAX_WORKERS = 64
 
 
-class Runner:
-    """A Server on a thread of its own."""
+class APIServer:
+    """Serves a queue over HTTP, on a thread of its own or, `clustered`, by `num_workers` processes that share the port.
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="dtq-api", daemon=True)
+    - `queue`: a TaskQueue or QueueManager, which stays open, or a store's URL. Clustered: a URL, and not `memory:`.
+    - `port`: 0 is any that is free; `url` tells.
+    - `token`: who has it may do everything; or a dictionary of tokens and scopes, "read", "submit" (adds tasks, too) or
+      "admin". Needed wherever others than this machine can connect.
+    - `rate_limit`: requests a second with each token, None for any number.
+    - `allowed_hosts`: further names by which the server is reached (behind a reverse proxy: its name).
+    - `cors_origins`: pages of other servers that may use this one, as in "https://shop.example.org".
+    - `max_body`: bytes of a request's body.
 
-    def start(self) -> None:
-        """Returns when it answers. Raises DTQError where it could not start."""
-        self._thread.start()
-        give_up_at = time.monotonic() + PATIENCE
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > give_up_at:
-                raise DTQError(f"the API server did not start: {self._error or 'see the log'}") from self._error
-            time.sleep(0.002)
+    Raises DTQError, saying what to do, where it cannot be served so.
+    """
 
-    def _run(self) -> None:
+    def __init__(
+        self,
+        queue: QueueManager | str | os.PathLike[str] = "queue.db",
+        host: str = "127.0.0.1",
+        port: int = 3000,
+        clustered: bool = False,
+        num_workers: int = 4,
+        token: str | Mapping[str, str] | None = None,
+        *,
+        rate_limit: float | None = None,
+        allowed_hosts: Collection[str] = (),
+        cors_origins: Collection[str] = (),
+        max_body: int = MIB,
+    ) -> None:
+        tokens = Tokens(token)
+        check_exposure(host, tokens)
+        _check(port, num_workers, rate_limit, max_body)
+        self.host, self.port = host, port
+        self._queue = queue
+        self._n = num_workers if clustered else 1
+        self._setup = Setup(
+            store=_url_of(queue) if clustered else "",
+            tokens={token: "admin"} if isinstance(token, str) else dict(token or {}),
+            hosts=tuple({*allowed_hosts, *([] if _is_any(host) else [host]), *hub_hosts()}),
+            origins=tuple(cors_origins),
+            hub=os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/") if is_loopback(host) else "",
+            rate_limit=rate_limit,
+            max_body=max_body,
+            **_limits_of(queue),
+        )
+        self._cluster: Cluster | None = None
+        self._runner: Runner | None = None
+        self._manager: QueueManager | None = None
+        self._rates: Rates | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the page is, for a browser on this machine; the routes are below it."""
+        host = "127.0.0.1" if _is_any(self.host) else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+
+    def start(self) -> Self:
+        """Returns when it answers; then `port` is the one it has got. Raises DTQError where it cannot be started."""
+        if self._rates is not None:
+            raise DTQError("the API server runs already: stop it first")
+        listener = listen(self.host, self.port)
+        self.port = listener.getsockname()[1]
+        self._rates = Rates(self._setup.rate_limit, len(self._setup.tokens))
         try:
-            asyncio.run(self._server.serve())
-        except (Exception, SystemExit) as error:
-            self._error = error
+            if self._setup.store:
+                self._cluster = Cluster(self._setup, self._n, listener, self._rates)
+                self._cluster.start()
+            else:
+                self._manager = self._queue if isinstance(self._queue, QueueManager) else QueueManager(self._queue)
+                manager, rates = self._manager, self._rates
+                self._runner = Runner(Server(lambda on_desk: self._setup.app(manager, rates, on_desk), listener))
+                self._runner.start()
+        except BaseException:
+            listener.close()
+            self._let_go()
+            raise
+        if self._cluster is not None:
+            self._listener = listener
+        atexit.register(self.stop)
+        return self
 
     def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join()
+        """Answers what was asked, and ends; the port is free then. Harmless when repeated."""
+        atexit.unregister(self.stop)
+        if self._cluster is not None:
+            self._listener.close()
+            self._cluster.stop(GRACE + 5)
+        if self._runner is not None:
+            self._runner.stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._rates is not None:
+            self._rates.close()
+        if self._manager is not None and self._manager is not self._queue:
+            self._manager.close()
+        self._cluster = self._runner = self._manager = self._rates = None
+
+    def pids(self) -> list[int]:
+        """The processes that serve, where it is clustered."""
+        return self._cluster.pids() if self._cluster is not None else [os.getpid()]
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<APIServer {self.url} {'runs' if self._rates is not None else 'is stopped'}>"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free. Raises DTQError where that cannot be."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With the protocol named, asyncio turns Nagle's algorithm off, which costs 40 ms an answer.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    except OSError as error:
-        raise DTQError(f"{host}:{port} is no address to listen on: {error}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(QUEUE)
-    except OSError as error:
-        listener.close()
-        raise DTQError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for any that is free"
-        ) from error
-    return listener
+def _is_any(host: str) -> bool:
+    return host in ("", "0.0.0.0", "::")
 
 
-def names_of(hosts: Sequence[str], host: str) -> set[str]:
-    return {*hosts, host} - {"", "0.0.0.0", "::"}
+def _check(port: object, num_workers: object, rate_limit: object, max_body: object) -> None:
+    _check_number("port", port, 0, 65535)
+    _check_number("num_workers", num_workers, 1, MAX_WORKERS)
+    _check_number("max_body", max_body, 1, 1 << 30)
+    if rate_limit is not None and not (isinstance(rate_limit, (int, float)) and 0.001 <= rate_limit <= 1e6):
+        raise DTQError(f"rate_limit is {rate_limit!r}; allowed: 0.001 to 1,000,000 requests a second, or None")
+
+
+def _check_number(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise DTQError(f"{name} is {value!r}; allowed: a whole number from {low:,} to {high:,}")
+
+
+def _url_of(queue: QueueManager | str | os.PathLike[str]) -> str:
+    """The URL by which every process of a cluster opens the store. Raises DTQError where there is none."""
+    url = queue.url if isinstance(queue, QueueManager) else os.fspath(queue)
+    if url is None:
+        raise DTQError("clustered needs the URL of the store, which each of its processes opens: pass the URL")
+    if url == "memory:":
+        raise DTQError("memory: is a store within one process: clustered needs one that others can open, as queue.db")
+    return url
+
+
+def _limits_of(queue: object) -> dict[str, Any]:
+    if not isinstance(queue, QueueManager):
+        return {}
+    return {"backlog_limit": queue.backlog_limit, "max_payload": queue.max_payload}

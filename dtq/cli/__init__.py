@@ -102,10 +102,10 @@ def demo(
 
     Exit codes: 0 every task ended as it should, 1 some did not, 2 it could not be done, 130 interrupted.
     """
-    from dtq import demo as story
+    from dtq.cli.demo import run as run_demo
 
     try:
-        raise typer.Exit(0 if story.run(tasks, workers, store, port if api else None) else 1)
+        raise typer.Exit(0 if run_demo(tasks, workers, store, port if api else None) else 1)
     except KeyboardInterrupt:
         say("interrupted: the workers have ended")
         raise typer.Exit(130) from None

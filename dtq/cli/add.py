@@ -18,9 +18,9 @@ import typer
 from dtq.cli import common
 from dtq.cli.common import StoreOption, complain, print_json, say
 from dtq.errors import DTQError, InvalidTask
-from dtq.manager import QueueManager
-from dtq.task import Backoff, Status
-from dtq.unique import OnConflict
+from dtq.queue.manager import QueueManager
+from dtq.task.model import Backoff, Status
+from dtq.task.unique import OnConflict
 
 BATCH = 1000  # tasks in one commit
 

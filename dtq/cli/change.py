@@ -14,8 +14,9 @@ from dtq.cli import common
 from dtq.cli.common import StoreOption, TypeOption, complain_of_all, existing, say
 from dtq.cli.look import PAGE, pages
 from dtq.errors import IllegalTransition, UnknownTask
-from dtq.manager import QueueManager
-from dtq.task import TERMINAL, Status, Task, revive
+from dtq.queue.manager import QueueManager
+from dtq.task.model import TERMINAL, Status, Task
+from dtq.task.transitions import revive
 
 QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="Its name.")]
 

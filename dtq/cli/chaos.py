@@ -58,7 +58,7 @@ def chaos(
 
 
 def _simulate(seed: int, schedules: int) -> int:
-    from dtq.chaos.simulation import simulate
+    from dtq.testing.chaos.simulation import simulate
 
     began = time.monotonic()
     with _progress() as progress:
@@ -87,7 +87,7 @@ def _besiege(
 ) -> int:  # fmt: skip
     import msgspec
 
-    from dtq.chaos import harness, record
+    from dtq.testing.chaos import harness, record
 
     given = {option: value for option, value in wanted.items() if value is not None}
     profile = msgspec.structs.replace(harness.PROFILES[name], **given)

@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from dtq.errors import StoreError
-from dtq.manager import QueueManager
+from dtq.queue.manager import QueueManager
 
 STORE = "queue.db"  # where nothing else is said
 ENVIRONMENT = "DTQ_STORE"

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from dtq import doctor as checks
+from dtq.cli import checks as checks
 from dtq.cli import common
 from dtq.cli.common import ENVIRONMENT, JsonOption, existing, print_json, readable
-from dtq.stores import Store
+from dtq.stores.protocol import Store
 
 COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 

@@ -13,8 +13,8 @@ from dtq.cli import common
 from dtq.cli.common import JsonOption, StoreOption, existing, print_json, say
 from dtq.cli.look import print_table
 from dtq.errors import InvalidTask
-from dtq.flow import FlowState
-from dtq.manager import QueueManager
+from dtq.queue.flow import FlowState
+from dtq.queue.manager import QueueManager
 
 app = typer.Typer(no_args_is_help=True, help="Flows: tasks that wait for each other.")
 

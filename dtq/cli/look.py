@@ -11,10 +11,10 @@ import typer
 
 from dtq.cli import common
 from dtq.cli.common import JsonOption, StoreOption, TypeOption, existing, print_json, say
-from dtq.deadletters import DeadLetters
-from dtq.manager import QueueManager
-from dtq.stores import Stats
-from dtq.task import Status, Task
+from dtq.queue.dead_letters import DeadLetters
+from dtq.queue.manager import QueueManager
+from dtq.stores.protocol import Stats
+from dtq.task.model import Status, Task
 
 PAGE, WHOLE = 1000, 50  # tasks that are read at once, brief or with all that they carry
 

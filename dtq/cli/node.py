@@ -20,8 +20,8 @@ from typing import Any
 import typer
 
 from dtq.cli.common import readable
-from dtq.events import Event
-from dtq.queue import TaskQueue
+from dtq.queue.events import Event
+from dtq.queue.task_queue import TaskQueue
 from dtq.stores.address import redacted
 
 log = logging.getLogger("dtq")

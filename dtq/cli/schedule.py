@@ -10,9 +10,9 @@ import typer
 from dtq.cli import common
 from dtq.cli.add import payload_of
 from dtq.cli.common import JsonOption, StoreOption, complain_of_all, existing, print_json, say
-from dtq.cron import Misfire
 from dtq.errors import UnknownSchedule
-from dtq.manager import QueueManager
+from dtq.policy.cron import Misfire
+from dtq.queue.manager import QueueManager
 
 app = typer.Typer(no_args_is_help=True, help="Add tasks by the clock: schedules, and when they tick.")
 

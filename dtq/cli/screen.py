@@ -10,8 +10,8 @@ from rich.text import Text
 
 from dtq.cli.common import readable
 from dtq.cli.views import span, when
-from dtq.readings import Point, Readings
-from dtq.stores import Stats
+from dtq.monitor.readings import Point, Readings
+from dtq.stores.protocol import Stats
 
 MOST = 15  # rows of a table
 TALL = 10  # cells of a bar

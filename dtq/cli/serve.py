@@ -54,10 +54,10 @@ def serve(
     Exit codes: 0 stopped, 2 it could not start.
     """
     try:
-        from dtq.api import APIServer
+        from dtq.api.server import APIServer
     except ModuleNotFoundError as error:
         raise DTQError(str(error)) from None
-    from dtq.manager import QueueManager
+    from dtq.queue.manager import QueueManager
 
     log_to_stderr()
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
@@ -71,7 +71,7 @@ def serve(
 
 
 def _serve(server: object, where: str) -> None:
-    from dtq.api import APIServer
+    from dtq.api.server import APIServer
 
     assert isinstance(server, APIServer)
     told = threading.Event()

@@ -23,7 +23,7 @@ def top(
     ends it, and is no error.
     """
     from dtq.cli import screen, views
-    from dtq.readings import Readings
+    from dtq.monitor.readings import Readings
 
     readings = Readings()
     try:

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dtq.cli.common import readable
-from dtq.cron import Schedule
-from dtq.limits import Limit
-from dtq.stores import Counts, Node, Stats
-from dtq.task import WAITING, Attempt, Status, Task
+from dtq.policy.cron import Schedule
+from dtq.policy.limits import Limit
+from dtq.stores.protocol import Counts, Node, Stats
+from dtq.task.model import WAITING, Attempt, Status, Task
 
 WIDE = 160  # columns where there is no terminal: an id is never cut
 LONGEST = 4000  # characters of a payload or result

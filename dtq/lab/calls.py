@@ -17,11 +17,11 @@ from typing import Any
 
 from msgspec.structs import fields
 
-from dtq.conformance import Make, Subject
-from dtq.conformance.kit import LEASE, NOW
 from dtq.lab.trial import clipped, in_words
-from dtq.stores import Node, Stats, Store
-from dtq.task import Task
+from dtq.stores.protocol import Node, Stats, Store
+from dtq.task.model import Task
+from dtq.testing.conformance import Make, Subject
+from dtq.testing.conformance.kit import LEASE, NOW
 
 METHODS = {name: inspect.signature(method) for name, method in vars(Store).items() if inspect.isfunction(method)}
 BY_PLACE = {"worker", "n", "tasks", "outcomes", "node", "held", "ids", "timeout"}  # the others are written with a name

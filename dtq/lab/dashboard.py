@@ -19,13 +19,13 @@ import pandas as pd
 from IPython.display import display
 
 from dtq.errors import StoreError
-from dtq.events import Event
 from dtq.lab.figures import COLORS, OKABE_ITO, number
-from dtq.manager import QueueManager
-from dtq.queue import TaskQueue
-from dtq.reports import WorkerInfo
-from dtq.stores import Counts, Stats
-from dtq.task import TERMINAL, Task
+from dtq.queue.events import Event
+from dtq.queue.manager import QueueManager
+from dtq.queue.task_queue import TaskQueue
+from dtq.stores.protocol import Counts, Stats
+from dtq.task.model import TERMINAL, Task
+from dtq.workers.backend import WorkerInfo
 
 EVERY = 0.5  # seconds between looks
 SHOWN = 120  # looks that the curves go back

@@ -162,8 +162,9 @@ def exercise(
     """An exercise, entered among EXERCISES; put it on the last line of a cell to show it.
 
     - `solution` is source text that ends with the function or class asked for, or that function or class itself.
-    - `check` gets the candidate and raises AssertionError where it is wrong, best by `dtq.conformance.expect`. It makes
-      what it passes to the candidate itself, and runs on a thread of its own, for at most `seconds`.
+    - `check` gets the candidate and raises AssertionError where it is wrong, best by `expect` of the
+      conformance kit. It makes what it passes to the candidate itself, and runs on a thread of its own, for at most
+      `seconds`.
     - `samples` are expressions that call the candidate by its name: `show` gives what comes out.
     - `wrong` has answers that people may well give, each with a label: the check has to catch them (see `prove`).
     - In `task`, `hints` and `why`, `backticks` mark code.

@@ -37,9 +37,10 @@ import msgspec
 from IPython.display import display
 
 from dtq.errors import DTQError, StoreError
-from dtq.queue import TaskQueue
-from dtq.reports import WorkerInfo
-from dtq.stores import Store, open_store
+from dtq.queue.task_queue import TaskQueue
+from dtq.stores.open import open_store
+from dtq.stores.protocol import Store
+from dtq.workers.backend import WorkerInfo
 
 Entry = tuple[Any, ...]  # seconds, kind, arguments
 WITHIN = 10.0  # seconds until there must be a worker to hit, or a task for a node that is to crash over it

@@ -19,9 +19,9 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from dtq.errors import DTQError
-from dtq.flow import Flow
 from dtq.lab.figures import OKABE_ITO
-from dtq.task import Status, Task
+from dtq.queue.flow import Flow
+from dtq.task.model import Status, Task
 
 TICK = 0.2  # seconds between looks, at least
 DOTS = 150  # tasks that are drawn one by one

@@ -13,9 +13,9 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from dtq.errors import StoreError
-from dtq.manager import QueueManager
-from dtq.stores import Stats
-from dtq.task import TERMINAL, Status
+from dtq.queue.manager import QueueManager
+from dtq.stores.protocol import Stats
+from dtq.task.model import TERMINAL, Status
 
 TICK = 0.1  # seconds between looks
 # Okabe and Ito's palette: told apart by everybody

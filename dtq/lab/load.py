@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from dtq.lab.fit import Floats
-from dtq.manager import QueueManager
-from dtq.task import Task
+from dtq.queue.manager import QueueManager
+from dtq.task.model import Task
 
 COLUMNS = ("task", "status", "scheduled", "added", "started", "finished", "late", "latency")
 

@@ -1,7 +1,7 @@
 """Conformance tables: which promises a store keeps; and for those that it breaks, what was expected and what came, and
 the calls that show it.
 
-    checks of dtq.conformance ---> Recorded(the reader's store) ---> a table of promises
+    checks of dtq.testing.conformance ---> Recorded(the reader's store) ---> a table of promises
                                       |
                                       +--- the calls up to the first expectation that fails
 """
@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple
 
 from IPython.display import display
 
-from dtq import conformance
-from dtq.conformance import CHECKS, Check, Make, Result
 from dtq.lab.calls import Log, recorded
 from dtq.lab.exercise import COLORS
 from dtq.lab.source import Page
 from dtq.lab.trial import difference, in_time, in_words
+from dtq.testing import conformance
+from dtq.testing.conformance import CHECKS, Check, Make, Result
 
 WORDS = {"passed": "right", "failed": "wrong", "skipped": "not yet"}  # whose colours they have
 EXPLAINED = 3  # failures that are shown with their calls

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from dtq.events import Event
-from dtq.manager import QueueManager
-from dtq.queue import TaskQueue
-from dtq.task import Task
+from dtq.queue.events import Event
+from dtq.queue.manager import QueueManager
+from dtq.queue.task_queue import TaskQueue
+from dtq.task.model import Task
 
 OUTCOMES = {
     "task:completed": "completed",

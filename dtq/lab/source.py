@@ -1,7 +1,7 @@
 """The package's real code in the page: read from where it runs, so that it is never an old copy.
 
 source(SQLiteStore.claim)               a function, method, property, class or module, the reader's own in a cell too
-source("dtq.stores.schema:INSERT")      a constant, by the name of its module
+source("dtq.stores.sqlite.schema:INSERT")      a constant, by the name of its module
 compare(MyStore, MemoryStore)           two of them side by side, the methods of one name in one row; where that would
                                         be too narrow to read, one below the other
 """
@@ -212,7 +212,7 @@ def _constant(name: str) -> Excerpt:
 
 
 def _place(file: str, thing: Any) -> str:
-    """dtq/stores/sqlite.py: from the package on, wherever that is installed."""
+    """dtq/stores/sqlite/store.py: from the package on, wherever that is installed."""
     if file.startswith("<") or "ipykernel" in file:
         return "a cell of this notebook"
     module = str(getattr(thing, "__module__", None) or thing.__name__)

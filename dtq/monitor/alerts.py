@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 
 from dtq.errors import DTQError
-from dtq.events import Event
-from dtq.readings import METRICS
+from dtq.monitor.readings import METRICS
+from dtq.queue.events import Event
 
 Change = Literal["raised", "cleared"]
 NAMES = frozenset({"alert:raised", "alert:cleared"})

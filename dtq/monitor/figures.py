@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from dtq.readings import Point
+from dtq.monitor.readings import Point
 
 
 def frame(points: Sequence[Point]) -> Any:

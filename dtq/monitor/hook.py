@@ -18,11 +18,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from dtq import courier
 from dtq.errors import DTQError, Retry
-from dtq.guard import Guard, Refused, Secrets
 from dtq.monitor.alerts import Alert
-from dtq.task import new_id
+from dtq.task.model import new_id
+from dtq.webhooks import handler as webhook_handler
+from dtq.webhooks.address_guard import Guard, Refused, Secrets
 
 log = logging.getLogger("dtq")
 
@@ -40,7 +40,7 @@ class AlertWebhook:
     def __init__(
         self, url: str, secret: str | None = None, *, webhook_networks: Sequence[str] = (), webhook_http: bool = False
     ) -> None:
-        if not courier.is_installed():
+        if not webhook_handler.is_installed():
             raise DTQError('a webhook needs further packages: pip install "dtq[webhooks]"')
         if not isinstance(url, str) or not url.startswith(("https://", "http://") if webhook_http else "https://"):
             raise DTQError(f"the webhook's URL is {url!r}; allowed: https://..., http://... with webhook_http=True")
@@ -57,7 +57,7 @@ class AlertWebhook:
 
     async def deliver(self, alert: Alert, id: str) -> None:
         """One attempt. Raises what went wrong."""
-        from dtq import delivery
+        from dtq.webhooks import delivery
 
         async with asyncio.timeout(delivery.TIMEOUT):
             await delivery.post(delivery.Message.of(self.payload(alert), id, self.secrets), self.guard)
@@ -112,6 +112,6 @@ class Hook:
 
 
 def _is_final(error: Exception) -> bool:
-    from dtq.delivery import Gone
+    from dtq.webhooks.delivery import Gone
 
     return isinstance(error, (Refused, Gone, LookupError))

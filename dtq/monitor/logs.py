@@ -21,8 +21,8 @@ try:
 except ImportError:
     raise ImportError('the monitor writes its log with structlog: pip install "dtq[monitor]"') from None
 
-from dtq.events import Event
 from dtq.monitor.files import Lines
+from dtq.queue.events import Event
 
 log = logging.getLogger("dtq")
 

@@ -25,11 +25,11 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import NullFormatter
 
 from dtq import ErrorInfo, Status, Task, lab
-from dtq import task as real
-from dtq.conformance import Broken, expect
 from dtq.errors import IllegalTransition
 from dtq.lab.curves import STYLES
 from dtq.lab.figures import OKABE_ITO, show_figure, stamp
+from dtq.task import model as real
+from dtq.testing.conformance import Broken, expect
 
 Moves = dict[str, Callable[..., Any]]
 

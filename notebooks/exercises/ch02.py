@@ -32,13 +32,14 @@ import cloudpickle
 import msgspec
 from msgspec.structs import replace
 
-from dtq import Task, conformance
-from dtq.conformance import expect
+from dtq import Task
 from dtq.errors import StoreError
 from dtq.lab import exercise, explore, time_passes
-from dtq.stores import Stats, count_up
-from dtq.stores.bell import Bell
-from dtq.task import brief_of, succeed
+from dtq.stores.protocol import Stats, count_up
+from dtq.sync.wakeup import Bell
+from dtq.task.transitions import brief_of, succeed
+from dtq.testing import conformance
+from dtq.testing.conformance import expect
 
 # --- around the experiments -------------------------------------------------------------------------------------------
 

@@ -28,12 +28,12 @@ import matplotlib.pyplot as plt
 import psutil
 
 from dtq import Task, TaskQueue
-from dtq.conformance import Broken, expect
 from dtq.lab import exercise
 from dtq.lab.exercise import COLORS
 from dtq.lab.figures import OKABE_ITO, show_figure, stamp
-from dtq.registry import Registry
-from dtq.reports import Finished, Returned, Started, WorkerChanged, WorkerInfo
+from dtq.testing.conformance import Broken, expect
+from dtq.workers.backend import Finished, Returned, Started, WorkerChanged, WorkerInfo
+from dtq.workers.registry import Registry
 
 WITHIN = 10.0  # seconds for what a pool does at once where it is right
 LEFT = 'style="text-align:left;vertical-align:top"'

@@ -1,0 +1,174 @@
+"""What goes out as JSON, as msgspec structs: the OpenAPI document is made of them.
+
+Task, Stats, Schedule --> TaskSummary, StatsView, ScheduleView --> response
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import msgspec
+from msgspec.structs import asdict
+
+from dtq.policy.cron import Schedule
+from dtq.policy.limits import Limit
+from dtq.stores.protocol import Counts, Node, Stats
+from dtq.task.model import ErrorInfo, Status, Task
+
+LONGEST_ERROR = 500  # characters of an error's message in a list
+
+
+class Redriven(msgspec.Struct, frozen=True):
+    """The ids of the tasks that have been started afresh."""
+
+    ids: list[str]
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """How many tasks are gone."""
+
+    removed: int
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The task that stands for one that was to be added; `created` is false where its id or key was taken."""
+
+    id: str
+    created: bool
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """What is wrong with one field."""
+
+    field: str
+    reason: str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a request was not done (RFC 9457, application/problem+json)."""
+
+    title: str
+    status: int
+    detail: str = ""
+    errors: list[Reason] = []
+    type: str = "about:blank"
+
+
+class TaskSummary(msgspec.Struct, frozen=True):
+    """A task without what may be large: its payload, result, history and log."""
+
+    id: str
+    type: str
+    queue: str
+    status: Status
+    priority: int
+    attempts: int
+    max_attempts: int
+    progress: float
+    note: str
+    run_at: float
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    worker: str | None
+    error: ErrorInfo | None
+
+    @classmethod
+    def of(cls, task: Task) -> TaskSummary:
+        fields = {name: getattr(task, name) for name in cls.__struct_fields__ if name != "error"}
+        return cls(**fields, error=task.error and _short(task.error))
+
+
+class TaskPage(msgspec.Struct, frozen=True):
+    """Some tasks in the order of their ids, and where those behind them are, relative to this page's address."""
+
+    tasks: list[TaskSummary]
+    next: str | None
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """A process that runs tasks; `alive` is false for one of this machine that is gone and was not yet missed."""
+
+    id: str
+    host: str
+    pid: int
+    started_at: float
+    seen_at: float
+    workers: int
+    busy: int
+    types: tuple[str, ...]
+    metrics: dict[str, Any]
+    alive: bool
+
+
+class WorkersView(msgspec.Struct, frozen=True):
+    """Workers of the nodes that are alive."""
+
+    total: int
+    active: int
+    idle: int
+
+
+class StatsView(msgspec.Struct, frozen=True):
+    """What is in the queue at this moment (`at`, UTC seconds)."""
+
+    at: float
+    counts: Counts
+    queues: dict[str, Counts]
+    types: dict[str, Counts]
+    unfinished: int
+    oldest: float | None
+    workers: WorkersView
+    nodes: list[NodeView]
+    limits: list[Limit]
+
+    @classmethod
+    def of(cls, stats: Stats) -> StatsView:
+        nodes = [NodeView(**asdict(node), alive=is_alive(node)) for node in stats.nodes]
+        total, active = (sum(getattr(n, name) for n in nodes if n.alive) for name in ("workers", "busy"))
+        return cls(
+            time.time(), stats.counts, stats.queues, stats.types, stats.unfinished, stats.oldest,
+            WorkersView(total, active, total - active), nodes, stats.limits,
+        )  # fmt: skip
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether something can be relied upon, and if not, why."""
+
+    healthy: bool
+    detail: str
+
+
+class QueueView(msgspec.Struct, frozen=True):
+    """A queue, how many of its tasks are where, and whether it is paused."""
+
+    queue: str
+    paused: bool
+    counts: Counts
+
+
+class ScheduleView(msgspec.Struct, frozen=True):
+    """A schedule, and when it comes next (UTC seconds); never, while it is paused."""
+
+    schedule: Schedule
+    upcoming: list[float]
+
+
+def _short(error: ErrorInfo) -> ErrorInfo:
+    return msgspec.structs.replace(error, message=error.message[:LONGEST_ERROR], traceback="")
+
+
+def is_alive(node: Node) -> bool:
+    """False where the node's process was on this machine and is gone (a store may not have missed it yet)."""
+    if node.host != socket.gethostname() or node.pid <= 0:
+        return True
+    try:
+        os.kill(node.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # of another user
+    return True

@@ -1,0 +1,233 @@
+"""Readings: from what the store and its nodes say now and then, the figures of the time between.
+
+    Stats now  --+
+                 +--> difference --> Point (one row of numbers) --> history, alerts, log
+    Stats then --+         +-------> Totals (since the start)   --> summary
+
+What nodes publish only grows, so that a look more or less loses nothing. Durations are differences of `tick`, a clock
+that nobody sets; `at` is for people. A difference is never below zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from dtq.stores.protocol import Node, Stats
+from dtq.workers.metrics.histogram import Sketch
+
+Lane = tuple[str, str, str]  # queue, type, outcome
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+class Point(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The figures of one interval, or of its end. Times are seconds, None where nothing ran; rates are parts of 1.
+
+    `throughput` is tasks a second that ended (completed or failed). failure_rate is of these; retry_rate and
+    timeout_rate are of all attempts. `queue_size` is tasks that wait: blocked, pending, retrying. `cpu` is in cores,
+    `memory` in bytes, of all nodes and their workers.
+    """
+
+    at: float
+    seconds: float
+    queue_size: int = 0
+    blocked: int = 0
+    pending: int = 0
+    retrying: int = 0
+    processing: int = 0
+    oldest_wait: float = 0.0
+    completed: int = 0
+    failed: int = 0
+    retried: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    throughput: float = 0.0
+    failure_rate: float = 0.0
+    retry_rate: float = 0.0
+    timeout_rate: float = 0.0
+    avg_execution_time: float | None = None
+    p50_execution_time: float | None = None
+    p90_execution_time: float | None = None
+    p99_execution_time: float | None = None
+    avg_waiting_time: float | None = None
+    p50_waiting_time: float | None = None
+    p90_waiting_time: float | None = None
+    p99_waiting_time: float | None = None
+    nodes: int = 0
+    workers: int = 0
+    busy_workers: int = 0
+    worker_utilization: float = 0.0
+    memory: int = 0
+    cpu: float = 0.0
+
+
+METRICS = frozenset(Point.__struct_fields__) - {"at", "seconds"}
+
+
+class Totals:
+    """What was seen to happen since some time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.ended: Counter[Lane] = Counter()
+        self.execution: dict[str, Sketch] = {}  # by type
+        self.waiting: dict[str, Sketch] = {}
+        self.busy = 0.0  # worker-seconds, as is the next
+        self.capacity = 0.0
+        self.cpu = 0.0
+
+    def merge(self, other: Totals) -> None:
+        self.seconds += other.seconds
+        self.ended.update(other.ended)
+        for mine, theirs in ((self.execution, other.execution), (self.waiting, other.waiting)):
+            for type, sketch in theirs.items():
+                mine.setdefault(type, Sketch()).merge(sketch)
+        self.busy += other.busy
+        self.capacity += other.capacity
+        self.cpu += other.cpu
+
+    def outcomes(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for (_, _, outcome), n in self.ended.items():
+            found[outcome] += n
+        return found
+
+    def figures(self) -> dict[str, Any]:
+        """By the names of Point: counts, rates, times, utilization."""
+        n = self.outcomes()
+        ended = n["completed"] + n["failed"]
+        attempts = ended + n["retried"]
+        return {
+            **{name: n[name] for name in ("completed", "failed", "retried", "cancelled", "timed_out")},
+            "throughput": _part(ended, self.seconds),
+            "failure_rate": _part(n["failed"], ended),
+            "retry_rate": _part(n["retried"], attempts),
+            "timeout_rate": _part(n["timed_out"], attempts),
+            "worker_utilization": min(1.0, _part(self.busy, self.capacity)),
+            "cpu": _part(self.cpu, self.seconds),
+            **_times("execution_time", self.execution),
+            **_times("waiting_time", self.waiting),
+        }
+
+    def of_type(self, type: str) -> dict[str, Any]:
+        """As `figures`, for one type; workers are not for one type, so their figures are left out."""
+        part = Totals()
+        part.seconds = self.seconds
+        part.ended = Counter({lane: n for lane, n in self.ended.items() if lane[1] == type})
+        for name in ("execution", "waiting"):
+            if (sketch := getattr(self, name).get(type)) is not None:
+                getattr(part, name)[type] = sketch
+        return {name: value for name, value in part.figures().items() if name not in ("worker_utilization", "cpu")}
+
+
+def _part(some: float, whole: float) -> float:
+    return some / whole if whole > 0 else 0.0
+
+
+def _times(name: str, sketches: dict[str, Sketch]) -> dict[str, float | None]:
+    whole = Sketch()
+    for sketch in sketches.values():
+        whole.merge(sketch)
+    return {f"avg_{name}": whole.mean, **{f"{p}_{name}": whole.quantile(q) for p, q in QUANTILES.items()}}
+
+
+class Seen:
+    """What a node had published at some tick, and how long it had lived then by its own account."""
+
+    def __init__(self, node: Node, tick: float) -> None:
+        metrics = node.metrics
+        self.tick = tick
+        self.lived = float(metrics.get("uptime", 0.0))
+        self.busy = float(metrics.get("busy", 0.0))
+        self.cpu = float(metrics.get("cpu", 0.0))
+        self.workers: dict[str, float] = metrics.get("workers", {})
+        self.ended = Counter(dict(_lanes(metrics.get("ended", {}))))
+        self.execution = {type: Sketch.from_json(data) for type, data in metrics.get("execution", {}).items()}
+        self.waiting = {type: Sketch.from_json(data) for type, data in metrics.get("waiting", {}).items()}
+
+
+def _lanes(ended: dict[str, dict[str, dict[str, int]]]) -> Iterator[tuple[Lane, int]]:
+    for queue, types in ended.items():
+        for type, outcomes in types.items():
+            for outcome, n in outcomes.items():
+                yield (queue, type, outcome), n
+
+
+class Readings:
+    """Looks at Stats again and again, and tells what came between. The first look only says where to begin."""
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self.nodes: list[dict[str, Any]] = []  # of the latest look, with the utilization of each and its workers
+        self._seen: dict[str, Seen] = {}
+        self._tick: float | None = None
+
+    def read(self, stats: Stats, at: float, tick: float) -> Point:
+        seconds = 0.0 if self._tick is None else max(0.0, tick - self._tick)
+        change = Totals()
+        change.seconds = seconds
+        seen, self.nodes = {}, []
+        for node in stats.nodes:
+            seen[node.id] = now = Seen(node, tick)
+            then = self._seen.get(node.id)
+            if then is None:
+                then = now if self._tick is None else _unborn(now, seconds)
+            self.nodes.append(_compare(node, now, then, seconds, change))
+        self._seen, self._tick = seen, tick
+        self.totals.merge(change)
+        return _point(stats, change, at)
+
+
+def _unborn(now: Seen, seconds: float) -> Seen:
+    """A node that was not there at the last look: all that it has done came since."""
+    then = Seen(Node(""), now.tick)
+    then.lived = max(0.0, now.lived - seconds)
+    return then
+
+
+def _compare(node: Node, now: Seen, then: Seen, seconds: float, change: Totals) -> dict[str, Any]:
+    """Adds what the node has done to `change`; gives its own figures."""
+    elapsed = _elapsed(node, now, then, seconds)
+    busy = max(0.0, now.busy - then.busy)
+    change.busy += min(busy, elapsed * node.workers)
+    change.capacity += elapsed * node.workers
+    change.cpu += max(0.0, now.cpu - then.cpu)
+    change.ended.update(now.ended - then.ended)
+    for field in ("execution", "waiting"):
+        for type, sketch in getattr(now, field).items():
+            earlier = getattr(then, field).get(type)
+            getattr(change, field).setdefault(type, Sketch()).merge(sketch.since(earlier) if earlier else sketch)
+    return {
+        "id": node.id, "host": node.host, "pid": node.pid, "started_at": node.started_at, "seen_at": node.seen_at,
+        "types": list(node.types), "workers": node.workers, "busy_workers": node.busy,
+        "worker_utilization": min(1.0, _part(busy, elapsed * node.workers)),
+        "utilization_by_worker": {
+            name: min(1.0, max(0.0, _part(total - then.workers.get(name, 0.0), elapsed)))
+            for name, total in now.workers.items()
+        },
+        "memory": node.metrics.get("memory", 0), "cpu": _part(max(0.0, now.cpu - then.cpu), elapsed),
+        "trouble": node.metrics.get("trouble", ""),
+    }  # fmt: skip
+
+
+def _elapsed(node: Node, now: Seen, then: Seen, seconds: float) -> float:
+    """How long the node has lived between the two publications. A node that is at work publishes each second, and says
+    itself how long it has lived; one that is idle is silent, and has lived on all the same."""
+    lived = now.lived - then.lived
+    if node.busy and lived > 0:
+        return lived
+    now.lived = max(now.lived, then.lived + seconds)
+    return seconds
+
+
+def _point(stats: Stats, change: Totals, at: float) -> Point:
+    waiting = {status: stats.counts[status] for status in ("blocked", "pending", "retrying")}
+    return Point(
+        at=at, seconds=change.seconds, queue_size=sum(waiting.values()), processing=stats.running, **waiting,
+        oldest_wait=0.0 if stats.oldest is None else max(0.0, at - stats.oldest), nodes=len(stats.nodes),
+        workers=stats.workers.total, busy_workers=stats.workers.active,
+        memory=sum(node.metrics.get("memory", 0) for node in stats.nodes), **change.figures(),
+    )  # fmt: skip

@@ -1,0 +1,233 @@
+"""Attempts: what a node holds, and how each of its attempts ends. Reads no store.
+
+    pools --reports--> hear ----> succeed, fail, release ... (dtq.task.model) ----+
+    claim, reap -----> _outcome: doomed, interrupted, a tick ---------------+--> _outcomes --> Loop commits them
+    a step that raises ---------> _fail: this attempt, with the traceback --+
+
+Loop (loop.py) adds time and the store.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from dtq.errors import StoreError
+from dtq.policy import cron
+from dtq.queue.events import Emitter
+from dtq.queue.guards import PATIENCE, Aside, Trouble, failed
+from dtq.queue.scheduler import Ticker
+from dtq.stores.protocol import Outcome
+from dtq.task.model import EXPIRED, Status, Task
+from dtq.task.transitions import cancel, end_doomed, fail, interrupt, release, succeed
+from dtq.workers import backend
+from dtq.workers.backend import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
+from dtq.workers.groups import Staff
+from dtq.workers.metrics.node import Meter
+
+log = logging.getLogger("dtq")
+
+
+class Attempts:
+    """For the loop's thread alone."""
+
+    def __init__(
+        self, id: str, staff: Sequence[Staff], events: Emitter, ticker: Ticker, ahead: Callable[[], float],
+        chance: Callable[[], float], monotonic: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.id = id
+        self.held: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
+        self.draining = False
+        self.failure = ""  # why the loop has given up; it drains then
+        self._staff = staff
+        self._events = events
+        self._ahead = ahead  # seconds by which the clock of the loop is ahead of the workers'
+        self._chance = chance
+        self._monotonic = monotonic
+        self._meter = Meter(monotonic)
+        self._ticker = ticker
+        self._outcomes: list[Outcome] = []
+        self._now = 0.0  # the time of this turn
+        self._next_beat = 0.0
+        self._trouble = Trouble(monotonic)
+        self._aside = Aside()
+
+    # --- hear: reports become outcomes
+
+    def _hear(self, now: float) -> None:
+        for group in self._staff:
+            try:
+                said = group.pool.poll()
+            except Exception as error:
+                self._hold_on(error)  # what it has to say, it says later
+                continue
+            self._aside.do("the meter", self._meter.hear, said)
+            for report in said:
+                try:
+                    self._hear_one(report, now)
+                except Exception as error:
+                    self._blame(report, error, now)
+
+    def _blame(self, report: Report, error: Exception, now: float) -> None:
+        task = getattr(report, "task", None)
+        task = task and self._current(task)
+        if task is None:
+            self._hold_on(error)
+        else:
+            self._fail(task, error, now)
+
+    def _fail(self, task: Task, error: Exception, now: float) -> None:
+        """Fail this attempt because a step on it raised."""
+        self.drop(task.id)
+        self._outcomes.append((failed(task, error, now, self._chance), ()))
+
+    def _instead(self, task: Task, error: Exception) -> Task:
+        """Return the failure that is stored in place of an outcome that the store cannot take: without all that this
+        outcome brings."""
+        history = task.history[:-1] if task.status in (Status.RETRYING, Status.FAILED) else task.history
+        claimed = replace(
+            task, status=Status.PROCESSING, result=None, error=None, history=history, log="", note="", progress=0.0,
+            started_at=None, finished_at=None, run_at=task.created_at,
+        )  # fmt: skip
+        return failed(claimed, error, self._now, self._chance)
+
+    def _hear_one(self, report: Report, now: float) -> None:
+        if isinstance(report, WorkerChanged):
+            self._next_beat = now  # others want to know
+            self._tell_of_worker(report, now)
+        elif (task := self._current(report.task)) is None:
+            return  # cancelled, or lost to another node: whatever became of it is no longer ours to say
+        elif isinstance(report, Finished):
+            self._finish(task, report)
+        elif isinstance(report, Returned):
+            self._end(release(task))
+        elif isinstance(report, Started):
+            if self._events.hears("task:started"):
+                self._events.emit("task:started", report.at + self._ahead(), task, report.worker)
+        elif isinstance(report, Progressed):
+            self.held[task.id] = task = replace(task, progress=report.percent, note=report.note)
+            self._events.emit("task:progress", now, task)
+        elif isinstance(report, Logged):
+            self._events.emit("task:log", now, task, text=report.text)
+
+    def _current(self, task: Task) -> Task | None:
+        """The task as it is held, if this very attempt is."""
+        held = self.held.get(task.id)
+        return held if held is not None and held.version == task.version else None
+
+    def _finish(self, task: Task, report: Finished) -> None:
+        started_at = report.started_at + self._ahead()  # what it says is by the worker's clock
+        ended_at = started_at + report.seconds
+        task = replace(task, worker=f"{self.id}/{report.worker}", started_at=started_at, log=report.log)
+        if report.error is None:
+            self._end(succeed(task, report.result, ended_at))
+        elif report.discarded:
+            self._end(cancel(task, ended_at, report.error.message, report.error.type))
+        else:
+            self._end(fail(task, report.error, ended_at, self._chance, final=report.final, delay=report.delay))
+
+    def _end(self, task: Task) -> None:
+        del self.held[task.id]
+        self._outcomes.append((task, ()))
+
+    def _tell_of_worker(self, report: WorkerChanged, now: float) -> None:
+        self._events.emit(
+            f"worker:{report.state}", now, None, f"{self.id}/{report.worker}", pid=report.pid, signal=report.signal,
+            exit_code=report.exit_code, reason=report.reason,
+        )  # fmt: skip
+
+    # --- what is not to be run
+
+    def _outcome(self, task: Task, now: float) -> Outcome:
+        """Return the outcome of a task that is not to be run: it came doomed, or its node died."""
+        try:
+            if task.type == cron.TYPE and task.doom:
+                return self._ticker.fire([task], now)[0]
+            return (end_doomed(task, now) if task.doom else interrupt(task, now)), ()
+        except Exception as error:
+            return failed(task, error, now, self._chance), ()
+
+    def _give_back(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self.drop(task.id)  # an earlier attempt, of which nobody has said yet that it is lost
+            self._outcomes.append((release(task), ()))
+
+    def _disregard(self, tasks: Iterable[Task]) -> None:
+        """Drop the outcomes of these tasks, which were claimed or taken over just now: they are of attempts that were
+        lost before, and were heard meanwhile."""
+        if self._outcomes:
+            claimed = {task.id for task in tasks}
+            self._outcomes = [outcome for outcome in self._outcomes if outcome[0].id not in claimed]
+
+    # --- stop, drain
+
+    def drop(self, task_id: str) -> None:
+        """The attempt is no longer ours: it is stopped, and what it gives is not heard."""
+        if task := self.held.pop(task_id, None):
+            for group in self._staff:
+                self._aside.do("the stop of a task", group.pool.stop, task)
+
+    def end_by_request(self, task: Task) -> None:
+        """Stop the attempt of a task that was cancelled here in this version, if it runs. A later attempt, which began
+        after a retry, goes on."""
+        self._meter.count([task])
+        held = self.held.get(task.id)
+        if held is not None and held.version < task.version:
+            self.drop(task.id)
+
+    def _hold(self, tasks: Iterable[Task]) -> None:
+        """Hold these attempts. An earlier one of the same task, whose loss was not reported yet, is stopped."""
+        new = {task.id: task for task in tasks}
+        for task_id in self.held.keys() & new.keys():
+            self.drop(task_id)
+        self.held.update(new)
+
+    def workers(self) -> list[backend.WorkerInfo]:
+        return [worker for group in self._staff for worker in group.pool.workers()]
+
+    def drain(self) -> None:
+        """No more claims; what has not started comes back."""
+        self.draining = True
+        self.recall()
+
+    def recall(self) -> None:
+        for group in self._staff:
+            self._aside.do("the recall of tasks", group.pool.recall)
+
+    def is_drained(self) -> bool:
+        return self.draining and not self.held and not self._outcomes
+
+    # --- what goes wrong, and what is told
+
+    def _hold_on(self, error: Exception) -> None:
+        """No task is to blame: keep claims and outcomes, and try again after a growing while."""
+        is_away = isinstance(error, StoreError)
+        what = "the store failed; work goes on and outcomes are kept" if is_away else "a step of the loop failed"
+        self._trouble.note(error, what)
+        if self._trouble.is_hopeless and not self.failure:
+            self.failure = f"no turn was good for {PATIENCE:g} s: {self._trouble.words}"
+            self.drain()
+
+    def _tell_of_endings(self, ended: Iterable[Task], now: float) -> None:
+        for task in ended:
+            if task.error is not None and task.error.type == EXPIRED:
+                self._events.emit("task:expired", now, task)
+            if name := _ENDINGS.get(task.status):
+                self._events.emit(name, now, task, task.worker)
+
+    def _tell_of_successors(self, outcomes: Iterable[Outcome], accepted: Container[str], now: float) -> None:
+        if self._events.hears("task:added"):
+            for task, successors in outcomes:
+                for successor in successors if task.id in accepted else ():
+                    self._events.emit("task:added", now, successor)
+
+
+_ENDINGS: Mapping[Status, str] = {
+    Status.COMPLETED: "task:completed",
+    Status.FAILED: "task:failed",
+    Status.RETRYING: "task:retrying",
+    Status.CANCELLED: "task:cancelled",
+}
+OF_ENDINGS = frozenset({*_ENDINGS.values(), "task:expired"})

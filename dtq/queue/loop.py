@@ -1,0 +1,364 @@
+"""Loop: joins the store and the pools, one turn after the other.
+
+              +------------------------------ turn(now) ------------------------------+
+    pools --> | hear    reports become outcomes, by the pure transitions of dtq.task.model  |
+              | beat    once a second: the leases of what is held                     |
+              | tick    schedules whose time has come plant their work                |
+              | commit  all outcomes in one update; events for those it accepted      | <--> store
+              | sweep   once a second: what others have lost; clean-up                |
+    pools <-- | claim   as many tasks as the workers can take; dispatch them          |
+              +--> when the next turn is due, if nothing happens before ---------------+
+
+A turn waits for nothing but the store. While the server of one is busy with a commit or a claim, the workers are heard
+(stores/shared/overlap.py), and what they say is for the next turn. Time comes in from outside, and so do the store, the
+pools and chance: the same loop runs under a thread, under a test that steps it by hand, and under a simulation with a
+clock of its own.
+
+`turn` raises nothing. Each step on one task has a guard of its own (see guarded.py): an exception fails that attempt
+alone. After any other exception the loop keeps its claims and outcomes, and tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
+
+from dtq.errors import StoreError
+from dtq.queue.attempts import OF_ENDINGS, Attempts
+from dtq.queue.cleaner import Cleaner
+from dtq.queue.events import Emitter
+from dtq.queue.guards import SHORTEST, Sieve, announced
+from dtq.queue.handle import Endings
+from dtq.queue.scheduler import Ticker
+from dtq.stores.protocol import Node, Outcome, Store, ahead_of_here
+from dtq.stores.shared.overlap import meanwhile
+from dtq.task.model import Task
+from dtq.task.transitions import fail, release
+from dtq.webhooks import deliveries
+from dtq.workers import backend
+from dtq.workers.groups import Staff
+from dtq.workers.run import parents
+
+log = logging.getLogger("dtq")
+
+BEAT = 1.0  # seconds between heartbeats, and between looks for dead nodes
+REAP = 100  # tasks taken over in one turn
+
+
+class Loop(Attempts):
+    """One node's loop. All methods are called by one thread, except `post`."""
+
+    def __init__(
+        self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
+        types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
+        dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
+        ticks: bool = True, each_beat: Callable[[], None] = lambda: None, ahead: Callable[[], float] | None = None,
+        chance: Callable[[], float] = random.random, monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
+        ahead = ahead or partial(ahead_of_here, store)
+        super().__init__(id, staff, events, Ticker(store, id, lease), ahead, chance, monotonic)
+        self._store = store
+        self.idle = True  # nothing held, and nothing found at the last look
+        self._endings = endings
+        self._lease = lease
+        self._interval = min(BEAT, lease / 3)  # seconds between heartbeats
+        self._reap_from = 0.0  # nothing is taken over before
+        self._types = types
+        self._cleaner = Cleaner(store, cleanup_age, dead_age, dead_limit)
+        self._max_parents = max_parents
+        self._ticks = ticks
+        self._each_beat = each_beat
+        self._census: list[backend.WorkerInfo] = []  # as last taken
+        self._metrics: dict[str, Any] = {}
+        self._began = 0.0  # this turn, by the monotonic clock
+        self._posts: deque[Callable[[], None]] = deque()
+        self._started_at = 0.0
+        self._answered_at = float("-inf")  # by `monotonic`
+        self._careful = False  # a dispatch has failed: the next claim is of one task, so that the one to blame is known
+        self._sieve = Sieve(lambda outcomes: store.update(outcomes), self._instead)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Has the action done at the beginning of the next turn, by the loop's thread. From any thread."""
+        self._posts.append(action)
+
+    def health(self) -> float:
+        """Seconds since the store last answered a claim (or, while the workers have all they can take, a heartbeat);
+        infinite before the first. From any thread."""
+        return self._monotonic() - self._answered_at
+
+    @property
+    def trouble(self) -> Exception | None:
+        """Return what went wrong in the last turn without a task being to blame; None while all is well."""
+        return self._trouble.error
+
+    def turn(self, now: float) -> float:
+        """Do all that can be done now. Return the time by which the next turn is due."""
+        self._notice_leap(now)
+        self._trouble.begin_turn()
+        self._do_posts()
+        self._hear(now)
+        due = now
+        try:
+            due = self._serve(now)
+        except Exception as error:
+            self._hold_on(error)
+        self._trouble.end_turn()
+        pools = min(self._pool_deadlines(now), default=float("inf"))
+        if self._trouble.wait:
+            return min(now + self._trouble.wait, max(pools, now + SHORTEST))
+        if self._posts or self._outcomes:  # that came in this turn: the wake-up may be spent
+            return now
+        return min(due, self._next_beat, self._next_tick(), pools)
+
+    def _notice_leap(self, now: float) -> None:
+        """After a sleep of the machine, or where its clock was set forward, leases have run out and their nodes live:
+        let all of them renew their leases before any is taken over."""
+        before, began = self._now, self._began
+        self._now, self._began = now, self._monotonic()
+        if before and (now - before) - (self._began - began) > 2 * self._interval:
+            self._reap_from = now + 2 * BEAT
+
+    def _serve(self, now: float) -> float:
+        """Do what needs the store. Return when there may be more to do."""
+        beats = self._beat(now)
+        self._tick(now)
+        self._commit(now, listens=not beats)
+        if beats:  # only now: what has ended here must not be taken over from us, least of all by us
+            self._sweep(now)
+            self._commit(now)
+        due = self._claim(now)
+        if beats:
+            self._answered_at = self._monotonic()
+        return due
+
+    def _do_posts(self) -> None:
+        while self._posts:
+            try:
+                self._posts.popleft()()
+            except Exception:
+                log.exception("an action that was posted to the loop failed; the node goes on")
+
+    def _pool_deadlines(self, now: float) -> Iterator[float]:
+        for group in self._staff:
+            try:
+                seconds = group.pool.deadline()
+            except Exception as error:
+                self._hold_on(error)
+            else:
+                if seconds is not None:
+                    yield now + seconds
+
+    # --- beat and sweep: once a second
+
+    def _beat(self, now: float) -> bool:
+        """Says whether it was time."""
+        if now < self._next_beat <= now + BEAT:  # further off than that: the clock was set back
+            return False
+        self._next_beat = now + self._interval
+        self._started_at = self._started_at or now
+        try:
+            lost = self._store.heartbeat(self.node(now), list(self.held.values()), self._lease, now)
+        except Exception as error:
+            self._next_beat = now
+            if not isinstance(error, StoreError):  # what a handler said of its progress may be what cannot be written
+                self.held = {id: replace(task, progress=0.0, note="") for id, task in self.held.items()}
+            raise
+        for task_id in lost:
+            self.drop(task_id)
+        return True
+
+    def _sweep(self, now: float) -> None:
+        if not now < self._reap_from <= now + 2 * BEAT:  # further off than that: the clock was set back
+            self._reap(now)
+        self._aside.do("the clean-up", self._cleaner.turn, now)
+        self._aside.do("the look for webhooks", self._each_beat)
+
+    def _reap(self, now: float) -> None:
+        try:
+            lost = self._store.reap(self.id, REAP, self._lease, now)
+        except Exception:
+            self._next_beat = now
+            raise
+        self._disregard(lost)
+        self._outcomes += [self._outcome(task, now) for task in lost]
+
+    def node(self, now: float) -> Node:
+        self._aside.do("the census of the workers", self._take_census)
+        busy = sum(worker.outstanding > 0 for worker in self._census)
+        metrics = {**self._metrics, "trouble": self._trouble.words} if self._trouble.words else self._metrics
+        types = tuple(sorted(self._types()))
+        return Node(
+            self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(self._census), busy, types,
+            metrics,
+        )  # fmt: skip
+
+    def _take_census(self) -> None:
+        self._census = self.workers()
+        self._metrics = self._meter.reading(self._census)
+
+    # --- tick
+
+    def _tick(self, now: float) -> None:
+        if self._ticks and not self.draining:
+            self._outcomes += self._ticker.turn(now)
+
+    def _next_tick(self) -> float:
+        return self._ticker.due if self._ticks and not self.draining else float("inf")
+
+    # --- commit
+
+    def _commit(self, now: float, listens: bool = True) -> None:
+        if not self._outcomes:
+            return
+        kept, self._outcomes = self._outcomes, []
+        try:
+            self._sieve.commit(kept, partial(self._hand_in, now, listens))
+        finally:
+            if self._sieve.left:
+                self._outcomes = [*self._sieve.left, *self._outcomes]
+
+    def _hand_in(self, now: float, listens: bool, kept: Sequence[Outcome]) -> None:
+        outcomes = announced(kept, now)
+        with meanwhile(partial(self._hear, now)) if listens else nullcontext():  # outcomes for the next time
+            accepted = self._store.update(outcomes)
+        ended = [task for task, _ in outcomes if task.id in accepted]
+        self._aside.do("an event", self._tell_of_successors, outcomes, accepted, now)
+        self._aside.do("the meter", self._meter.count, ended)
+        if self._endings or self._events.hears_any(OF_ENDINGS):
+            ended = [replace(task, version=task.version + 1) for task in ended]  # as they are stored
+            self._aside.do("an event", self._tell_of_endings, ended, now)
+            self._aside.do("the notice of an ending", self._endings.settle, ended)
+
+    # --- claim
+
+    def _claim(self, now: float) -> float:
+        """Fills the workers; gives the time at which there may be more to claim."""
+        if self.draining:
+            return float("inf")
+        short, at = False, now  # a claim found less than was wanted; when it was made
+        for group in self._staff:
+            for n, types in group.pool.wants():
+                at = self._by_now(now)  # a rate that is told an earlier time lets pass too much
+                n = 1 if self._careful else n
+                with meanwhile(partial(self._hear, now)):
+                    tasks = self._store.claim(
+                        self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority
+                    )
+                self._answered_at = self._monotonic()
+                short |= len(tasks) < n
+                self._disregard(tasks)
+                if deliveries.TYPE in types:
+                    tasks = self._without_forged(tasks, now)
+                self._take(group.pool, tasks, now)
+        self._note_idleness(now, short)
+        due = self._store.next_due(at) if short else None
+        return float("inf") if due is None else due
+
+    def _by_now(self, now: float) -> float:
+        """What the time is, in a turn that began at `now`."""
+        return now + self._monotonic() - self._began
+
+    def _is_late(self, tasks: Iterable[Task], now: float) -> bool:
+        """Whether half of a lease is over before anything was done: the process was frozen in this turn, or waited for
+        one that was, or was answered late. Others may take such tasks over at any moment, so they go back."""
+        now = self._by_now(now)
+        return any((task.lease_until or 0.0) - now < self._lease / 2 for task in tasks)
+
+    def _without_forged(self, tasks: list[Task], now: float) -> list[Task]:
+        """Fail the deliveries that no ending planted. Return the other tasks."""
+        forged = [t for t in tasks if t.type == deliveries.TYPE and not t.doom and not deliveries.is_genuine(t)]
+        self._outcomes += [(deliveries.refuse(task, now), ()) for task in forged]
+        return [task for task in tasks if task not in forged] if forged else tasks
+
+    def _take(self, pool: backend.Pool, tasks: list[Task], now: float) -> None:
+        doomed = [task for task in tasks if task.doom]
+        self._outcomes += [self._outcome(task, now) for task in doomed]
+        runnable = [task for task in tasks if not task.doom] if doomed else tasks
+        if self._is_late(runnable, now):
+            self._give_back(runnable)
+        elif runnable:
+            self._hold(runnable)
+            left = self._left_by_parents(runnable, now)
+            self._do_posts()  # a handler that was registered before its task was added comes before it here too
+            self._dispatch(pool, [task for task in runnable if task.id in self.held], left, now)
+
+    def _dispatch(self, pool: backend.Pool, tasks: list[Task], left: Mapping[str, bytes], now: float) -> None:
+        """A pool reports a task that it cannot hand over. Where it raises all the same, a lone task is to blame; of
+        several all go back, and come again one by one."""
+        try:
+            pool.dispatch(tasks, left) if left else pool.dispatch(tasks)
+            self._careful = False
+        except (OSError, MemoryError) as error:
+            self._give_back(tasks)
+            self._hold_on(error)
+        except Exception as error:
+            self._careful = len(tasks) > 1
+            if self._careful:
+                log.error("a pool has failed to take %d tasks: they come again one by one", len(tasks), exc_info=error)
+                self._give_back(tasks)
+            else:
+                self._fail(tasks[0], error, now)
+
+    def _left_by_parents(self, tasks: list[Task], now: float) -> dict[str, bytes]:
+        """What the parents of these tasks left, by the task's id. A task for which it is too much fails."""
+        children = [task for task in tasks if task.after]
+        if not children:
+            return {}
+        try:
+            left = self._gather(children, now)
+        except StoreError:
+            for task in tasks:
+                if task.id in self.held:
+                    self._end(release(task))
+            raise
+        for task in children:
+            if task.id not in left and task.id in self.held:
+                error = parents.too_large(task, self._max_parents)
+                self._end(fail(task, error, now, self._chance, final=True))
+        return left
+
+    def _gather(self, children: list[Task], now: float) -> dict[str, bytes]:
+        """Gather for all at once or, where that raises, one by one: a child whose parents cannot be read fails."""
+        try:
+            return parents.gather(self._get, children, self._max_parents)
+        except StoreError:
+            raise
+        except Exception as error:
+            if len(children) == 1:
+                self._fail(children[0], error, now)
+                return {}
+        return {id: left for child in children for id, left in self._gather([child], now).items()}
+
+    def _get(self, ids: list[str]) -> list[Task]:
+        """Whatever a look at the store raises, no child is to blame for it."""
+        try:
+            return self._store.get(ids)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"the store cannot be read: {type(error).__name__}: {error}") from error
+
+    def _note_idleness(self, now: float, short: bool) -> None:
+        was_idle, self.idle = self.idle, short and not self.held and not self._outcomes
+        if self.idle and not was_idle:
+            self._events.emit("queue:idle", now)
+
+    # --- end
+
+    def leave(self, now: float) -> None:
+        """The last words: what still runs is given back as if it had not begun, and the node takes its leave."""
+        self._outcomes += [(release(task), ()) for task in self.held.values()]
+        self.held.clear()
+        self._commit(now)
+        self._store.heartbeat(self.node(now), (), 0, now)

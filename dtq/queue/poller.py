@@ -1,0 +1,153 @@
+"""ResultPoller: resolves what waits for a task that ends in another process, or that is deleted.
+
+    result() --future--> Endings <--settle-- the loop, for each outcome it has committed
+       |                    ^
+       +--start--> ResultPoller --get--> store
+                        ^---- the store's descriptor, or a hint of the loop that reads it
+
+The thread starts with the first waiter and ends a second after the last one. A store that fails is asked again after a
+growing pause, for as long as somebody waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from dtq.errors import StoreError
+from dtq.queue.handle import LOOK, Endings
+from dtq.stores.protocol import Store
+from dtq.sync.wakeup import Bell
+
+log = logging.getLogger("dtq")
+
+LINGER = 1.0  # seconds that the thread outlives its last waiter: a new thread for each result would cost more
+BESIDE_A_LOOP = 0.02  # seconds, at least, between two looks while a loop resolves all that ends here
+REST = 2  # times as long as a look took, the thread rests after it
+END_WITHIN = 10.0  # seconds that `close` waits for a look at a store that does not answer
+TROUBLE = 2.0  # seconds, at most, until a store that failed is asked again
+
+
+class ResultPoller:
+    """Looks for the endings of `endings` in `store`, on a thread of its own. `has_loop` returns whether a loop reads
+    the store's descriptor at this moment; that loop calls `hint` instead. All methods may be called by any thread."""
+
+    def __init__(self, store: Store, endings: Endings, has_loop: Callable[[], bool] = lambda: False) -> None:
+        self._store = store
+        self._endings = endings
+        self._has_loop = has_loop
+        self._lock = threading.Lock()
+        self._run: Run | None = None
+
+    def start(self) -> None:
+        """Look from now on, until nothing is waited for any more."""
+        with self._lock:
+            if self._run is None or not self._run.thread.is_alive():
+                run = Run(self._poll)
+                run.start()
+                self._run = run  # only now: Ctrl-C may come while the thread is started
+
+    def hint(self) -> None:
+        """Look soon: the store has changed."""
+        if self._endings:
+            with self._lock:
+                if self._run is not None:
+                    self._run.bell.ring()
+
+    def in_child(self) -> None:
+        """After a fork: the thread is the parent's."""
+        self._lock, self._run = threading.Lock(), None
+
+    def close(self) -> None:
+        """End the thread. A later `start` begins a new one."""
+        with self._lock:
+            run, self._run = self._run, None
+        if run is not None:
+            run.end()
+
+    # --- on the thread ---------------------------------------------------------------------------------------------
+
+    def _poll(self, run: Run) -> None:
+        while not run.ended.is_set() and self._is_needed(run):
+            try:
+                began = time.monotonic()
+                sources = self._sources(run.bell)  # first: a store may announce changes only from here on
+                self._endings.check(self._store.get)
+                self._rest(run, REST * (time.monotonic() - began))
+                self._wait(run, sources)
+                run.trouble = 0.0
+            except Exception as error:
+                self._hold_on(run, error)
+
+    def _is_needed(self, run: Run) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            if self._endings:
+                run.needed_at = now
+            if now < run.needed_at + LINGER:
+                return True
+            if self._run is run:
+                self._run = None
+            return False
+
+    def _sources(self, bell: Bell) -> select.poll:
+        """What ends a wait. `poll`, because `select` fails for descriptors above 1,023."""
+        sources = select.poll()
+        sources.register(bell, select.POLLIN)
+        if not self._has_loop():
+            sources.register(self._store.fileno(), select.POLLIN)
+        return sources
+
+    def _rest(self, run: Run, seconds: float) -> None:
+        run.ended.wait(max(seconds, BESIDE_A_LOOP) if self._has_loop() else seconds)
+
+    def _wait(self, run: Run, sources: select.poll) -> None:
+        """Return after a hint, or LOOK seconds. Raises StoreError where the store's descriptor is of no use."""
+        for fd, event in sources.poll(LOOK * 1000):
+            if fd == run.bell.fileno():
+                run.bell.wait(0)
+            elif not event & select.POLLIN:
+                raise StoreError("the store cannot be watched: its descriptor is closed")
+            elif not run.ended.is_set():
+                self._store.wait(0)
+
+    def _hold_on(self, run: Run, error: Exception) -> None:
+        if not run.trouble and self._endings:
+            log.warning("the store failed while results were waited for; it is asked again: %r", error)
+        run.trouble = min(run.trouble * 2 or 0.05, TROUBLE)
+        run.ended.wait(run.trouble)
+
+
+class Run:
+    """One life of the poller's thread."""
+
+    def __init__(self, poll: Callable[[Run], None]) -> None:
+        self.bell = Bell()
+        self.ended = threading.Event()
+        self.needed_at = time.monotonic()
+        self.trouble = 0.0  # seconds until the store is asked again; 0 while all is well
+        self.thread = threading.Thread(target=self._live, args=[poll], name="dtq-results", daemon=True)
+
+    def start(self) -> None:
+        try:
+            self.thread.start()
+        except BaseException:  # Ctrl-C: the thread may begin all the same, and then ends at once
+            self.ended.set()
+            raise
+
+    def _live(self, poll: Callable[[Run], None]) -> None:
+        try:
+            poll(self)
+        finally:
+            self.bell.close()
+
+    def end(self) -> None:
+        self.ended.set()
+        with suppress(OSError):  # it has just ended by itself
+            self.bell.ring()
+        if self.thread.is_alive() and self.thread is not threading.current_thread():
+            self.thread.join(END_WITHIN)

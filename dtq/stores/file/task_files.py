@@ -1,0 +1,172 @@
+"""Shelf: one JSON file for each task, to be looked at, and from which a queue starts. Written now and then, in batches.
+
+    queue/tasks/7f/018f3c...e1.json     {"number": 12, "task": {"type": "email", ...}}
+    queue/queue.json, queue-copy.json   all else, with a checksum: twice, for what no journal tells of
+    queue/quarantine/                   what could not be read: kept, and not in the way
+
+A file may be older than the journals that are still there, or as new as they, and never newer. The file of a task may
+be edited while nobody has the queue open, so it has no checksum; but nothing in it is passed over: a field that no task
+has, or a value that no task may have, is damage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from glob import escape, glob
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+from dtq.errors import InvalidTask
+from dtq.stores.file.disk import Disk
+from dtq.stores.file.replica import Change, Entry
+from dtq.stores.file.salvage import PROBLEMS, entry_of, salvaged
+from dtq.task.codec import cut, from_json
+from dtq.task.model import Attempt, ErrorInfo, Task, Webhook, check
+
+log = logging.getLogger("dtq")
+
+_PLAIN = re.compile(r"[0-9a-z_][0-9a-z_-]{0,99}")
+
+
+class Sealed(msgspec.Struct, forbid_unknown_fields=True):
+    """What stands in queue.json: a Change, as it is written, behind its checksum."""
+
+    crc32: int
+    change: msgspec.Raw
+
+
+_to_json = msgspec.json.Encoder().encode
+_entry = msgspec.json.Decoder(Entry).decode
+_change = msgspec.json.Decoder(Change).decode
+_sealed = msgspec.json.Decoder(Sealed).decode
+_DAMAGE = (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError, InvalidTask, ValueError)
+
+
+def read_entry(data: bytes) -> Entry:
+    """The task of a file; raises one of _DAMAGE where it says anything that is not understood."""
+    try:
+        entry = _entry(data)
+    except RecursionError:
+        return entry_of(cut(data))
+    check(entry.task)
+    if unknown := _unknown(from_json(data)):
+        raise ValueError(f"there is no field {', '.join(map(repr, unknown))}")
+    return entry
+
+
+def _unknown(entry: dict[str, Any]) -> list[str]:
+    """Fields that stand in the file, and that reading it has passed over."""
+    task = entry["task"]
+    parts = [(Entry, entry), (Task, task), (ErrorInfo, task.get("error")), (Webhook, task.get("webhook"))]
+    for attempt in task.get("history", ()):
+        parts += [(Attempt, attempt), (ErrorInfo, attempt["error"])]
+    return [name for kind, fields in parts for name in fields or () if name not in kind.__struct_fields__]
+
+
+def seal(change: Change) -> bytes:
+    body = _to_json(change)
+    return _to_json(Sealed(crc32(body), msgspec.Raw(body)))
+
+
+def unseal(data: bytes) -> Change:
+    """What was sealed, as far as it can be read. Raises one of _DAMAGE where it is not what was sealed."""
+    sealed = _sealed(data)
+    if crc32(sealed.change) != sealed.crc32:
+        raise ValueError("its checksum is another one")
+    try:
+        return _change(sealed.change)
+    except PROBLEMS:  # of another version: no damage
+        return salvaged(bytes(sealed.change))
+
+
+class Shelf:
+    """The files of one queue. Whoever writes is the only one who does (see Ledger)."""
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        self.tasks = directory / "tasks"
+        self.quarantine = directory / "quarantine"
+        self._others = (directory / "queue.json", directory / "queue-copy.json")
+        self._disk = disk
+        self._made: set[str] = set()  # folders
+        self.tasks.mkdir(exist_ok=True)
+
+    def path(self, task_id: str) -> str:
+        """Ids may hold what file names must not, and differ in case alone."""
+        digest = sha256(task_id.encode()).hexdigest()
+        similar = re.sub("[^0-9a-z_-]", "-", task_id.lower())[:60]
+        name = task_id if _PLAIN.fullmatch(task_id) else f"{similar}~{digest[:32]}"
+        return f"{self._folder(digest[:2])}/{name}.json"
+
+    def _folder(self, name: str) -> str:
+        path = f"{self.tasks}/{name}"
+        if name not in self._made:
+            os.makedirs(path, exist_ok=True)
+            self._made.add(name)
+        return path
+
+    # --- write
+
+    def put(self, entries: Iterable[Entry], gone: Iterable[str], others: Change) -> None:
+        """Raises OSError; what was written until then does no harm."""
+        for entry in entries:
+            self._disk.place(self.path(entry.task.id), msgspec.json.format(_to_json(entry), indent=1))
+        for task_id in gone:
+            self._disk.remove(self.path(task_id))
+        for path in self._others:
+            self._disk.place(str(path), seal(others))
+        self._disk.flush_all()
+
+    # --- read
+
+    def entries(self) -> Iterator[Entry]:
+        """Every task that can be read; other files are put aside, and the log says so. Another process may be writing:
+        whatever it adds, replaces or removes meanwhile, the journals still tell of."""
+        for path in glob(f"{escape(str(self.tasks))}/*/*"):
+            try:
+                with open(path, "rb") as file:
+                    entry = read_entry(file.read())
+            except FileNotFoundError:
+                continue
+            except _DAMAGE as error:
+                self._put_aside(Path(path), error)
+            else:
+                if self.path(entry.task.id) == path:
+                    yield entry
+                else:  # it would stand for another task, which has a file of its own
+                    self._put_aside(Path(path), ValueError(f"it holds the task {entry.task.id!r}"))
+
+    def others(self) -> Change:
+        """All but the tasks, from the first of the two files that is whole. Where both are damaged they are
+        lost, and the log says so."""
+        damaged = False
+        for path in self._others:
+            try:
+                return unseal(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except _DAMAGE as error:
+                self._put_aside(path, error)
+                damaged = True
+        if damaged:
+            log.error("the limits of this queue are lost, and nothing is held to them: set them again")
+        return Change()
+
+    def _put_aside(self, path: Path, error: Exception) -> None:
+        self.quarantine.mkdir(exist_ok=True)
+        path.rename(self.quarantine / path.name)
+        log.warning("%s is damaged, or no file of this queue, and was moved to %s: %s", path, self.quarantine, error)
+
+    def keep_damaged(self, lines: Iterable[bytes]) -> None:
+        """Lines of a journal that cannot be read."""
+        for line in lines:
+            self.quarantine.mkdir(exist_ok=True)
+            path = self.quarantine / f"line-{sha256(line).hexdigest()[:16]}"
+            path.write_bytes(line)
+            log.warning("a line of the journal is damaged, and is kept as %s; what of it cannot be read is lost", path)

@@ -1,0 +1,383 @@
+"""Index: the rules of a store, kept by a handful of dictionaries and heaps. For one thread; who uses it from several
+takes a lock (MemoryStore), and who wants it to last writes down what changes (FileStore).
+
+It is the executable specification: what it does, every store must do. Read it to learn the rules; where another store
+differs, that one is wrong (a hypothesis state machine runs each of them against it).
+
+    tasks by id  --> everything that is known of them
+    WaitingRoom  --> what may be claimed, and when                 (room.py)
+    Turns        --> limits, shares, counters: whose turn it is    (turns.py)
+    keys, parents, nodes: a dictionary each
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from heapq import nsmallest
+from itertools import islice
+
+from msgspec.structs import replace
+
+from dtq.errors import InvalidTask
+from dtq.policy.limits import Kind
+from dtq.stores.memory.ready import WaitingRoom
+from dtq.stores.memory.turns import Turns
+from dtq.stores.protocol import Node, Outcome, Stats, count_up, doom_by, stand_ins
+from dtq.task.model import STATE, WAITING, Status, Task
+from dtq.task.transitions import brief_of
+
+
+class Index(Turns):
+    """The methods of dtq.stores.protocol.Store, except those that wait for others or let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: dict[str, Task] = {}
+        self._seq: dict[str, int] = {}  # order of insertion
+        self._number = 0  # of the one that came last
+        self._deleted = 0  # the highest version that any deleted task had
+        self._parents: dict[str, set[str]] = {}  # of a blocked task: those it still waits for
+        self._nodes: dict[str, Node] = {}
+        self._derive()
+
+    def _derive(self) -> None:
+        """Build what follows from the tasks, their numbers and the parents they wait for."""
+        self._id = {number: task_id for task_id, number in self._seq.items()}
+        self._keys: dict[str, str] = {}
+        self._children: dict[str, set[str]] = defaultdict(set)  # of a parent: the unfinished tasks that name it
+        self._room = self._new_room()
+        self._processing: dict[str, None] = {}
+        self._begin_to_count()
+        for _, task_id in sorted(self._id.items()):
+            task = self._tasks[task_id]
+            if task.key is not None:
+                self._keys[task.key] = task_id
+            if task.after:
+                self._hold_parents(task)
+            self._count(task, 1)
+            self._enter(task)
+        self._place_lanes(self._room)
+
+    def _new_room(self) -> WaitingRoom:
+        return WaitingRoom(lambda number: self._tasks.get(self._id.get(number, "")))
+
+    # --- add
+
+    def add(self, tasks: Sequence[Task]) -> list[str]:
+        self._require_parents(tasks)
+        ids = self._add(tasks)
+        self._place_lanes(self._room)
+        return ids
+
+    def _add(self, tasks: Sequence[Task]) -> list[str]:
+        ids = [self._enrol(task) for task in tasks]
+        stands_for = dict(zip((task.id for task in tasks), ids, strict=True))
+        for task, task_id in zip(tasks, ids, strict=True):
+            if task.id == task_id and task_id not in self._tasks:
+                new = replace(task, after=stand_ins(task, stands_for), version=self._deleted + 1)
+                self._put(self._placed(new))
+        return ids
+
+    def _require_parents(self, tasks: Sequence[Task], ceded: Collection[str | None] = ()) -> None:
+        if not any(task.after for task in tasks):
+            return
+        parents = {parent for task in self._without_taken(tasks, ceded) for parent in task.after}
+        if unknown := parents - {task.id for task in tasks} - self._tasks.keys():
+            raise InvalidTask(
+                f"after is {min(unknown)!r}; allowed: the id of a task that is stored, or added by the same call"
+            )
+
+    def _without_taken(self, tasks: Sequence[Task], ceded: Collection[str | None]) -> list[Task]:
+        """Those whose id and key are free, also among themselves: the ones that will be stored. Who has one of the
+        `ceded` keys lets it go."""
+        free, ids, keys = [], set[str](), set[str | None]()
+        for task in tasks:
+            if (
+                task.id not in self._tasks
+                and task.id not in ids
+                and (task.key not in self._keys or task.key in ceded)
+                and task.key not in keys
+            ):
+                free.append(task)
+                ids.add(task.id)
+                keys.update([task.key] if task.key else [])
+        return free
+
+    def _enrol(self, task: Task) -> str:
+        """The id that stands for the task from now on: its own, or that of the one that has its id or its key."""
+        if task.id in self._seq:
+            return task.id
+        if task.key is not None and task.key in self._keys:
+            return self._keys[task.key]
+        self._number += 1
+        self._register(task, self._number)
+        return task.id
+
+    def _register(self, task: Task, number: int) -> None:
+        self._seq[task.id] = number
+        self._id[number] = task.id
+        if task.key is not None:
+            self._keys[task.key] = task.id
+
+    def _placed(self, task: Task) -> Task:
+        """The task as it begins: blocked by its unfinished parents, or doomed by those that failed."""
+        ended = [parent for parent in self._stored(task.after) if parent.is_terminal]
+        self._parents[task.id] = set(task.after) - {parent.id for parent in ended}
+        for parent in ended:
+            if doom := doom_by(parent.id, parent.status, task.on_parent_failure == "fail"):
+                return replace(task, status=Status.BLOCKED, doom=doom)
+        return replace(task, status=Status.BLOCKED if self._parents[task.id] else Status.PENDING)
+
+    # --- one task changes
+
+    def _put(self, task: Task) -> None:
+        """Stores the task and enters it wherever it may now be looked for."""
+        old = self._tasks.get(task.id)
+        if old is not None:
+            self._count(old, -1)
+        self._count(task, 1)
+        self._set(task)
+        if task.after:
+            self._hold_parents(task)
+        self._processing.pop(task.id, None)
+        self._room.leave(task)
+        self._enter(task)
+
+    def _enter(self, task: Task) -> None:
+        if task.status == Status.PROCESSING:
+            self._processing[task.id] = None
+        elif task.status in WAITING:
+            self._room.enter(task, self._seq[task.id])
+
+    def _set(self, task: Task) -> None:
+        self._tasks[task.id] = task
+
+    def _hold_parents(self, task: Task) -> None:
+        """Note with each of its parents that this task needs it, until the task has ended."""
+        if task.is_terminal:
+            self._let_parents_go(task)
+        else:
+            for parent_id in task.after:
+                self._children[parent_id].add(task.id)
+
+    def _let_parents_go(self, task: Task) -> None:
+        self._parents.pop(task.id, None)
+        for parent_id in task.after:
+            if children := self._children.get(parent_id):
+                children.discard(task.id)
+                if not children:
+                    del self._children[parent_id]
+
+    def _children_of(self, parent: Task) -> list[Task]:
+        """Return the unfinished tasks that name this one, oldest first."""
+        return [self._tasks[id] for id in sorted(self._children.get(parent.id, ()), key=self._seq.__getitem__)]
+
+    def _settle_children(self, parent: Task) -> None:
+        """A parent has come to its end: the children that wait for it are unblocked or doomed."""
+        if not parent.is_terminal:
+            return
+        for child in self._children_of(parent):
+            if parent.id in self._parents[child.id]:
+                self._parents[child.id].discard(parent.id)
+                if child.status == Status.BLOCKED and not child.doom:
+                    self._settle_child(child, doom_by(parent.id, parent.status, child.on_parent_failure == "fail"))
+
+    def _settle_child(self, child: Task, doom: str | None) -> None:
+        if doom:
+            self._put(replace(child, doom=doom, version=child.version + 1))
+        elif child.status == Status.BLOCKED and not self._parents[child.id]:
+            self._put(replace(child, status=Status.PENDING, version=child.version + 1))
+
+    def _orphan_children(self, parent: Task) -> None:
+        """A parent is deleted: a child that waits for anything is as if it had been cancelled. One that runs goes on,
+        in its version, but will not run again."""
+        for child in self._children_of(parent):
+            self._parents[child.id].discard(parent.id)
+            doom = doom_by(parent.id, Status.CANCELLED, child.on_parent_failure == "fail")
+            if child.doom:
+                continue
+            if child.status != Status.PROCESSING:
+                self._settle_child(child, doom)
+            elif doom:
+                self._set(replace(child, doom=doom))
+
+    # --- claim
+
+    def claim(
+        self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
+        min_priority: int | None = None,
+    ) -> list[Task]:  # fmt: skip
+        self._room.move_due(now)
+        self._doom_expired(now)
+        doomed = self._room.doomed(types, queues, n)
+        self._place_lanes(self._room)
+        self._let_in(now, n)
+        kinds = [kind for kind in self._order.kinds() if kind[1] in types and (not queues or kind[0] in queues)]
+        ready = self._pick(kinds, n - len(doomed), now, min_priority)
+        taken = [self._take(task, worker, lease, now) for task in doomed + ready]
+        self._place_lanes(self._room)
+        return taken
+
+    def _doom_expired(self, now: float) -> None:
+        for task in self._room.expired(now):
+            self._put(replace(task, doom="expired"))
+
+    def _pick(self, kinds: Iterable[Kind], n: int, now: float, min_priority: int | None) -> list[Task]:
+        picked = self._choose(self._room, kinds, n, now, min_priority)
+        return [self._tasks[self._id[head[2]]] for _, head in picked.heads]
+
+    def _take(self, task: Task, worker: str, lease: float, now: float) -> Task:
+        taken = replace(
+            task, status=Status.PROCESSING, version=task.version + 1, attempts=task.attempts + (not task.doom),
+            worker=worker, started_at=now, lease_until=now + lease, progress=0.0, note="",
+        )  # fmt: skip
+        self._put(taken)
+        return taken
+
+    # --- update
+
+    def update(self, outcomes: Sequence[Outcome]) -> set[str]:
+        accepted = self._current(outcomes)
+        planted = [task for _, successors in accepted.values() for task in successors]
+        ceding = [id for id, (_, successors) in accepted.items() if self._cedes(id, successors)]
+        self._require_parents(planted, {self._tasks[id].key for id in ceding})
+        revived = [task.id for task, _ in accepted.values() if self._advance(task)]
+        for task_id in revived:
+            self._place_anew(self._tasks[task_id])
+        for task_id in ceding:
+            self._give_up_key(self._tasks[task_id])
+        self._add(planted)
+        for task_id in accepted:
+            self._settle_children(self._tasks[task_id])
+        self._place_lanes(self._room)
+        return set(accepted)
+
+    def _current(self, outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
+        """By id, those that know the stored version: of two that know the same, the first."""
+        current: dict[str, Outcome] = {}
+        for outcome in outcomes:
+            stored = self._tasks.get(outcome[0].id)
+            if stored is not None and stored.version == outcome[0].version:
+                current.setdefault(stored.id, outcome)
+        return current
+
+    def _advance(self, task: Task) -> bool:
+        """Apply the outcome. Return True if a terminal task waits again."""
+        stored = self._tasks[task.id]
+        state = {name: getattr(task, name) for name in STATE}
+        if stored.status == Status.PROCESSING and task.status in WAITING:
+            state["doom"] = task.doom or stored.doom  # its parent may have been deleted while it ran
+        self._put(replace(stored, version=stored.version + 1, **state))
+        return stored.is_terminal and task.status in WAITING
+
+    def _place_anew(self, task: Task) -> None:
+        """Blocks or dooms the task by those of its parents that are still there."""
+        there = tuple(parent for parent in task.after if parent in self._tasks)
+        self._put(replace(self._placed(replace(task, after=there)), after=task.after))
+
+    def _cedes(self, task_id: str, successors: Iterable[Task]) -> bool:
+        """Whether a new one of these successors takes over the key of the task that plants them."""
+        key = self._tasks[task_id].key
+        return key is not None and any(s.key == key and s.id not in self._tasks for s in successors)
+
+    def _give_up_key(self, task: Task) -> None:
+        del self._keys[task.key]  # type: ignore[arg-type]
+        self._set(replace(task, key=None))
+
+    # --- leases
+
+    def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
+        self._nodes[node.id] = replace(node, seen_at=now)
+        if not lease:
+            del self._nodes[node.id]
+        return {task.id for task in held if not self._renew(task, lease, now)}
+
+    def _renew(self, task: Task, lease: float, now: float) -> bool:
+        stored = self._tasks.get(task.id)
+        if stored is None or stored.status != Status.PROCESSING:
+            return False
+        if (stored.version, stored.worker) != (task.version, task.worker):
+            return False
+        self._set(replace(stored, lease_until=now + lease, progress=task.progress, note=task.note))
+        return True
+
+    def reap(self, worker: str, n: int, lease: float, now: float, dead: Collection[str] = ()) -> list[Task]:
+        """`dead` are nodes that are known to be so: their tasks need not wait for the end of their leases."""
+        held = map(self._tasks.__getitem__, self._processing)
+        lost = (task for task in held if (task.lease_until or 0) <= now or task.worker in dead)
+        return [self._take_over(task, worker, lease, now) for task in list(islice(lost, n))]
+
+    def _take_over(self, task: Task, worker: str, lease: float, now: float) -> Task:
+        taken = replace(task, version=task.version + 1, worker=worker, lease_until=now + lease)
+        self._put(taken)
+        return taken
+
+    # --- look
+
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
+        found = self._stored(ids)
+        return list(map(brief_of, found)) if brief else found
+
+    def _stored(self, ids: Iterable[str]) -> list[Task]:
+        return [self._tasks[task_id] for task_id in ids if task_id in self._tasks]
+
+    def find(
+        self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
+        finished_after: float | None = None, after: str = "", limit: int = 100, brief: bool = False,
+    ) -> list[Task]:  # fmt: skip
+        def wanted(task: Task) -> bool:
+            return (
+                task.id > after
+                and status in (None, task.status)
+                and queue in (None, task.queue)
+                and type in (None, task.type)
+                and (finished_after is None or (task.finished_at or 0) > finished_after)
+            )
+
+        found = nsmallest(limit, filter(wanted, self._tasks.values()), key=lambda task: task.id)
+        return list(map(brief_of, found)) if brief else found
+
+    def stats(self) -> Stats:
+        rows = ((queue, type, str(status), n) for (queue, type, status), n in self._counts.items())
+        return Stats(*count_up(rows), self._room.oldest(), list(self._nodes.values()), list(self._limits.values()))
+
+    def next_due(self, now: float) -> float | None:
+        expiry = self._room.next_expiry()
+        times = [self._room.next_due(), expiry if expiry and expiry > now else None]
+        times += self._openings(now)
+        return min((time for time in times if time is not None), default=None)
+
+    # --- removal
+
+    def delete(self, ids: Iterable[str]) -> int:
+        return self._remove(ids)
+
+    def _remove(self, ids: Iterable[str]) -> int:
+        gone = [task for task in self._stored(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
+        self._deleted = max([self._deleted, *(task.version for task in gone)])
+        for task in gone:
+            self._delete(self._tasks[task.id])  # looked up anew: it may be the child of one before it
+        self._place_lanes(self._room)
+        return len(gone)
+
+    def _delete(self, task: Task) -> None:
+        self._orphan_children(task)
+        self._forget(task)
+
+    def _forget(self, task: Task) -> None:
+        self._let_parents_go(task)
+        self._count(task, -1)
+        self._room.leave(task)
+        del self._tasks[task.id], self._id[self._seq.pop(task.id)]
+        self._processing.pop(task.id, None)
+        if task.key is not None and self._keys.get(task.key) == task.id:
+            del self._keys[task.key]
+
+    def purge(self, before: float, statuses: Collection[str]) -> int:
+        old = (
+            t.id
+            for t in self._tasks.values()
+            if t.status in statuses and t.is_terminal and (t.finished_at or 0) < before and not self._children.get(t.id)
+        )
+        return self._remove(list(islice(old, 1000)))

@@ -1,0 +1,177 @@
+"""The lanes of a SQLite database: their numbers, their counters, their limits.
+
+A lane is (queue, type, limit key); its row goes with its last task. A number is never given again, so each process may
+remember which lane a number stands for. The number of a lane is looked up within the transaction that adds to it:
+another process may have removed the row, and made another one, since.
+
+    a task changes --> Moves --write--> lane: tasks, processing, first ready task     removed when no task is left
+                                        kind: tasks by status
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from functools import partial
+from math import inf
+from typing import Any
+
+import msgspec
+
+from dtq.policy.limits import EACH, Gate, Lane, Limit
+from dtq.stores.shared.readable import readable
+from dtq.stores.sqlite import schema
+from dtq.stores.sqlite.rows import json_list
+from dtq.task.codec import to_json
+from dtq.task.model import WAITING
+
+_limit = msgspec.json.Decoder(Limit).decode
+_TOUCHED = ""  # in place of a status
+_WAITS = {*WAITING, _TOUCHED}
+REMEMBERED = 10_000  # lanes whose number a process remembers
+
+
+class Moves:
+    """How many tasks of each lane have moved from status to status; written to the counters once a transaction."""
+
+    def __init__(self) -> None:
+        self._changes: defaultdict[int, Counter[str]] = defaultdict(Counter)
+
+    def enter(self, lane: int, status: str) -> None:
+        self._changes[lane][status] += 1
+
+    def leave(self, lane: int, status: str) -> None:
+        self._changes[lane][status] -= 1
+
+    def move(self, lane: int, old: str, new: str) -> None:
+        self.leave(lane, old)
+        self.enter(lane, new)
+
+    def touch(self, lane: int) -> None:
+        """A task of this lane has become ready or doomed, its status staying the same."""
+        self._changes[lane][_TOUCHED] += 0
+
+    def write(self, db: sqlite3.Connection) -> None:
+        kinds: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        for lane, changes in self._changes.items():
+            kind = _count(db, lane, changes)
+            kinds[kind].update(changes)
+        for kind, changes in kinds.items():
+            if moved := {name: by for name, by in changes.items() if by}:
+                db.execute(schema.count_kind(tuple(moved)), (*moved.values(), kind))
+        self._changes.clear()
+
+
+def _count(db: sqlite3.Connection, lane: int, changes: Counter[str]) -> int:
+    """Write these changes to the row of the lane, with what is true of its waiting tasks now. Return its kind."""
+    tasks, processing, kind, key, doomed, *first = db.execute(schema.ROW_OF_LANE, (lane,)).fetchone()
+    counts = (tasks + changes.total(), processing + changes["processing"])
+    if changes["processing"] < 0:
+        db.execute(schema.FREE, (key, inf))
+    if not counts[0]:
+        db.execute(schema.DROP_LANE, (lane,))
+        return int(kind)
+    now = first
+    if not changes.keys().isdisjoint(_WAITS):
+        now = [*(db.execute(schema.FIRST, (lane,)).fetchone() or (None,) * 4)]
+        if (any_doomed := db.execute(schema.ANY_DOOMED, (lane,)).fetchone()[0]) != doomed:
+            db.execute(schema.SET_DOOMED, (any_doomed, lane))
+    if now == first:
+        db.execute(schema.COUNT, (*counts, lane))
+    else:
+        db.execute(schema.COUNT_AND_PLACE, (*counts, *now, lane))
+    return int(kind)
+
+
+class Lanes:
+    """`names` maps numbers to lanes."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, Lane] = {}
+
+    def number(self, db: sqlite3.Connection, lane: Lane) -> int:
+        """Return the number of this lane, which is made where there is none."""
+        row = db.execute(schema.LANE, lane).fetchone()
+        if row is None:
+            db.execute(schema.INSERT_KIND, lane[:2])
+            row = db.execute(schema.INSERT_LANE, lane).fetchone()
+        self.names[row[0]] = lane
+        number: int = row[0]
+        return number
+
+    def forget(self) -> None:
+        self.names = {}
+
+    def learn(self, db: sqlite3.Connection, numbers: Iterable[int]) -> None:
+        """Read those of these lanes that are not known yet."""
+        if missing := {number for number in numbers if number not in self.names}:  # `-` would look at all names
+            if len(self.names) > REMEMBERED:
+                missing = set(numbers)
+                self.forget()
+            for number, *lane in db.execute(schema.LANES_AMONG, (json_list(missing),)).fetchall():
+                self.names[number] = (lane[0], lane[1], lane[2])
+
+
+def read_gates(db: sqlite3.Connection) -> list[Gate]:
+    return [Gate(limit, partial(_running, db, limit), partial(_full_at, db, limit)) for limit in read_limits(db)]
+
+
+def _running(db: sqlite3.Connection, limit: Limit, bucket: str) -> int:
+    where = (limit.queue or "", limit.type or "")
+    if limit.key is None:
+        return int(db.execute(schema.RUNNING, where).fetchone()[0])
+    key = bucket if limit.key == EACH else limit.key
+    return int(db.execute(schema.RUNNING_OF_KEY, (*where, key)).fetchone()[0])
+
+
+def _full_at(db: sqlite3.Connection, limit: Limit, bucket: str) -> float:
+    row = db.execute(schema.BUCKET, (selector_of(limit), bucket)).fetchone()
+    return row[0] if row else 0.0
+
+
+def read_limits(db: sqlite3.Connection) -> list[Limit]:
+    return readable(_limit, (body for (body,) in db.execute(schema.LIMITS)), "a limit")
+
+
+def change_limit(
+    db: sqlite3.Connection, selector: tuple[str | None, str | None, str | None], changes: dict[str, Any]
+) -> None:
+    """Changes what is not None; a limit that limits nothing any more goes. A new rate starts with a clean slate."""
+    known = next((known for known in read_limits(db) if known.selector == selector), Limit(*selector))
+    limit = known.with_changes(changes)
+    if limit.rate != known.rate or limit.is_void:
+        db.execute("DELETE FROM bucket WHERE selector = ?", (selector_of(limit),))
+    db.execute("DELETE FROM lane_limit WHERE selector = ?", (selector_of(limit),))
+    if not limit.is_void:
+        db.execute(
+            "INSERT INTO lane_limit (selector, body) VALUES (?, ?)", (selector_of(limit), to_json(limit).decode())
+        )
+    if limit.key is not None:  # the next claims find out, some lanes each, which are closed still
+        db.execute(schema.REOPEN, (limit.queue or "", limit.type or "", limit.key))
+
+
+def selector_of(limit: Limit) -> str:
+    return to_json(limit.selector).decode()
+
+
+def oldest(db: sqlite3.Connection) -> float | None:
+    """The earliest due time of all that waits: the first task of each lane by an index, then those behind a task of a
+    higher priority in the same lane."""
+    times = [db.execute(query).fetchone()[0] for query in (schema.FIRST_LATER, schema.OLDEST_FIRST)]
+    for lane, below in db.execute(schema.MIXED_LANES).fetchall():
+        while row := db.execute(schema.OLDEST_BELOW, (lane, below)).fetchone():
+            below = row[0]
+            times.append(row[1])
+    return min((time for time in times if time is not None), default=None)
+
+
+def openings(db: sqlite3.Connection, now: float) -> list[float]:
+    """Return when rates let more tasks start, and a time long past where claims have not let in all that is open."""
+    times = []
+    for limit in read_limits(db):
+        full_at = db.execute(schema.FIRST_FULL, (selector_of(limit), now + limit.ahead)).fetchone()[0]
+        if limit.rate and full_at is not None and full_at - limit.ahead > now:
+            times.append(full_at - limit.ahead)
+    closed_until = db.execute(schema.NEXT_OPENING).fetchone()[0]
+    return [*times, closed_until] if closed_until is not None and closed_until <= now else times

@@ -1,0 +1,136 @@
+"""Between tasks and rows: which field is a column of its own, and which ones share a JSON column.
+
+What queries ask for has its own column. What is set once (`options`) and what an attempt leaves behind (`outcome`) are
+JSON, and NULL where nothing differs from the defaults, as for most tasks; the payload is never written again. The
+`error` of the latest attempt is apart from the rest of its outcome, so that lists need not read results and logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from dtq.policy.limits import Lane
+from dtq.stores.sqlite.schema import BLOCKED, DOOMED, LATER, READY
+from dtq.task.codec import cut, from_json, to_json
+from dtq.task.model import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook
+from dtq.task.transitions import unreadable
+
+T = TypeVar("T")
+
+
+class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    max_attempts: int = 3
+    timeout: float = 30.0
+    retry_delay: float = 1.0
+    retry_backoff: Backoff = "exponential"
+    retry_jitter: float = 0.0
+    retry_cap: float = DAY
+    after: tuple[str, ...] = ()
+    on_parent_failure: OnParentFailure = "fail"
+    webhook: Webhook | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    result: Any = None
+    history: tuple[Attempt, ...] = ()
+    log: str = ""
+
+
+NO_OPTIONS, NO_OUTCOME = Options(), Outcome()
+_options = msgspec.json.Decoder(Options).decode
+_outcome = msgspec.json.Decoder(Outcome).decode
+_error = msgspec.json.Decoder(ErrorInfo).decode
+_STATUS = {str(status): status for status in Status}
+_STAGE = {Status.BLOCKED: BLOCKED, Status.PENDING: LATER, Status.RETRYING: LATER}
+
+
+def _json(value: msgspec.Struct) -> str | None:
+    text = to_json(value).decode()
+    return None if text == "{}" else text
+
+
+def json_list(values: Iterable[Any]) -> str:
+    """Many values as one parameter: `IN (SELECT value FROM json_each(?))`."""
+    return to_json(list(values)).decode()
+
+
+def options_of(task: Task) -> str | None:
+    return _json(
+        Options(
+            task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff, task.retry_jitter, task.retry_cap,
+            task.after, task.on_parent_failure, task.webhook,
+        )
+    )  # fmt: skip
+
+
+def outcome_of(task: Task) -> str | None:
+    return _json(Outcome(task.result, task.history, task.log))
+
+
+def stage_of(task: Task) -> int | None:
+    """Where a task stands after a transition; one that is added and due already is READY instead of LATER."""
+    stage = _STAGE.get(task.status)
+    return DOOMED if task.doom and stage is not None else stage
+
+
+def new_row(task: Task, lane: int, version: int) -> tuple[Any, ...]:
+    """What INSERT binds. `task` has its status and doom; `version` is the one that new tasks begin at."""
+    stage = stage_of(task)
+    if stage == LATER and task.run_at <= task.created_at:
+        stage = READY
+    payload = None if task.payload is None else to_json(task.payload).decode()
+    return (
+        task.id, lane, task.key, stage, task.status, version, task.priority, task.run_at, task.expires,
+        task.created_at, task.doom, options_of(task), payload,
+    )  # fmt: skip
+
+
+def state_row(task: Task, seq: int) -> tuple[Any, ...]:
+    """What REPLACE binds."""
+    return (
+        stage_of(task), task.status, task.priority, task.expires, task.run_at, task.started_at, task.finished_at,
+        task.attempts, task.interruptions, task.worker, task.lease_until, task.doom, task.progress, task.note,
+        None if task.error is None else to_json(task.error).decode(), outcome_of(task), seq,
+    )  # fmt: skip
+
+
+def task_of(row: tuple[Any, ...], lanes: Mapping[int, Lane]) -> Task:
+    """The task of a row of FIELDS."""
+    (
+        _, id, lane, key, status, version, priority, run_at, expires, created_at, started_at, finished_at, attempts,
+        interruptions, worker, lease_until, doom, progress, note, options, error, outcome, payload,
+    ) = row  # fmt: skip
+    try:
+        problem = None
+        queue, type, limit_key = lanes[lane]
+        state = _STATUS[status]
+        o = NO_OPTIONS if options is None else _options(options)
+        r = NO_OUTCOME if outcome is None else _outcome(outcome)
+        told = None if error is None else _error(error)
+        given = None if payload is None else from_json(payload)
+    except Exception as why:  # another version of dtq wrote it, or a hand: the others must not suffer for it
+        problem = why
+        queue, type, limit_key = lanes.get(lane, ("unreadable", "unreadable", ""))
+        state = _STATUS.get(status, Status.FAILED)
+        o, r = _or_else(_options, options, NO_OPTIONS), _or_else(_outcome, outcome, NO_OUTCOME)
+        told, given = _or_else(_error, error, None), _or_else(from_json, payload, None)
+    task = Task(
+        id=id, queue=queue, type=type, limit_key=limit_key, key=key, status=state, version=version,
+        priority=priority, run_at=run_at, expires=expires, created_at=created_at, started_at=started_at,
+        finished_at=finished_at, attempts=attempts, interruptions=interruptions, worker=worker, lease_until=lease_until,
+        doom=doom, progress=progress, note=note, payload=given,
+        max_attempts=o.max_attempts, timeout=o.timeout, retry_delay=o.retry_delay, retry_backoff=o.retry_backoff,
+        retry_jitter=o.retry_jitter, retry_cap=o.retry_cap, after=o.after, on_parent_failure=o.on_parent_failure,
+        webhook=o.webhook, result=r.result, history=r.history, log=r.log, error=told,
+    )  # fmt: skip
+    return task if problem is None else unreadable(task, problem)
+
+
+def _or_else(read: Callable[[Any], T], text: Any, otherwise: T) -> T:
+    try:
+        return otherwise if text is None else read(cut(text.encode()))
+    except Exception:
+        return otherwise

@@ -1,0 +1,409 @@
+"""SQLiteStore: the default store. One database file, any number of threads and processes on one machine.
+
+    SQLiteStore   the protocol of dtq.stores, one method a transaction     (this file)
+      Database    how the file is written, read and watched
+      Lanes       lanes, their counters and limits
+      Choice      which tasks go next
+      edges       who waits for whom
+      rows        between tasks and rows
+      schema      the tables, and every statement
+
+What was acknowledged is on the disk: `add` and `update` wait for the flush (WAL, synchronous=FULL). `claim` and
+`heartbeat` do not, because losing one in a power cut only means that a task is given out again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from itertools import chain
+from math import inf
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from dtq.errors import StoreError
+from dtq.policy.limits import Lane
+from dtq.stores.protocol import Node, Outcome, Stats, count_up
+from dtq.stores.shared.peers import Fates, Peers
+from dtq.stores.shared.readable import readable
+from dtq.stores.sqlite import schema
+from dtq.stores.sqlite.choice import Choice
+from dtq.stores.sqlite.database import Database
+from dtq.stores.sqlite.dependencies import (
+    drop_edges_to,
+    insert_edges,
+    orphan,
+    place,
+    place_anew,
+    require_parents,
+    settle,
+)
+from dtq.stores.sqlite.lanes import Lanes, Moves, change_limit, oldest, openings, read_limits
+from dtq.stores.sqlite.rows import json_list, new_row, state_row, task_of
+from dtq.stores.sqlite.schema import find_query
+from dtq.sync.forks import Forkable
+from dtq.task.codec import to_json
+from dtq.task.model import TERMINAL, WAITING, Status, Task
+from dtq.task.transitions import brief_of
+
+PURGE = 1000  # tasks that one step of `purge` looks at
+BRIEF_ROWS = 100  # that are read at once: each may carry the traceback of an error
+Row = tuple[Any, ...]
+_node = msgspec.json.Decoder(Node).decode
+
+
+class SQLiteStore(Forkable):
+    """Keeps the protocol of dtq.stores in the SQLite database at `path`, which is made where it is missing.
+
+    `durability="relaxed"` acknowledges without waiting for the disk: faster, and a power cut may take the last
+    seconds. A killed process loses nothing either way. Raises StoreError where the file is no database of ours, or
+    from a newer dtq.
+    """
+
+    def __init__(self, path: str | Path, durability: Literal["full", "relaxed"] = "full") -> None:
+        if durability not in ("full", "relaxed"):
+            raise StoreError(f"durability is {durability!r}; allowed: 'full', 'relaxed'")
+        self.durability = durability
+        self._lanes = Lanes()
+        self._published: dict[str, Node] = {}
+        self._closed = False
+        self.database = Database(str(path), durability == "full", self._lanes.forget)
+        self.follow_forks()
+
+    def _tasks(self, db: sqlite3.Connection, rows: list[Row]) -> list[Task]:
+        self._lanes.learn(db, {row[2] for row in rows})
+        return [task_of(row, self._lanes.names) for row in rows]
+
+    # --- add
+
+    def add(self, tasks: Sequence[Task]) -> list[str]:
+        return self.database.write(lambda db: self._add(db, tasks), flush=True)
+
+    def _add(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> list[str]:
+        ids, new = self._without_taken(db, tasks)
+        if any(task.after for task in new):
+            require_parents(db, new, {task.id for task in tasks})
+            new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
+        (version,) = db.execute(schema.BEGINNING).fetchone()
+        moves = Moves()
+        rows: list[Row] = []
+        numbers: dict[Lane, int] = {}
+        for task in new:
+            lane = numbers.get(task.lane) or numbers.setdefault(task.lane, self._lanes.number(db, task.lane))
+            rows.append(new_row(task, lane, version))
+            moves.enter(lane, task.status)
+        _insert(db, rows)
+        if any(task.after for task in new):
+            insert_edges(db, new)
+        moves.write(db)
+        return ids
+
+    def _without_taken(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> tuple[list[str], list[Task]]:
+        """For each task the id that stands for it, and the tasks whose id and key are free."""
+        taken = {row[0] for row in db.execute(schema.IDS_AMONG, (json_list(task.id for task in tasks),))}
+        keys = [task.key for task in tasks if task.key is not None]
+        holders = dict(db.execute(schema.KEYS_AMONG, (json_list(keys),))) if keys else {}
+        ids, new = [], []
+        for task in tasks:
+            holder = task.id if task.id in taken else holders.get(task.key)
+            if holder is None:
+                new.append(task)
+                taken.add(task.id)
+                if task.key is not None:
+                    holders[task.key] = task.id
+            ids.append(holder or task.id)
+        return ids, new
+
+    # --- claim
+
+    def claim(
+        self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
+        min_priority: int | None = None,
+    ) -> list[Task]:  # fmt: skip
+        def work(db: sqlite3.Connection) -> list[Task]:
+            self._move_due(db, now)
+            choice = Choice(db, n, now, types, queues)
+            seqs = choice.doomed()
+            seqs += choice.pick(n - len(seqs), inf if min_priority is None else -min_priority)
+            return self._take(db, seqs, (worker, now, now + lease))
+
+        return self.database.write(work, flush=False, wake=None)
+
+    def _move_due(self, db: sqlite3.Connection, now: float) -> None:
+        if not db.execute(schema.ANY_MOVES, (now,)).fetchone()[0]:
+            return
+        moves = Moves()
+        for query in (schema.MOVE_DUE, schema.DOOM_EXPIRED):
+            for (lane,) in db.execute(query, (now,)).fetchall():
+                moves.touch(lane)
+        moves.write(db)
+
+    def _take(self, db: sqlite3.Connection, seqs: list[int], claim: tuple[str, float, float]) -> list[Task]:
+        if not seqs:
+            return []
+        text = json_list(seqs)
+        moves = Moves()
+        before = dict(db.execute(schema.STATUS_OF, (text,)).fetchall())
+        rows = {row[0]: row for row in db.execute(schema.TAKE, (*claim, text)).fetchall()}
+        for seq, row in rows.items():
+            moves.move(row[2], before[seq], Status.PROCESSING)
+        moves.write(db)
+        return self._tasks(db, [rows[seq] for seq in seqs])
+
+    # --- update
+
+    def update(self, outcomes: Sequence[Outcome]) -> set[str]:
+        return self.database.write(lambda db: self._update(db, outcomes), flush=True, wake="others")
+
+    def _update(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> set[str]:
+        text = json_list(task.id for task, _ in outcomes)
+        standing = {row[0]: row[1:] for row in db.execute(schema.STANDING, (text,))}
+        accepted: dict[str, Task] = {}
+        successors: list[Task] = []
+        revived: list[str] = []
+        freed: list[int] = []  # children that have ended
+        rows, moves = [], Moves()
+        for task, planted in outcomes:
+            version, seq, lane, status, key, doom = standing.get(task.id, (None, 0, 0, "", None, None))
+            if version == task.version and task.id not in accepted:
+                if doom and not task.doom and status == Status.PROCESSING and task.status in WAITING:
+                    task = replace(task, doom=doom)  # its parent was deleted while it ran
+                accepted[task.id] = task
+                successors += planted
+                rows.append(state_row(task, seq))
+                if task.after and task.is_terminal:
+                    freed.append(seq)
+                moves.move(lane, status, task.status)
+                if status in TERMINAL and task.after and not task.is_terminal:
+                    revived.append(task.id)
+                if planted and key is not None:
+                    self._hand_over_key(db, seq, key, planted)
+        db.executemany(schema.REPLACE, rows)
+        if freed:
+            drop_edges_to(db, freed)
+        if revived:
+            self._place_anew(db, revived, moves)
+        if successors:
+            self._add(db, successors)
+        settle(db, [(task.id, task.status) for task in accepted.values() if task.is_terminal], moves)
+        moves.write(db)
+        return set(accepted)
+
+    def _hand_over_key(self, db: sqlite3.Connection, seq: int, key: str, successors: Sequence[Task]) -> None:
+        heirs = {task.id for task in successors if task.key == key}
+        taken = {id for (id,) in db.execute(schema.IDS_AMONG, (json_list(heirs),))} if heirs else heirs
+        if heirs - taken:
+            db.execute(schema.LET_KEY_GO, (seq,))
+
+    def _place_anew(self, db: sqlite3.Connection, ids: list[str], moves: Moves) -> None:
+        rows = db.execute(schema.GET, (json_list(ids),)).fetchall()
+        for row, task in zip(rows, place_anew(db, self._tasks(db, rows)), strict=True):
+            moves.move(row[2], row[4], task.status)
+
+    # --- leases
+
+    def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
+        self.database.watch.peers.stay()
+        if not held and lease and self._is_published(node):
+            return set()
+        lost = self.database.write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=None)
+        self._published[node.id] = node
+        if not lease:
+            del self._published[node.id]
+        return lost
+
+    def _is_published(self, node: Node) -> bool:
+        """Whether the node is in the store as it is, its time aside."""
+        known = self._published.get(node.id)
+        if known is None or replace(node, seen_at=0) != replace(known, seen_at=0):
+            return False
+        peer = self.database.watch.peers.name
+        return self.database.read(lambda db: db.execute(schema.HAS_NODE, (node.id, peer)).fetchone() is not None)
+
+    def _heartbeat(
+        self, db: sqlite3.Connection, node: Node, held: Sequence[Task], lease: float, now: float
+    ) -> set[str]:
+        db.execute(
+            schema.SET_NODE, (node.id, self.database.watch.peers.name, to_json(replace(node, seen_at=now)).decode())
+        )
+        if not lease:
+            db.execute(schema.DROP_NODE, (node.id,))
+        rows = db.execute(schema.HELD, (json_list(task.id for task in held),))
+        mine = {id: (version, worker) for id, version, worker in rows}
+        kept = [task for task in held if mine.get(task.id) == (task.version, task.worker)]
+        db.executemany(schema.RENEW, [(now + lease, task.progress, task.note, task.id) for task in kept])
+        return {task.id for task in held} - {task.id for task in kept}
+
+    def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
+        dead = self.database.dead_peers()
+        nodes, missing = self._fates(dead, now, lease)
+
+        def look(db: sqlite3.Connection) -> tuple[list[str], bool]:
+            forgotten = [node for node in missing if not db.execute(schema.HOLDS, (node,)).fetchone()]
+            return forgotten, db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone() is not None
+
+        forgotten, is_overdue = self.database.read(look)
+        if not nodes and not forgotten and not is_overdue:
+            self._forget(dead)
+            return []
+
+        def work(db: sqlite3.Connection) -> list[Task]:
+            overdue = [seq for (seq,) in db.execute(schema.OVERDUE, (now, json_list(nodes), n))]
+            rows = db.execute(schema.TAKE_OVER, (worker, now + lease, json_list(overdue))).fetchall()
+            db.executemany(schema.DROP_NODE, [(node,) for node in (*nodes, *forgotten)])
+            return self._tasks(db, rows)
+
+        return self.database.write(work, flush=False, wake=None)
+
+    def _fates(self, dead: list[str], now: float, lease: float) -> Fates:
+        nodes = self.database.read(lambda db: db.execute(schema.NODES).fetchall())
+        peer_of = {id: peer for id, peer, _ in nodes}
+        return self.database.watch.peers.fates(peer_of, dead, now, lease)
+
+    def _forget(self, dead: list[str]) -> None:
+        for name in dead:
+            self.database.watch.peers.forget(name)
+
+    # --- look
+
+    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
+        ids = list(ids)
+        tasks = self._read(brief, schema.GET_BRIEF if brief else schema.GET, (json_list(ids),))
+        found = {task.id: task for task in tasks}
+        return [found[id] for id in ids if id in found]
+
+    def find(
+        self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
+        finished_after: float | None = None, after: str = "", limit: int = 100, brief: bool = False,
+    ) -> list[Task]:  # fmt: skip
+        columns = schema.BRIEF_ROW if brief else schema.ROW
+        query, values = find_query(columns, status, queue, type, finished_after, after)
+        return self._read(brief, query, (*values, limit))
+
+    def _read(self, brief: bool, query: str, values: tuple[Any, ...]) -> list[Task]:
+        def look(db: sqlite3.Connection) -> list[Task]:
+            rows = db.execute(query, values)
+            if not brief:
+                return self._tasks(db, rows.fetchall())
+            tasks: list[Task] = []
+            while some := rows.fetchmany(BRIEF_ROWS):
+                tasks += map(brief_of, self._tasks(db, some))
+            return tasks
+
+        return self.database.read(look)
+
+    def stats(self) -> Stats:
+        return self.database.read(_stats)
+
+    def next_due(self, now: float) -> float | None:
+        return self.database.read(lambda db: self._next_due(db, now))
+
+    def _next_due(self, db: sqlite3.Connection, now: float) -> float | None:
+        times = [db.execute(schema.FIRST_LATER).fetchone()[0], db.execute(schema.FIRST_EXPIRY, (now,)).fetchone()[0]]
+        times += openings(db, now)
+        return min((time for time in times if time is not None), default=None)
+
+    # --- lanes, removal, waking
+
+    def set_lane(
+        self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
+    ) -> None:
+        self.database.write(lambda db: change_limit(db, (queue, type, key), changes), flush=True)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        ids = list(ids)  # the work may be done again
+        return self.database.write(lambda db: self._delete(db, ids), flush=True)
+
+    def _delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
+        order = {id: at for at, id in enumerate(dict.fromkeys(ids))}  # the first to go is the one that children name
+        moves = Moves()
+        gone = sorted(self._remove(db, list(order), moves), key=order.__getitem__)
+        orphan(db, gone, moves)
+        moves.write(db)
+        return len(gone)
+
+    def _remove(self, db: sqlite3.Connection, ids: list[str], moves: Moves) -> list[str]:
+        """Remove those of these tasks that do not run; return their ids."""
+        rows = db.execute(schema.DELETE, (json_list(ids),)).fetchall()
+        for _, _, lane, status, _ in rows:
+            moves.leave(lane, status)
+        if rows:
+            db.execute(schema.RAISE_DELETED, (max(row[4] for row in rows),))
+            drop_edges_to(db, [row[0] for row in rows])
+        return [row[1] for row in rows]
+
+    def purge(self, before: float, statuses: Collection[str]) -> int:
+        wanted = json_list(set(statuses) & TERMINAL)
+
+        def work(db: sqlite3.Connection) -> tuple[int, int]:
+            found = db.execute(schema.FINISHED_BEFORE, (before, wanted, PURGE)).fetchall()
+            if needed := [id for id, is_needed in found if is_needed]:
+                db.execute(schema.KEEP, (json_list(needed),))  # it is not found again until its children have ended
+            moves = Moves()
+            gone = self._remove(db, [id for id, is_needed in found if not is_needed], moves)
+            moves.write(db)
+            return len(gone), len(found)
+
+        while True:
+            removed, looked_at = self.database.write(work, flush=True, wake=None)
+            if removed or looked_at < PURGE:
+                return removed
+
+    def fileno(self) -> int:
+        return self.database.fileno()
+
+    def wait(self, timeout: float) -> bool:
+        return self.database.watch.wait(timeout)
+
+    def close(self) -> None:
+        if not self._closed:
+            for node in list(self._published.values()):
+                with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
+                    self.heartbeat(node, [], 0, node.seen_at)
+            leave = Peers.close if self._is_gone() else Peers.abandon
+            self.database.close(leave)
+            self._closed = True
+
+    def _is_gone(self) -> bool:
+        """Return whether nothing speaks through this process any more. A node that still has tasks, or that could not
+        be removed, stays in the store: its file has to show that it is dead."""
+        with suppress(StoreError):
+            return self.database.read(
+                lambda db: db.execute(schema.HAS_PEER, (self.database.watch.name,)).fetchone() is None
+            )
+        return False
+
+    # --- forks: the nodes are the parent's, and a child opens the file again when it needs it
+
+    def before_fork(self) -> None:
+        self.database.before_fork()
+
+    def after_fork(self) -> None:
+        self.database.after_fork()
+
+    def in_child(self) -> None:
+        self._published = {}
+        self.database.in_child()
+
+    def abandon(self) -> None:
+        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        self.database.close(Peers.abandon)
+        self._closed = True
+
+
+def _stats(db: sqlite3.Connection) -> Stats:
+    lanes = db.execute(schema.COUNTS).fetchall()
+    rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(schema.COUNTERS, counts, strict=True))
+    nodes = readable(_node, (body for _, _, body in db.execute(schema.NODES)), "a node")
+    return Stats(*count_up(rows), oldest(db), nodes, read_limits(db))
+
+
+def _insert(db: sqlite3.Connection, rows: list[Row]) -> None:
+    whole = len(rows) // schema.TOGETHER * schema.TOGETHER
+    for at in range(0, whole, schema.TOGETHER):
+        db.execute(schema.INSERT_TOGETHER, list(chain.from_iterable(rows[at : at + schema.TOGETHER])))
+    db.executemany(schema.INSERT, rows[whole:])

@@ -1,0 +1,5 @@
+"""What threads and forks need: a wake-up, a condition that survives interrupts, hooks around a fork.
+
+May import: errors.
+Read first: wakeup.py.
+"""

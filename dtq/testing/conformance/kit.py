@@ -1,0 +1,255 @@
+"""What a check is, how checks are run, and the words that they are written in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dtq.errors import DTQError
+from dtq.stores.protocol import Store
+from dtq.task.model import ErrorInfo, Status, Task
+from dtq.task.transitions import fail, succeed
+
+NOW = 1000.0
+LEASE = 30.0
+
+
+class Broken(AssertionError):
+    """A promise was not kept; the message says what was expected, and what came."""
+
+
+class Skipped(Exception):
+    """The check asks for something that this store cannot do at all."""
+
+
+class Subject:
+    """One body of data and the ways to look at it: `opener` opens a store on it, `crasher` ends one as kill -9 does.
+    `sees_deaths`: whether others notice that at once, and not when the lease has run out."""
+
+    def __init__(
+        self, opener: Callable[[], Store], crasher: Callable[[Any], None] | None = None, sees_deaths: bool = True
+    ) -> None:
+        self._opener = opener
+        self._crasher = crasher
+        self._sees_deaths = sees_deaths
+        self._opened: list[Store] = []
+
+    def open(self) -> Store:
+        self._opened.append(self._opener())
+        return self._opened[-1]
+
+    def crash(self, store: Store) -> None:
+        if self._crasher is None:
+            raise Skipped("this store cannot be crashed")
+        self._opened.remove(store)
+        self._crasher(store)
+
+    def crash_noticed(self, store: Store) -> None:
+        """As `crash`, for what holds where others notice it."""
+        if not self._sees_deaths:
+            raise Skipped("this store learns of a death when the lease has run out")
+        self.crash(store)
+
+    def close_noticed(self, store: Store) -> None:
+        """Close the store, for what holds where others notice that its process has left."""
+        if not self._sees_deaths:
+            raise Skipped("this store learns of a death when the lease has run out")
+        store.close()
+
+    def close(self) -> None:
+        for store in self._opened:
+            store.close()
+
+
+class _Alone(Subject):
+    """A store that nobody else can open, and that dies with its process."""
+
+    def open(self) -> Store:
+        if self._opened:
+            raise Skipped("this store lives in one process only")
+        return super().open()
+
+
+Make = Callable[[], Store | Subject]
+Body = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise. `name` is that of its function without `check_`; with `twice`, the body takes the subject itself."""
+
+    name: str
+    group: str
+    promise: str
+    body: Body
+    twice: bool
+
+    def perform(self, make: Make) -> None:
+        """Raises Broken where the promise is not kept, Skipped where it cannot be asked, and what the store raises."""
+        made = make()
+        subject = made if isinstance(made, Subject) else _Alone(lambda: made)
+        with contextlib.closing(subject):
+            self.body(subject if self.twice else subject.open())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one check. `detail` says what was expected and what came, or why it was skipped."""
+
+    name: str
+    group: str
+    promise: str
+    status: Literal["passed", "failed", "skipped"]
+    detail: str = ""
+
+
+CHECKS: list[Check] = []
+
+
+def promise(group: str, *, twice: bool = False) -> Callable[[Body], Body]:
+    """Enters the function that follows among the CHECKS."""
+
+    def enter(body: Body) -> Body:
+        CHECKS.append(Check(body.__name__.removeprefix("check_"), group, body.__doc__ or "", body, twice))
+        return body
+
+    return enter
+
+
+def group(*names: str) -> list[Check]:
+    """The checks of these groups."""
+    return [check for check in CHECKS if check.group in names]
+
+
+def run(make: Make, checks: Iterable[Check] = CHECKS) -> list[Result]:
+    """The result of each check, on what `make` gives for it: an empty store, or the Subject of one. All are closed."""
+    return [_result(check, make) for check in checks]
+
+
+def _result(check: Check, make: Make) -> Result:
+    status, detail = _outcome(check, make)
+    return Result(check.name, check.group, check.promise, status, detail)
+
+
+def _outcome(check: Check, make: Make) -> tuple[Literal["passed", "failed", "skipped"], str]:
+    try:
+        check.perform(make)
+    except Skipped as reason:
+        return "skipped", str(reason)
+    except Broken as difference:
+        return "failed", str(difference)
+    except Exception as error:
+        return "failed", f"raised {type(error).__name__}: {error}"
+    return "passed", ""
+
+
+# --- words for the checks ---
+
+
+def expect(got: object, wanted: object, what: str) -> None:
+    if got != wanted:
+        raise Broken(f"{what}: expected {_readable(wanted, got)}, got {_readable(got, wanted)}")
+
+
+def _readable(value: object, other: object) -> str:
+    """Of a task, the fields in which it differs from the other one, or its id: all of them are too many to read."""
+    if isinstance(value, list):
+        others = other if isinstance(other, list) and len(other) == len(value) else [None] * len(value)
+        return f"[{', '.join(map(_readable, value, others))}]"
+    if not isinstance(value, Task):
+        return repr(value)
+    if not isinstance(other, Task):
+        return value.id
+    names = [name for name in Task.__struct_fields__ if getattr(value, name) != getattr(other, name)]
+    fields = [f"{name}={_plain(getattr(value, name))!r}" for name in names]
+    return f"{value.id}({', '.join(fields)})"
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Status) else value
+
+
+def refused(error: type[DTQError], what: str, call: Callable[[], object]) -> None:
+    """The call must raise the error."""
+    try:
+        got = call()
+    except error:
+        return
+    raise Broken(f"{what}: expected {error.__name__}, got {got!r}")
+
+
+def job(id: str, **options: Any) -> Task:
+    return Task(**{"id": id, "type": "job", **options})
+
+
+def jobs(ids: str, **options: Any) -> list[Task]:
+    return [job(id, **options) for id in ids.split()]
+
+
+def take(store: Store, n: int = 100, now: float = NOW, worker: str = "w1", **options: Any) -> list[Task]:
+    return store.claim(worker, n, LEASE, now, options.pop("types", {"job"}), **options)
+
+
+def start(store: Store, wanted: str, now: float = NOW, **options: Any) -> list[Task]:
+    """Claims what can be had, which must be these tasks in this order."""
+    tasks = take(store, now=now, **options)
+    expect(ids(tasks), wanted.split(), "claimed")
+    return tasks
+
+
+def reap(store: Store, wanted: str, now: float) -> list[Task]:
+    """Takes over, for the worker w2, what can be had, which must be this task."""
+    tasks = store.reap("w2", 10, LEASE, now)
+    expect(ids(tasks), [wanted], "reaped")
+    return tasks
+
+
+def end(store: Store, *tasks: Task) -> set[str]:
+    """Hands in these tasks, as a transition made them, without successors."""
+    return store.update([(task, ()) for task in tasks])
+
+
+def done(task: Task, now: float = NOW) -> Task:
+    return succeed(task, None, now)
+
+
+def broken(task: Task, now: float = NOW) -> Task:
+    return fail(task, ErrorInfo("ValueError"), now, lambda: 0.0, final=True)
+
+
+def the(store: Store, id: str) -> Task:
+    """The stored task of this id."""
+    found = store.get([id])
+    expect(ids(found), [id], f"get([{id!r}])")
+    return found[0]
+
+
+def ids(tasks: Iterable[Task]) -> list[str]:
+    return [task.id for task in tasks]
+
+
+def statuses(store: Store, ids: str) -> list[str]:
+    return [str(task.status) for task in store.get(ids.split())]
+
+
+def everything(store: Store) -> list[Task]:
+    """All tasks, page by page."""
+    tasks: list[Task] = []
+    while page := store.find(after=(last := tasks[-1].id if tasks else "")):
+        expect([id for id in ids(page) if id <= last], [], f"ids that are not behind {last!r} on its next page")
+        tasks += page
+    return tasks
+
+
+def settle(store: Store) -> None:
+    """Takes away the hints that are still under way."""
+    for _ in range(100):
+        if not store.wait(0):
+            return
+    raise Broken("wait(0) when nothing happens: expected False, got True 100 times")
+
+
+def filled(table: dict[str, int]) -> dict[str, int]:
+    return {name: n for name, n in table.items() if n}

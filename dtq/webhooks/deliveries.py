@@ -1,0 +1,84 @@
+"""Webhooks: who is told when a task ends, and what. Pure policy; the delivery itself is in courier.py.
+
+    task with webhook= --ends--> its outcome plants a delivery, a task of the type "dtq.webhook"
+                                 {"url", "secret": its name, "body"}  --Courier--> POST
+
+A delivery is an ordinary task of the same queue, priority and limit key: it is retried for about a day, sits among the
+failed ones if nobody takes it, and can be redriven from there. It has no webhook of its own. Its id is the
+`webhook-id`: the same at every attempt, so that the receiver can tell what it has seen before.
+
+Whoever adds a delivery could have any message signed. So its type and its form of an id are reserved (dtq.task.names),
+and the loop gives the courier only what is genuine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from dtq.task.model import ErrorInfo, Task
+from dtq.task.transitions import fail
+
+TYPE = "dtq.webhook"
+MAX_ATTEMPTS = 15  # with these delays: after 5, 10, 20, 40 s, ..., 4 h, about a day in all
+RETRY_DELAY = 5.0
+RETRY_CAP = 4 * 3600.0
+RETRY_JITTER = 0.2
+TIMEOUT = 30.0
+
+Outcome = tuple[Task, Sequence[Task]]
+
+
+def announced(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
+    """The outcomes, with the deliveries that those who come to an end plant."""
+    if all(task.webhook is None for task, _ in outcomes):
+        return outcomes
+    return [(task, (*successors, *deliveries(task, now))) for task, successors in outcomes]
+
+
+def deliveries(task: Task, now: float) -> tuple[Task, ...]:
+    """One, or none, where the task has not ended or nobody wants to know."""
+    if task.webhook is None or not task.is_terminal or task.status not in task.webhook.events:
+        return ()
+    payload = {"url": task.webhook.url, "secret": task.webhook.secret, "body": body(task, now)}
+    return (
+        Task(
+            type=TYPE, id=f"{task.id}:webhook-{task.version}", payload=payload, queue=task.queue,
+            priority=task.priority, limit_key=task.limit_key, max_attempts=MAX_ATTEMPTS, timeout=TIMEOUT,
+            retry_delay=RETRY_DELAY, retry_cap=RETRY_CAP, retry_jitter=RETRY_JITTER, created_at=now, run_at=now,
+        ),
+    )  # fmt: skip
+
+
+def is_genuine(delivery: Task) -> bool:
+    """Return whether `deliveries` made this. A task that was added as any other cannot pass for a delivery: its body
+    would have to foretell, to the microsecond, when it is created."""
+    match delivery.payload:
+        case {"url": str(), "secret": _, "body": {"timestamp": timestamp, "data": {"id": str(told)}}}:
+            form = re.escape(told) + r":webhook-\d+"
+            return timestamp == _iso(delivery.created_at) and re.fullmatch(form, delivery.id) is not None
+    return False
+
+
+def refuse(delivery: Task, now: float) -> Task:
+    """Fail a claimed delivery that is not genuine: whoever added it may not have anything signed."""
+    error = ErrorInfo("Forged", "this is no delivery that the end of a task planted: it is neither signed nor sent")
+    return fail(delivery, error, now, lambda: 0.0, final=True)
+
+
+def body(task: Task, now: float) -> dict[str, Any]:
+    """What the receiver reads, in the form that Standard Webhooks recommends. The payload stays here: it may hold what
+    is not meant for others."""
+    error = None if task.error is None else {"type": task.error.type, "message": task.error.message}
+    data = {
+        "id": task.id, "type": task.type, "queue": task.queue, "status": str(task.status), "attempts": task.attempts,
+        "created_at": _iso(task.created_at), "finished_at": _iso(task.finished_at), "result": task.result,
+        "error": error,
+    }  # fmt: skip
+    return {"type": f"task.{task.status}", "timestamp": _iso(now), "data": data}
+
+
+def _iso(at: float | None) -> str | None:
+    return None if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S.%f}Z"

@@ -1,0 +1,138 @@
+"""One delivery of a webhook: signed, sent to an address that was looked at before, and what its answer means.
+
+httpcore rather than a client above it: its network backend is the one place where a connection is made, so that the
+guard stands there and nowhere else; TLS and the Host header keep the name, no redirect is followed, no proxy of the
+environment is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpcore
+import msgspec
+from standardwebhooks.webhooks import Webhook
+
+from dtq.errors import Retry
+from dtq.task.codec import to_json
+from dtq.webhooks.address_guard import Guard, Refused, Secrets
+
+TIMEOUT = 20.0  # seconds for all of it
+MAX_BODY = 2048  # bytes of an answer that are read, and only of one that is no success
+MAX_WAIT = 86400.0  # seconds that a receiver may ask for
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class DeliveryError(Exception):
+    """The receiver did not take it this time."""
+
+
+class Gone(Exception):
+    """The receiver has answered 410: it wants no more of these."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    url: str
+    headers: dict[str, str]
+    content: bytes
+
+    @classmethod
+    def of(cls, payload: dict[str, Any], id: str, secrets: Secrets) -> Message:
+        """Raises LookupError where a secret is not known here."""
+        content, now = to_json(payload["body"]), datetime.now(UTC)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "dtq",
+            "webhook-id": id,
+            "webhook-timestamp": str(int(now.timestamp())),
+        }
+        if payload["secret"] is not None:
+            keys = secrets.of(payload["secret"])
+            headers["webhook-signature"] = " ".join(Webhook(key).sign(id, now, content.decode()) for key in keys)
+        return cls(payload["url"], headers, content)
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class Guarded(httpcore.AsyncNetworkBackend):
+    """Makes connections: the name is resolved once, looked at, and what was looked at is what is connected to."""
+
+    def __init__(
+        self, guard: Guard, resolve: Resolve = resolve, inner: httpcore.AsyncNetworkBackend | None = None
+    ) -> None:
+        self._guard = guard
+        self._resolve = resolve
+        self._inner = inner or httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:  # fmt: skip
+        addresses = await self._resolve(host, port)
+        self._guard.check(host, addresses)
+        problem: Exception = Refused(f"{host} has no address")
+        for address in addresses:
+            try:
+                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                problem = error
+        raise problem
+
+    async def sleep(self, seconds: float) -> None:
+        await self._inner.sleep(seconds)
+
+
+async def post(message: Message, guard: Guard, backend: httpcore.AsyncNetworkBackend | None = None) -> dict[str, Any]:
+    """Delivers, and gives {"status": 204}. Raises what the type of the delivery is retried, or given up, for."""
+    url = httpcore.URL(message.url)
+    guard.check_scheme(url.scheme.decode())
+    async with (
+        httpcore.AsyncConnectionPool(network_backend=backend or Guarded(guard)) as pool,
+        pool.stream("POST", url, headers=list(message.headers.items()), content=message.content) as response,
+    ):
+        if not 200 <= response.status < 300:
+            await _refuse(response, url.host.decode())
+        return {"status": response.status}
+
+
+async def _refuse(response: httpcore.Response, host: str) -> None:
+    """Raises what such an answer means."""
+    said = f"{host} answered {response.status}{await _beginning(response)}"
+    if response.status == 410:
+        raise Gone(f"{said}: it wants no more of these")
+    if 300 <= response.status < 400:
+        raise DeliveryError(f"{said}: redirects are not followed")
+    if (wait := _retry_after(response)) is not None:
+        raise Retry(said, delay=wait)
+    raise DeliveryError(said)
+
+
+async def _beginning(response: httpcore.Response) -> str:
+    body = b""
+    async for chunk in response.aiter_stream():
+        body += chunk
+        if len(body) >= MAX_BODY:
+            break
+    text = " ".join(body[:MAX_BODY].decode("utf-8", "replace").split())[:200]
+    return f" ({text})" if text else ""
+
+
+def _retry_after(response: httpcore.Response) -> float | None:
+    """Seconds, from the header's number or date; at least one, at most a day."""
+    given = {name.lower(): value for name, value in response.headers}.get(b"retry-after")
+    if given is None:
+        return None
+    text = given.decode("latin-1").strip()
+    try:
+        seconds = float(text) if text.isdecimal() else (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return None
+    return min(max(seconds, 1.0), MAX_WAIT)

@@ -1,0 +1,97 @@
+"""The API against its own document: whatever is sent, it answers as the document says; and clients can be made of it.
+
+`DTQ_API_EXAMPLES=120 pytest tests/api/test_api_schema.py` tries some thousand requests instead of some hundred.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+pytest.importorskip("litestar")
+
+from dtq import APIServer, QueueManager, TaskQueue
+
+EXAMPLES = int(os.environ.get("DTQ_API_EXAMPLES", "3"))
+# What a schema cannot say (two fields of which one is needed, a time zone), is 422 all the same.
+CONFIG = "".join(
+    f"""
+[[operations]]
+include-name = "{operation}"
+checks.positive_data_acceptance.enabled = false
+"""
+    for operation in ("PUT /schedules/{name}", "PUT /limits", "POST /dead/redrive", "POST /dead/purge")
+)
+CONFIG += """
+[[operations]]
+include-name = "GET /tasks/{task_id}/wait"
+parameters = { "query.timeout" = 0.5 }
+"""
+TOKEN = "a-token-for-everything"
+SLOW = EXAMPLES * 30  # seconds
+
+
+def double(payload, context):
+    return 2 * payload["n"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")
+def test_whatever_is_sent_is_answered_as_the_document_says(tmp_path):
+    """Every operation but /events, which does not end. No answer is a 5xx, each fits its schema, and what the schema
+    does not allow is refused."""
+    with QueueManager(tmp_path / "queue.db") as manager, APIServer(manager, port=0, token=TOKEN) as api:
+        manager.add_many({"type": "some", "id": f"task-{n}"} for n in range(20))
+        (tmp_path / "schemathesis.toml").write_text(CONFIG)
+        command = [
+            sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}openapi.json", "--no-color",
+            f"--header=Authorization: Bearer {TOKEN}", "--exclude-path=/events", "--exclude-path=/health",
+            f"--max-examples={EXAMPLES}", "--seed=1",
+        ]  # fmt: skip
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60 + SLOW, check=False)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    tried = int(re.search(r"([\d,]+) generated", result.stdout)[1].replace(",", ""))
+    print(tried, "requests")
+    assert tried > 20 * EXAMPLES
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("openapi_python_client") is None, reason="openapi-python-client is not installed"
+)
+def test_a_client_made_from_the_document_adds_and_awaits_a_task(tmp_path):
+    with (
+        TaskQueue(tmp_path / "queue.db", {"double": double}, pool_size=1) as queue,
+        APIServer(queue, port=0, token=TOKEN) as api,
+    ):
+        made = subprocess.run(
+            [sys.executable, "-m", "openapi_python_client", "generate", f"--url={api.url}openapi.json", "--meta=none",
+             "--output-path=made_client"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stdout + made.stderr
+        script = f"""
+from made_client.client import AuthenticatedClient
+from made_client.api.default import add_tasks, wait_for_task
+from made_client.models import NewTask
+
+with AuthenticatedClient(base_url={api.url.rstrip("/")!r}, token={TOKEN!r}) as client:
+    accepted = add_tasks.sync(client=client, body=NewTask.from_dict({{"type": "double", "payload": {{"n": 21}}}}))
+    task = wait_for_task.sync(accepted.id, client=client, timeout=30)
+    assert (task.status, task.result) == ("completed", 42), task
+"""
+        used = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert used.returncode == 0, used.stderr
+
+
+def test_no_thread_is_left_when_a_server_has_stopped(tmp_path):
+    before = set(threading.enumerate())
+    with QueueManager(tmp_path / "queue.db") as manager, APIServer(manager, port=0):
+        pass
+    assert [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("dtq")] == []

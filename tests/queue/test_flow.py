@@ -1,0 +1,276 @@
+"""Flows: a graph in one call, results that go from parents to children, and the whole of it as one thing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from dtq import (
+    InvalidTask,
+    QueueManager,
+    StoreError,
+    TaskCancelled,
+    TaskFailed,
+    TaskQueue,
+    UnknownTask,
+    chain,
+    chord,
+    group,
+    step,
+)
+from dtq.queue.events import Emitter
+from dtq.queue.handle import Endings
+from dtq.queue.loop import Loop
+from dtq.stores.memory.store import MemoryStore
+from dtq.task.model import Task
+from dtq.task.transitions import succeed
+from dtq.workers.groups import Pool, Staff
+from dtq.workers.run.parents import Parents
+
+WAIT = 30.0
+NAMES = ["value", "total", "total_async", "tell", "ask_for", "fail", "large", "sleep", "progress_and_wait"]
+HANDLERS = {name: f"flow_handlers:{name}" for name in NAMES}
+NOW = 1000.0
+
+
+@pytest.fixture(params=["process", "thread", "inline"])
+def any_queue(request, tmp_path):
+    with TaskQueue(tmp_path / "q.db", HANDLERS, 2, executor=request.param) as queue:
+        yield queue
+
+
+@pytest.fixture(params=["memory:", "{}/q.db"])
+def queue(request, tmp_path):
+    with TaskQueue(request.param.format(tmp_path), HANDLERS, 2, executor="thread") as queue:
+        yield queue
+
+
+@pytest.fixture(params=["memory:", "{}/q.db"])
+def manager(request, tmp_path):
+    with QueueManager(request.param.format(tmp_path)) as manager:
+        yield manager
+
+
+# --- results go to the children
+
+
+@pytest.mark.parametrize("type", ["total", "total_async"])
+def test_a_chord_hands_the_results_of_all_to_the_last(any_queue, type):
+    flow = any_queue.flow(chord((step("value", n) for n in range(20)), step(type)))
+    assert flow.result(WAIT) == sum(range(20))
+    assert (flow.status, flow.progress, flow.counts["completed"]) == ("completed", 100.0, 21)
+
+
+def test_results_come_by_name_in_the_order_in_which_the_child_names_its_parents(any_queue):
+    flow = any_queue.flow(
+        {"z": step("value", {"n": 1}), "a": step("value", None), "both": step("tell", after=["z", "a"])}
+    )
+    assert list(flow.result(WAIT)["results"].items()) == [("z", {"n": 1}), ("a", None)]
+
+
+def test_outside_of_a_flow_parents_have_their_ids(any_queue):
+    parents = any_queue.add_many([{"type": "value", "payload": n} for n in range(2)])
+    child = any_queue.add("tell", after=parents)
+    assert child.result(WAIT) == {"results": {handle.id: n for n, handle in enumerate(parents)}, "missing": {}}
+
+
+def test_a_task_without_parents_has_none(any_queue):
+    assert any_queue.add("tell").result(WAIT) == {"results": {}, "missing": {}}
+
+
+def test_results_go_down_a_line_and_every_attempt_gets_them(any_queue):
+    graph = chain(step("value", 5), step("total"), step("total"))
+    assert any_queue.flow(graph).result(WAIT) == 5
+    with pytest.raises(TaskFailed, match="no result of 'nobody': there is no parent of this name; there are: 0"):
+        any_queue.flow(chain(step("value", 5), step("ask_for", "nobody", retry_delay=0))).result(WAIT)
+
+
+def test_a_child_that_runs_all_the_same_is_told_who_failed(any_queue):
+    flow = any_queue.flow(
+        chord(
+            [step("value", 1), step("fail", id="bad", max_attempts=1)],
+            step("tell", on_parent_failure="run"),
+        )
+    )
+    told = flow.result(WAIT)
+    assert told == {"results": {"0": 1}, "missing": {"bad": "it is failed: ValueError: no"}}
+    assert flow.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("on_parent_failure", "told"), [("run", "no longer stored"), ("fail", "ParentFailed: its parent .* is cancelled")]
+)
+def test_a_parent_that_is_gone_is_told_of(any_queue, on_parent_failure, told):
+    parents = any_queue.add_many([{"type": "value", "payload": n} for n in range(2)])
+    any_queue.join(WAIT)
+    options = {"max_attempts": 1, "on_parent_failure": on_parent_failure}
+    child = any_queue.add("ask_for", parents[0].id, after=parents, delay=0.3, **options)
+    if any_queue._inline:
+        pytest.skip("it has run already")
+    any_queue.delete(parents[0].id)
+    with pytest.raises(TaskFailed, match=told):
+        child.result(WAIT)
+
+
+def test_results_that_are_too_large_together_fail_the_child_with_a_word_about_it(tmp_path):
+    with TaskQueue(tmp_path / "q.db", HANDLERS, 2, executor="thread", max_parents=1000) as queue:
+        fits = queue.flow(chord([step("large", 400) for _ in range(2)], step("tell")))
+        assert len(fits.result(WAIT)["results"]) == 2
+        flow = queue.flow(chord([step("large", 400) for _ in range(3)], step("tell")))
+        with pytest.raises(TaskFailed, match="3 parents have more than 1,000 bytes"):
+            flow.result(WAIT)
+        assert flow["3"].task.attempts == 1
+
+
+def test_a_store_that_fails_while_results_are_fetched_loses_no_task(monkeypatch):
+    """What was claimed goes back with its attempt, and runs when the store is there again."""
+
+    class Scripted:
+        def __init__(self):
+            self.has = []
+
+        def wants(self):
+            yield 9, frozenset({"a"})
+
+        def dispatch(self, tasks, parents=None):
+            self.has.append(([task.id for task in tasks], parents))
+
+        def poll(self):
+            return []
+
+        def deadline(self):
+            return None
+
+        def workers(self):
+            return []
+
+    store, pool = MemoryStore(), Scripted()
+    loop = Loop(store, [Staff(Pool(2), pool)], Emitter(), Endings(), types=lambda: {"a"})
+    store.add([Task(type="a", id="p"), Task(type="a", id="c", after=("p",)), Task(type="a", id="x", run_at=NOW)])
+    (parent,) = store.claim("n", 1, 30, NOW - 1, {"a"})
+    store.update([(succeed(parent, 7, NOW), ())])
+
+    def away(ids):
+        raise StoreError("away")
+
+    monkeypatch.setattr(store, "get", away)
+    loop.turn(NOW)
+    monkeypatch.undo()
+    assert pool.has == []
+    assert not loop.held
+    loop.turn(NOW + 1)
+    ((ids, parents),) = pool.has
+    assert sorted(ids) == ["c", "x"]
+    assert list(parents) == ["c"]
+    assert Parents.of(parents["c"]) == {"p": 7}
+    assert {task.attempts for task in store.get(["c", "x"])} == {1}
+    store.close()
+
+
+# --- the whole of it
+
+
+def test_unknown_parents_and_circles_are_refused_at_add_and_nothing_is_stored(manager):
+    with pytest.raises(InvalidTask, match="'typo'"):
+        manager.flow({"a": step("value"), "b": step("value", after=["typo"])})
+    with pytest.raises(InvalidTask, match="circle"):
+        manager.flow({"a": step("value", after=["b"]), "b": step("value", after=["a"])})
+    assert manager.stats().total == 0
+
+
+@pytest.mark.parametrize("wrong", ["a.b", "", "a b", "ü"])
+def test_an_id_that_a_flow_cannot_have_is_refused(manager, wrong):
+    with pytest.raises(InvalidTask, match="id"):
+        manager.flow(group(step("value")), id=wrong)
+
+
+def test_a_flow_is_found_again_by_its_id_and_only_its_tasks(manager):
+    flows = [manager.flow(group(*[step("value")] * n), id=name) for n, name in ((3, "night"), (1500, "nighter"))]
+    other = manager.add("value")
+    for flow in flows:
+        again = manager.get_flow(flow.id)
+        assert (again.ids, len(again)) == (flow.ids, len(flow))
+    assert other.id not in flows[0].ids
+    with pytest.raises(UnknownTask, match="no flow has the id 'nigh'"):
+        manager.get_flow("nigh")
+
+
+def test_adding_a_flow_again_gives_the_flow_that_is_there(manager):
+    first = manager.flow(chain(step("value", 1), step("value", 2)), id="once")
+    assert manager.flow(chain(step("value", 1), step("value", 2)), id="once").ids == first.ids
+    assert manager.stats().total == 2
+
+
+def test_a_failure_goes_down_the_line_and_the_first_one_is_raised(queue):
+    flow = queue.flow(chain(step("value", 1), step("fail", max_attempts=1), step("total"), step("total")))
+    with pytest.raises(TaskFailed, match="ValueError: no") as caught:
+        flow.result(WAIT)
+    assert caught.value.task.id == flow["1"].id
+    assert (flow.status, flow.counts["failed"], flow.results()) == ("failed", 3, {"0": 1})
+
+
+def test_a_flow_is_cancelled_as_a_whole(queue):
+    flow = queue.flow(chain(group(*[step("sleep", 600) for _ in range(4)]), step("total"), step("total")))
+    heard = []
+    queue.on("task:cancelled", lambda event: heard.append(event.task.id))
+    assert flow.status == "running"
+    assert flow.cancel() == 6
+    assert (flow.status, flow.cancel()) == ("cancelled", 0)
+    with pytest.raises(TaskCancelled, match=flow.id):
+        flow.result(WAIT)
+    queue.events.catch_up()
+    assert sorted(heard) == sorted(flow.ids)
+
+
+def test_what_failed_in_a_flow_is_retried_with_all_that_waited_for_it(queue):
+    fixed = threading.Event()
+
+    def sometimes(payload, context):
+        if not fixed.is_set():
+            raise OSError("not yet")
+        return 3
+
+    queue.register("sometimes", sometimes)
+    flow = queue.flow(chain(step("value", 1), step("sometimes", max_attempts=1), step("total"), step("total")))
+    assert flow.wait(WAIT) == "failed"
+    fixed.set()
+    assert flow.retry() == 3
+    assert flow.result(WAIT) == 3
+    assert flow["0"].task.attempts == 1  # what had completed did not run again
+
+
+def test_progress_counts_what_has_ended_and_what_runs(queue):
+    flow = queue.flow(chain(step("value", 1), step("progress_and_wait", 600)))
+    give_up_at = time.monotonic() + WAIT
+    while flow.progress < 75:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    with pytest.raises(TimeoutError, match="1 of 2 tasks"):
+        flow.wait(0.01)
+    flow.cancel()
+
+
+def test_many_last_tasks_give_a_list(queue):
+    assert queue.flow(chain(step("value", 1), group(step("value", 2), step("value", 3)))).result(WAIT) == [2, 3]
+
+
+def test_waiting_does_not_mind_that_tasks_are_deleted(queue):
+    flow = queue.flow(group(step("value", 1), step("value", 2, delay=600)))
+    threading.Timer(0.2, queue.delete, [flow["1"].id]).start()
+    assert flow.wait(WAIT) == "completed"
+
+
+def test_a_task_that_is_not_in_the_flow_is_refused_by_name(manager):
+    flow = manager.flow(group(step("value")))
+    with pytest.raises(UnknownTask, match="no task 'x'"):
+        flow["x"]
+
+
+def test_a_graph_of_ten_thousand_tasks_is_added_in_one_call_and_cancelled_in_one(tmp_path):
+    with QueueManager(tmp_path / "q.db") as manager:
+        layer = [step("value", n) for n in range(4999)]
+        flow = manager.flow(chain(step("value"), group(*layer), step("total"), group(*layer)))
+        assert (flow.counts["pending"], flow.counts["blocked"]) == (1, 9999)
+        assert flow.cancel() == 10_000

@@ -1,0 +1,544 @@
+"""One turn of the loop after the other, by hand: a store in memory, a scripted pool, a made-up clock."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from dtq.errors import StoreError
+from dtq.queue.events import Emitter
+from dtq.queue.handle import Endings
+from dtq.queue.loop import Loop
+from dtq.stores.memory.store import MemoryStore
+from dtq.stores.shared.overlap import take_up
+from dtq.task.model import ErrorInfo, Task
+from dtq.task.transitions import cancel, revive, succeed
+from dtq.workers import backend
+from dtq.workers.groups import Pool, Staff
+
+NOW = 1000.0
+
+
+class ScriptedPool:
+    """Takes up to `room` tasks; tells what the test puts into `says`."""
+
+    def __init__(self, room: int = 2) -> None:
+        self.room = room
+        self.has: list[Task] = []
+        self.says: list[backend.Report] = []
+        self.stopped: list[Task] = []
+
+    def wants(self):
+        if self.room > len(self.has):
+            yield self.room - len(self.has), frozenset({"a"})
+
+    def dispatch(self, tasks, left=None):
+        self.has += tasks
+
+    def poll(self):
+        said, self.says = self.says, []
+        return said
+
+    def deadline(self):
+        return None
+
+    def workers(self):
+        return []
+
+    def stop(self, task):
+        self.stopped.append(task)
+
+    def recall(self):
+        self.says += map(backend.Returned, self.has)
+        self.has = []
+
+    def ends(self, task, error=None, result=None):
+        self.has = [other for other in self.has if other.id != task.id]
+        self.says.append(backend.Finished(task, "w1", task.started_at, 0.5, result, error, "", False))
+
+
+@pytest.fixture
+def store():
+    store = MemoryStore()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def pool():
+    return ScriptedPool()
+
+
+def make(store, pool, monotonic=lambda: 0.0, **options):
+    """A turn takes no time where the test does not say so."""
+    fixed = {"types": lambda: {"a"}, "chance": lambda: 0.5, "monotonic": monotonic}
+    return Loop(store, [Staff(Pool(2), pool)], Emitter(), Endings(), **fixed, **options)
+
+
+def add(store, *ids, **options):
+    given = {"created_at": NOW, "run_at": NOW, **options}
+    store.add([Task(type="a", id=id, **given) for id in ids])
+
+
+def status(store, *ids):
+    return [str(task.status) for task in store.get(ids)]
+
+
+def test_a_turn_claims_what_the_workers_can_take_and_a_later_one_ends_it(store, pool):
+    loop = make(store, pool)
+    add(store, "x", "y", "z")
+    loop.turn(NOW)
+    assert [task.id for task in pool.has] == ["x", "y"]
+    pool.ends(pool.has[0], result=7)
+    loop.turn(NOW + 1)
+    assert status(store, "x", "y", "z") == ["completed", "processing", "processing"]
+    assert store.get(["x"])[0].worker == f"{loop.id}/w1"
+
+
+def test_an_idle_turn_says_when_the_next_task_is_due(store, pool):
+    loop = make(store, pool)
+    add(store, "x", run_at=NOW + 0.25)
+    assert loop.turn(NOW) == NOW + 0.25
+    assert pool.has == []
+    loop.turn(NOW + 0.25)
+    assert [task.id for task in pool.has] == ["x"]
+
+
+def test_a_failure_waits_for_its_backoff_with_the_chance_that_was_passed_in(store, pool):
+    loop = make(store, pool)
+    add(store, "x", retry_delay=8, retry_jitter=0.5)
+    loop.turn(NOW)
+    pool.ends(pool.has[0], error=ErrorInfo("ValueError"))
+    loop.turn(NOW + 1)
+    assert status(store, "x") == ["retrying"]
+    assert store.get(["x"])[0].run_at == NOW + 0.5 + 8 * 0.75
+
+
+def test_what_comes_back_unstarted_pays_no_attempt(store, pool):
+    loop = make(store, pool)
+    add(store, "x", max_attempts=1)
+    loop.turn(NOW)
+    loop.drain()
+    loop.turn(NOW + 1)
+    task = store.get(["x"])[0]
+    assert (task.status, task.attempts, loop.is_drained()) == ("pending", 0, True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_workers_say_while_the_store_is_busy_is_for_the_next_turn_which_is_due_now(store, pool, fails):
+    """And nothing is lost or told twice where the store then fails."""
+    loop = make(store, pool)
+    add(store, "x", "y")
+    loop.turn(NOW)
+    x, y = pool.has
+    pool.ends(x, result=1)
+    update, times = store.update, 0
+
+    def busy(outcomes):
+        nonlocal times
+        times += 1
+        if times == 1:
+            pool.ends(y, result=2)
+            take_up()
+            if fails:
+                raise StoreError("away")
+        return update(outcomes)
+
+    store.update = busy
+    due = loop.turn(NOW + 0.5)
+    assert status(store, "x", "y") == (["processing"] * 2 if fails else ["completed", "processing"])
+    assert (due > NOW + 0.5) if fails else (due == NOW + 0.5)
+    loop.turn(NOW + 0.7)
+    assert [task.result for task in store.get(["x", "y"])] == [1, 2]
+    assert times == 2
+
+
+def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(store, pool):
+    loop = make(store, pool, lease=10)
+    add(store, "x", "y")
+    loop.turn(NOW)
+    x, y = pool.has
+    for second in range(1, 30):
+        loop.turn(NOW + second)
+    assert store.get(["x"])[0].lease_until == NOW + 29 + 10
+    store.delete(["y"])
+    (taken,) = store.reap("other", 1, 10, NOW + 40)
+    loop.turn(NOW + 40)
+    assert [task.id for task in pool.stopped] == [taken.id]
+    pool.ends(x if taken.id == "x" else y, result=1)
+    loop.turn(NOW + 41)
+    assert status(store, taken.id) == ["processing"]
+    assert store.get([taken.id])[0].worker == "other"
+
+
+def test_what_was_claimed_by_the_time_before_a_freeze_goes_back_and_is_claimed_anew(store, pool):
+    seconds, claim = [0.0], store.claim
+
+    def freeze_and_claim(worker, n, lease, now, types, *rest):
+        seconds[0] += 20.0 if "a" in types else 0.0
+        return claim(worker, n, lease, now, types, *rest)
+
+    loop = make(store, pool, monotonic=lambda: seconds[0])
+    loop.turn(NOW)
+    add(store, "1")
+    add(store, "2", expires=NOW + 0.5)
+    store.claim = freeze_and_claim
+    assert loop.turn(NOW + 1) == NOW + 1
+    store.claim = claim
+    assert pool.has == []
+    assert store.get(["1"])[0].lease_until == NOW + 31
+    loop.turn(NOW + 21)
+    (task,) = pool.has
+    assert (task.id, task.attempts, task.lease_until) == ("1", 1, NOW + 51)
+    assert store.get(["2"])[0].status == "cancelled"
+
+
+def test_a_claim_is_of_the_time_at_which_it_is_made_however_long_the_commit_before_it_took(store, pool):
+    """Else a rate would let more pass than it may, by as much as the turn had waited for the store."""
+    seconds, update = [0.0], store.update
+    loop = make(store, pool, monotonic=lambda: seconds[0])
+    store.set_lane(type="a", rate=1)
+    add(store, *(f"{n}" for n in range(9)))
+
+    def slowly(outcomes):
+        seconds[0] += 4.0
+        return update(outcomes)
+
+    loop.turn(NOW)
+    (first,) = pool.has
+    pool.ends(first)
+    store.update = slowly
+    loop.turn(NOW + 0.5)  # it is NOW + 4.5 when the second may start
+    store.update = update
+    pool.ends(pool.has[0])
+    loop.turn(NOW + 5)
+    assert len(pool.has) == 0
+    loop.turn(NOW + 5.5)
+    assert len(pool.has) == 1
+
+
+def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, pool):
+    clock = [NOW]
+    loop = make(store, ScriptedPool(room=0), lambda: clock[0], lease=10)
+    add(store, "x", max_attempts=1)
+    for death in range(1, 4):
+        now = NOW + 100 * death
+        assert [task.id for task in store.claim("doomed node", 1, 10, now, {"a"})] == ["x"]
+        clock[0] = now + 50
+        loop.turn(now + 50)
+        task = store.get(["x"])[0]
+        assert (task.interruptions, task.status) == (death, "failed" if death == 3 else "pending")
+    assert task.error.type == "Interrupted"
+
+
+def test_what_ended_here_is_committed_and_told_although_its_lease_has_run_out_meanwhile(store, pool):
+    """A clock that leaps, or a node that was frozen: its own sweep must not take its own result from it."""
+    loop = make(store, pool, lease=10)
+    add(store, "x")
+    loop.turn(NOW)
+    pool.ends(pool.has[0], result=7)
+    told = []
+    loop._events.on("*", lambda event: told.append((event.name, event.task and event.task.version)))
+    loop.turn(NOW + 60)
+    loop._events.close()
+    (task,) = store.get(["x"])
+    assert (task.status, task.result, task.interruptions) == ("completed", 7, 0)
+    assert ("task:completed", task.version) in told
+
+
+def test_outcomes_are_kept_while_the_store_is_away_and_told_once_when_it_is_back(store, pool, monkeypatch, caplog):
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    pool.ends(pool.has[0], result=1)
+    heard = []
+    loop._events.on("task:completed", lambda event: heard.append(event.task.id))
+
+    def away(*_):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(store, "update", away)
+    pauses = [loop.turn(NOW + n) - (NOW + n) for n in range(8)]
+    assert pauses[:5] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8])
+    assert caplog.text.count("the disk is full") == 1
+    monkeypatch.undo()
+    loop.turn(NOW + 9)
+    loop._events.close()
+    assert (status(store, "x"), heard) == (["completed"], ["x"])
+
+
+def test_where_the_results_of_parents_cannot_be_fetched_all_that_was_claimed_comes_back(store, pool, monkeypatch):
+    """Without an attempt: nothing of it has run. It is claimed again when the store answers."""
+    loop = make(store, pool)
+    add(store, "parent")
+    loop.turn(NOW)
+    pool.ends(pool.has[0], result=1)
+    add(store, "child", after=("parent",))
+    add(store, "other")
+
+    def away(ids):
+        raise StoreError("the disk is gone")
+
+    monkeypatch.setattr(store, "get", away)
+    loop.turn(NOW + 1)
+    assert (pool.has, loop.held) == ([], {})
+    monkeypatch.undo()
+    loop.turn(NOW + 2)
+    assert {(task.id, task.attempts) for task in pool.has} == {("child", 1), ("other", 1)}
+    assert set(loop.held) == {"child", "other"}
+
+
+@pytest.mark.parametrize("room", [2, 0])
+def test_health_is_the_time_since_the_store_last_answered(store, room, monkeypatch):
+    """Of workers that have room for more as of those that have not."""
+    clock = [NOW]
+    loop = make(store, ScriptedPool(room), monotonic=lambda: clock[0])
+
+    def turn(at):
+        clock[0] = at
+        loop.turn(at)
+        return loop.health()
+
+    def away(*_):
+        raise StoreError("the server is gone")
+
+    assert loop.health() == float("inf")
+    assert turn(NOW) == 0
+    clock[0] = NOW + 0.5
+    assert loop.health() == 0.5
+    for name in ("claim", "heartbeat"):
+        monkeypatch.setattr(store, name, away)
+    assert [turn(NOW + n) for n in (5, 5.1, 9)] == pytest.approx([5, 5.1, 9])
+    monkeypatch.undo()
+    assert turn(NOW + 12) == 0
+
+
+def test_old_tasks_are_cleaned_up_by_age(store, pool):
+    loop = make(store, pool, cleanup_age=100)
+    add(store, "x")
+    loop.turn(NOW)
+    pool.ends(pool.has[0])
+    loop.turn(NOW + 1)
+    loop.turn(NOW + 90)
+    assert status(store, "x") == ["completed"]
+    loop.turn(NOW + 200)
+    assert status(store, "x") == []
+
+
+def test_a_large_backlog_of_old_tasks_goes_in_steps_and_a_later_turn_goes_on(store, pool):
+    loop = make(store, ScriptedPool(room=0), cleanup_age=100)
+    add(store, *(f"t{n:05}" for n in range(12_000)))
+    store.update([(succeed(task, None, NOW), ()) for task in store.claim("n", 12_000, 30, NOW, {"a"})])
+    loop.turn(NOW + 200)
+    assert store.stats().total == 2000
+    loop.turn(NOW + 201)
+    assert store.stats().total == 0
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_heart(store, pool):
+    loop = make(store, pool, lease=10)
+    add(store, "x")
+    loop.turn(NOW)
+    loop.turn(NOW - 3600)
+    assert store.get(["x"])[0].lease_until == NOW - 3600 + 10
+
+
+def test_a_post_that_comes_during_a_turn_is_done_at_once_in_the_next(store, pool):
+    loop = make(store, pool)
+    done = []
+    poll = pool.poll
+    pool.poll = lambda: (loop.post(lambda: done.append(1)), setattr(pool, "poll", poll), [])[2]
+    assert loop.turn(NOW) == NOW
+    loop.turn(NOW)
+    assert done == [1]
+
+
+# --- clocks that leap -------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A wall clock that leaps, and a monotonic one that does not."""
+
+    def __init__(self):
+        self.wall, self.ticks = NOW, 0.0
+
+    def pass_time(self, seconds):
+        self.wall += seconds
+        self.ticks += seconds
+
+    def sleep(self, seconds):
+        self.wall += seconds
+
+
+def two_nodes(store, machine, lease=5.0):
+    pools = ScriptedPool(1), ScriptedPool(1)
+    return pools, [make(store, pool, lambda: machine.ticks, lease=lease) for pool in pools]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("lease", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("leap", [1.1, 6.0, 3600.0, 1e7])
+def test_living_nodes_keep_their_tasks_when_the_machine_has_slept(store, first, lease, leap):
+    """Whichever of them wakes up first, three times over, and with half a second between their turns."""
+    machine = Machine()
+    pools, loops = two_nodes(store, machine, lease)
+    add(store, "x", "y", max_attempts=1)
+    order = [loops[first], loops[not first]]
+    for _ in range(3):
+        for _ in range(8):
+            for loop in order:
+                loop.turn(machine.wall)
+                machine.pass_time(0.1)
+        machine.sleep(leap)
+        for loop in order:
+            loop.turn(machine.wall)
+            machine.pass_time(0.5)
+    for pool in pools:
+        pool.ends(pool.has[0], result=1)
+    for loop in order:
+        loop.turn(machine.wall)
+    assert [(task.status, task.interruptions) for task in store.get(["x", "y"])] == [("completed", 0)] * 2
+
+
+def test_the_lease_of_a_node_that_is_stopped_ends_also_where_the_machine_has_slept(store):
+    machine = Machine()
+    pools, (stopped, other) = two_nodes(store, machine)
+    add(store, "x")
+    stopped.turn(machine.wall)
+    other.turn(machine.wall)
+    machine.sleep(3600)
+    other.turn(machine.wall)
+    assert status(store, "x") == ["processing"]
+    for _ in range(5):
+        machine.pass_time(1)
+        other.turn(machine.wall)
+    assert [task.id for task in pools[1].has] == ["x"]
+    assert store.get(["x"])[0].interruptions == 1
+    stopped.turn(machine.wall)
+    assert [task.id for task in pools[0].stopped] == ["x"]
+
+
+def test_without_a_leap_a_lease_that_ends_is_taken_over_at_the_next_beat(store):
+    machine = Machine()
+    pools, (stopped, other) = two_nodes(store, machine)
+    add(store, "x")
+    stopped.turn(machine.wall)
+    for _ in range(6):
+        machine.pass_time(1)
+        other.turn(machine.wall)
+    assert [task.id for task in pools[1].has] == ["x"]
+
+
+def test_a_clock_that_is_set_back_after_a_leap_does_not_stop_the_take_over(store):
+    machine = Machine()
+    _, (stopped, other) = two_nodes(store, machine)
+    add(store, "x")
+    stopped.turn(machine.wall)
+    machine.sleep(3600)
+    other.turn(machine.wall)
+    machine.sleep(-3600)
+    for _ in range(7):
+        machine.pass_time(1)
+        other.turn(machine.wall)
+    assert store.get(["x"])[0].worker.startswith(other.id)
+
+
+def cancel_and_revive(store, task):
+    """Cancel the task and start it afresh, as another thread does. Return the task as it was cancelled."""
+    cancelled = replace(task, version=task.version + 1)
+    assert store.update([(cancel(task, NOW), ())]) == {task.id}
+    assert store.update([(revive(store.get([task.id])[0], NOW), ())]) == {task.id}
+    return cancelled
+
+
+@pytest.mark.parametrize("tells_first", [True, False])
+def test_a_task_that_is_retried_right_after_its_cancel_keeps_its_new_attempt(store, pool, tells_first):
+    """The loop hears of the cancel before, or only after, it has claimed the new attempt."""
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    (old,) = pool.has
+    cancelled = cancel_and_revive(store, old)
+    if tells_first:
+        loop.post(lambda: loop.end_by_request(cancelled))
+    loop.turn(NOW + 0.1)
+    if not tells_first:
+        loop.post(lambda: loop.end_by_request(cancelled))
+        loop.turn(NOW + 0.2)
+    new = pool.has[-1]
+    assert (new.version, list(loop.held.values())) == (5, [new])
+    assert pool.stopped == [old]
+    pool.ends(old, result="old")
+    pool.ends(new, result="new")
+    loop.turn(NOW + 0.3)
+    assert store.get(["x"])[0].result == "new"
+
+
+def test_a_waiting_task_that_is_cancelled_and_retried_runs_once(store, pool):
+    loop = make(store, pool)
+    add(store, "x")
+    cancelled = cancel_and_revive(store, store.get(["x"])[0])
+    loop.turn(NOW)
+    loop.post(lambda: loop.end_by_request(cancelled))
+    loop.turn(NOW + 0.1)
+    assert (pool.stopped, [task.version for task in pool.has]) == ([], [4])
+    pool.ends(pool.has[0])
+    loop.turn(NOW + 0.2)
+    assert status(store, "x") == ["completed"]
+
+
+def test_an_earlier_attempt_that_is_still_held_is_stopped_when_the_next_is_claimed(store, pool):
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    (old,) = pool.has
+    cancel_and_revive(store, old)
+    loop.turn(NOW + 0.1)  # before any heartbeat has told of the loss
+    assert pool.stopped == [old]
+    assert [task.version for task in pool.has] == [2, 5]
+
+
+def test_a_task_that_was_deleted_and_added_again_is_not_ended_by_its_old_attempt(store, pool):
+    loop = make(store, pool)
+    add(store, "x")
+    loop.turn(NOW)
+    (old,) = pool.has
+    store.update([(cancel(old, NOW), ())])
+    store.delete(["x"])
+    add(store, "x", payload="new")
+    pool.ends(old, result="old")
+    loop.turn(NOW + 0.1)
+    (new,) = pool.has
+    assert (new.payload, status(store, "x")) == ("new", ["processing"])
+    pool.ends(new, result="new")
+    loop.turn(NOW + 0.2)
+    assert store.get(["x"])[0].result == "new"
+
+
+def test_of_a_task_that_is_taken_over_the_outcome_of_the_lost_attempt_is_not_told(store, pool):
+    loop = make(store, pool)
+    told = []
+    loop._events.on("*", lambda event: told.append(event.name))
+    add(store, "x", "y")
+    loop.turn(NOW)
+    x, y = pool.has
+    update = store.update
+
+    def busy(outcomes):  # x ends while y is committed, and its lease is over by then
+        store.update = update
+        pool.ends(x, result=1)
+        take_up()
+        return update(outcomes)
+
+    pool.ends(y, result=2)
+    loop._beat(NOW + 29)
+    loop._interval = 100.0
+    store.update = busy
+    loop._next_beat = NOW + 60
+    loop._hear(NOW + 60)
+    loop._commit(NOW + 60)
+    loop._reap(NOW + 60)
+    loop._commit(NOW + 60)
+    loop._events.close()
+    assert status(store, "x", "y") == ["pending", "completed"]
+    assert told.count("task:completed") == 1

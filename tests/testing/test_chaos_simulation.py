@@ -1,0 +1,229 @@
+"""Simulated schedules: every promise is kept in all of them, and each of these planted bugs is found by them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from msgspec.structs import replace
+
+from dtq.queue.loop import Loop
+from dtq.stores.memory.store import MemoryStore
+from dtq.task.transitions import succeed
+from dtq.testing.chaos.simulation import hunt, simulate
+
+SCHEDULES = int(os.environ.get("DTQ_SCHEDULES", "150"))  # the long run: DTQ_SCHEDULES=20000
+ENOUGH = 400  # schedules in which a planted bug has to show
+
+PLANTED: list[tuple[dict[str, type], str]] = []
+
+
+def breaks(promise: str):
+    """Enters a broken store or loop, with the promise that the first schedule to find it must see broken."""
+
+    def enter(part: type) -> type:
+        PLANTED.append(({"make_store" if issubclass(part, MemoryStore) else "make_loop": part}, promise))
+        return part
+
+    return enter
+
+
+@breaks("no_stale_write_is_accepted")
+class FencingOff(MemoryStore):
+    """Accepts an outcome of whatever version."""
+
+    def _current(self, outcomes):
+        return {task.id: (task, planted) for task, planted in outcomes if task.id in self._tasks}
+
+
+@breaks("only_the_faulty_lose_their_tasks")
+class LeaseNeverRenewed(MemoryStore):
+    def _renew(self, task, lease, now):
+        return super()._renew(task, task.lease_until - now, now)
+
+
+@breaks("only_the_faulty_lose_their_tasks")
+class ReapIgnoresLiveNodes(MemoryStore):
+    """Takes over from everybody, dead or alive."""
+
+    def reap(self, worker, n, lease, now, dead=()):
+        return super().reap(worker, n, lease, now, {task.worker for task in self._tasks.values()} - {worker})
+
+
+@breaks("everything_ends")
+class NothingIsReaped(MemoryStore):
+    def reap(self, *_):
+        return []
+
+
+@breaks("completed_means_done")
+class AcknowledgesBeforeItRuns(Loop):
+    """At most once instead of at least once: what is given to a worker counts as done."""
+
+    def _take(self, pool, tasks, now):
+        super()._take(pool, tasks, now)
+        self._store.update([(succeed(task, "early", now), ()) for task in tasks if not task.doom])
+
+
+@breaks("no_stale_write_is_accepted")
+class GivesTwice(MemoryStore):
+    """Gives a task out and leaves it where it was."""
+
+    def _take(self, task, *claim):
+        taken = super()._take(task, *claim)
+        self._put(task)
+        return taken
+
+
+@breaks("nothing_acknowledged_is_lost")
+class AddsLater(MemoryStore):
+    """Says that all is stored, and keeps the last one back until the next call."""
+
+    _kept: tuple | list = ()
+
+    def add(self, tasks):
+        now, self._kept = [*self._kept, *tasks[:-1]], [tasks[-1]]
+        super().add([task for task in now if all(parent in self._tasks for parent in task.after)])
+        return [task.id for task in tasks]
+
+
+@breaks("children_wait_for_their_parents")
+class ForgetsDependencies(MemoryStore):
+    def _placed(self, task):
+        return replace(super()._placed(replace(task, after=())), after=task.after)
+
+
+@breaks("nothing_was_seen_broken")
+class ForgetsLimits(MemoryStore):
+    def _gates(self):
+        return []
+
+
+@breaks("only_the_faulty_lose_their_tasks")
+class DropsOutcomes(Loop):
+    """When the store refuses outcomes, they are gone."""
+
+    def _hold_on(self, error):
+        self._outcomes.clear()
+        return super()._hold_on(error)
+
+
+@breaks("only_what_was_accepted_is_told")
+class SweepsBeforeItCommits(Loop):
+    """Takes over its own tasks, whose results are at hand, and tells of those all the same."""
+
+    def _beat(self, now):
+        beats = super()._beat(now)
+        if beats:
+            self._sweep(now)
+        return beats
+
+
+@breaks("runs_are_paid_for")
+class InterruptsForNothing(Loop):
+    """Gives back what a dead node had as if it had never been touched."""
+
+    def _sweep(self, now):
+        super()._sweep(now)
+        self._outcomes = [(replace(task, interruptions=0), planted) for task, planted in self._outcomes]
+
+
+@pytest.mark.parametrize(("parts", "promise"), PLANTED, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_planted_bug_is_found(parts, promise):
+    found = hunt(range(ENOUGH), **parts)
+    assert found is not None, f"not in {ENOUGH} schedules"
+    assert promise in found.broken
+
+
+class LooksAtTheClockOnce(Loop):
+    """Was frozen in its turn, and goes on with its claim as if it were still the time before."""
+
+    def _by_now(self, now):
+        return now
+
+
+def test_a_freeze_between_the_clock_and_the_claim_costs_one_repeat_and_not_two():
+    """It takes a rare schedule, which a long run has found."""
+    seed = 6734
+    assert "only_the_faulty_lose_their_tasks" in simulate(seed, make_loop=LooksAtTheClockOnce).broken
+    assert simulate(seed).broken == {}
+
+
+@pytest.mark.parametrize("seed", [554, 5131, 10024, 15005])
+def test_of_a_task_that_was_lost_and_has_come_back_only_the_last_outcome_counts(seed):
+    """While a claim is under way it is heard how a lost attempt has ended, and the claim gives the task anew."""
+    assert simulate(seed).broken == {}
+
+
+def test_every_promise_is_kept_in_every_schedule():
+    found = hunt(range(SCHEDULES))
+    assert found is None, f"dtq chaos memory: --seed {found.seed} --schedules 1\n{found}"
+
+
+def test_a_machine_that_sleeps_costs_no_node_its_tasks():
+    found = hunt(range(SCHEDULES), sleeps=True)
+    assert found is None, f"simulate({found.seed}, sleeps=True)\n{found}"
+
+
+class SleepsOver(Loop):
+    """Does not notice that the machine has slept."""
+
+    def _notice_leap(self, now):
+        self._now, self._began = now, self._monotonic()
+
+
+def test_a_loop_that_does_not_notice_a_sleep_is_found():
+    found = hunt(range(ENOUGH), make_loop=SleepsOver, sleeps=True)
+    assert found is not None
+    assert "only_the_faulty_lose_their_tasks" in found.broken
+
+
+def test_the_schedules_are_rich():
+    """A check that finds nothing proves nothing, unless there was something to find."""
+    seen = [simulate(seed).evidence for seed in range(40)]
+    assert sum(len(list(evidence.of("taken over"))) for evidence in seen) > 30
+    assert sum(evidence.repeats() for evidence in seen) > 20
+    assert sum(evidence.deaths for evidence in seen) > 10
+    assert any(not evidence.faults and not evidence.deaths for evidence in seen)
+    ends = {task.status for evidence in seen for task in evidence.tasks.values()}
+    assert ends == {"completed", "failed", "cancelled"}
+
+
+def test_without_faults_each_attempt_runs_once():
+    calm = [e for e in (simulate(seed).evidence for seed in range(60)) if not e.faults and not e.deaths]
+    assert calm
+    for evidence in calm:
+        assert evidence.repeats() == 0
+
+
+def test_a_seed_gives_the_same_story_in_every_process():
+    code = "from dtq.testing.chaos.simulation import simulate; print(simulate(3))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(told) == 1
+    assert b"every promise was kept" in told.pop()
+
+
+def test_no_attempt_reaches_a_later_task_of_its_id():
+    found = hunt(range(SCHEDULES), lives=True)
+    assert found is None, f"simulate({found.seed}, lives=True)\n{found}"
+
+
+class CountsVersionsAnew(MemoryStore):
+    """Begins every task at version 1, also one whose id was used before."""
+
+    def _add(self, tasks):
+        self._deleted = 0
+        return super()._add(tasks)
+
+
+def test_a_store_whose_versions_recur_is_found():
+    found = hunt(range(ENOUGH), make_store=CountsVersionsAnew, lives=True)
+    assert found is not None
+    assert {"no_stale_write_is_accepted", "completed_means_done"} & found.broken.keys()
