@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from dtq.stores.protocol import Node
 from dtq.task.model import Task
 from dtq.workers.backend import Finished, Started, WorkerInfo
-from dtq.workers.metrics.node import Meter
+from dtq.workers.metrics.node import NodeMetrics
 
 NOW = 1_700_000_000.0
 
@@ -28,7 +28,7 @@ class ToldNode:
 
     def __init__(self, store, clock, id="n1", workers=1):
         self.store, self.clock, self.id, self.workers = store, clock, id, workers
-        self.meter = Meter(lambda: clock.tick)
+        self.meter = NodeMetrics(lambda: clock.tick)
         self.beat()
 
     def run(self, seconds=0.0, n=1, status="completed", waited=0.0):

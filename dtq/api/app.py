@@ -16,13 +16,13 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
-from dtq.api.auth import Authoriser, Gate, Tokens
+from dtq.api.auth import Authoriser, HostMiddleware, Tokens
 from dtq.api.document import describe
 from dtq.api.express import Express
 from dtq.api.problems import to_response
 from dtq.api.rates import Rates
 from dtq.api.routes import flows, schedules, status, tasks
-from dtq.api.state import Desk
+from dtq.api.state import AppState
 from dtq.queue.manager import QueueManager
 
 MIB = 1 << 20
@@ -37,13 +37,13 @@ def create_app(
     origins: Collection[str] = (),
     hub: str = "",
     max_body: int = MIB,
-    on_desk: Callable[[Desk], None] = lambda desk: None,
+    on_desk: Callable[[AppState], None] = lambda desk: None,
 ) -> ASGIApp:
     """The application over this manager, which stays open. `on_desk` hears of the desk when the server has started."""
 
     @asynccontextmanager
     async def life(app: Litestar) -> AsyncIterator[None]:
-        app.state.desk = desk = Desk(manager)
+        app.state.desk = desk = AppState(manager)
         on_desk(desk)
         try:
             yield
@@ -65,7 +65,7 @@ def create_app(
         debug=False,
     )
     outer = app if origins else Express(app, authorise)  # pages of other servers: only the framework knows of CORS
-    return Gate(outer, hosts, origins, hub)
+    return HostMiddleware(outer, hosts, origins, hub)
 
 
 def _options(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:

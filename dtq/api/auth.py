@@ -21,7 +21,7 @@ from litestar import Request
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from dtq.api.problems import Refusal, give, response_of
+from dtq.api.problems import HTTPProblem, give, response_of
 from dtq.api.rates import Rates
 from dtq.api.responses import Reason
 from dtq.errors import DTQError
@@ -104,19 +104,19 @@ class Authoriser:
         request.scope["state"].update(client=number, level=level)
         if seconds := self._rates.wait_for(number):
             wait = {"Retry-After": str(max(1, round(seconds)))}
-            raise Refusal(429, "too many requests with this token", headers=wait)
+            raise HTTPProblem(429, "too many requests with this token", headers=wait)
         if "query" in options:
             _require_plain(request.query_params.multi_items(), options["query"])
 
     def _who(self, request: Request[Any, Any, Any], needs: str) -> tuple[int, int]:
-        """Which token it is that came along, and the level of its scope. Raises Refusal where it is none, or may not do
-        what is asked."""
+        """Which token it is that came along, and the level of its scope. Raises HTTPProblem where it is none, or may
+        not do what is asked."""
         found = self._tokens.find(request.headers.get("authorization", ""))
         if found is None:
-            raise Refusal(401, "this needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE)
+            raise HTTPProblem(401, "this needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE)
         _, level = found
         if level < SCOPES.index(needs):
-            raise Refusal(403, f"this needs a token of scope {needs}, and yours is of scope {SCOPES[level]}")
+            raise HTTPProblem(403, f"this needs a token of scope {needs}, and yours is of scope {SCOPES[level]}")
         return found
 
 
@@ -134,13 +134,13 @@ def _require_plain(given: Iterable[tuple[str, str]], allowed: Collection[str]) -
         else:
             seen.add(name)
             continue
-        raise Refusal(422, f"{name[:200]}: {reason}", [Reason(name[:200], reason)])
+        raise HTTPProblem(422, f"{name[:200]}: {reason}", [Reason(name[:200], reason)])
 
 
 # --- Host and Origin ------------------------------------------------------------------------------------------------
 
 
-class Gate:
+class HostMiddleware:
     """The outermost ASGI layer: lets in what names this server and comes from its own pages, and puts the headers of
     security on every answer."""
 
@@ -159,7 +159,7 @@ class Gate:
         try:
             self._check(dict(scope["headers"]))
             scope["path"] = _path_of(scope)
-        except Refusal as refusal:
+        except HTTPProblem as refusal:
             await give(response_of(refusal), guarded)
             return
         await self._app(scope, receive, guarded)
@@ -169,12 +169,12 @@ class Gate:
         if host not in self._known:
             name = _name(host)
             if name not in self._hosts and not self._is_of_hub(headers):
-                raise Refusal(
+                raise HTTPProblem(
                     403, f"this server is not known as {name!r}: name the host by which it is reached in allowed_hosts"
                 )
         origin = headers.get(b"origin")
         if origin is not None and not self._is_ours(origin.decode("latin-1"), host):
-            raise Refusal(403, f"a page of {origin[:200]!r} may not use this server: see cors_origins")
+            raise HTTPProblem(403, f"a page of {origin[:200]!r} may not use this server: see cors_origins")
 
     def _is_of_hub(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether jupyter-server-proxy of our own Jupyter server passed it on: it says for which prefix. (No page can
@@ -199,7 +199,7 @@ def _name(netloc: str) -> str:
 def _path_of(scope: Scope) -> str:
     """The path, where %2F within a segment is no slash: ids may have one. (uvicorn has decoded it to one.)"""
     if SLASH in scope["path"]:
-        raise Refusal(404, "there is nothing of this name")
+        raise HTTPProblem(404, "there is nothing of this name")
     raw = scope.get("raw_path", b"").lower()
     if b"%2f" not in raw:
         return str(scope["path"])

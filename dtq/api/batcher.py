@@ -1,11 +1,11 @@
-"""Combiner: requests that add tasks at the same time share one commit.
+"""AddBatcher: requests that add tasks at the same time share one commit.
 
 request A --.                       .-- add_many(A + B + C), in a thread --.
 request B --+--> what waits while --+                                      +--> A, B, C are answered
 request C --'    the last commit    '-- one by one, if that was refused ---'
                  is under way
 
-It is what Turnstile does for threads, without a thread for each request, and with a moment's patience: few large
+It is what GroupCommit does for threads, without a thread for each request, and with a moment's patience: few large
 commits leave more of the processor to the event loop than many small ones (1.4 times the requests, with 16 clients).
 
 Where one of them cannot be added, the others must not hear of it: each is then tried by itself.
@@ -27,7 +27,7 @@ Outcome = list[str] | Exception
 Waiting = tuple[list[Task], "asyncio.Future[list[str]]"]
 
 
-class Combiner:
+class AddBatcher:
     """For one event loop."""
 
     def __init__(self, manager: QueueManager) -> None:

@@ -13,7 +13,7 @@ from litestar import Request
 from litestar.datastructures import State
 
 from dtq.api.auth import ADMIN
-from dtq.api.problems import Refusal, of_body
+from dtq.api.problems import HTTPProblem, of_body
 from dtq.api.requests import NewFlow, NewSchedule, NewWork, decoder
 from dtq.api.responses import Reason
 from dtq.task.codec import MAX_DEPTH, is_nested, is_too_deep
@@ -31,14 +31,14 @@ class Body:
         self._decode: Callable[[bytes], Any] = decoder(shape)
 
     async def of(self, request: Asked) -> Any:
-        """Raises Refusal, which says what is wrong with it."""
+        """Raises HTTPProblem, which says what is wrong with it."""
         _require_json(request)
         content = await request.body()
         value = self._decoded(content)
         if is_too_deep(content) and any(is_nested(work.payload) for work in _works(value)):
             raise _too_deep()
         if request.scope["state"].get("level", ADMIN) < ADMIN and any(map(_names_secret, _works(value))):
-            raise Refusal(403, "a webhook with a secret needs a token of scope admin")
+            raise HTTPProblem(403, "a webhook with a secret needs a token of scope admin")
         return value
 
     def _decoded(self, content: bytes) -> Any:
@@ -54,12 +54,12 @@ def _require_json(request: Asked) -> None:
     given = request.headers.get("content-type", "")
     kind, _, parameters = given.partition(";")
     if kind.strip().lower() != JSON or parameters.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
-        raise Refusal(415, f"the body is {given[:100] or 'of no type'!r}: send JSON, as Content-Type: {JSON}")
+        raise HTTPProblem(415, f"the body is {given[:100] or 'of no type'!r}: send JSON, as Content-Type: {JSON}")
 
 
-def _too_deep() -> Refusal:
+def _too_deep() -> HTTPProblem:
     reason = f"there are more than {MAX_DEPTH} arrays and objects within each other"
-    return Refusal(422, reason, [Reason("payload", reason)])
+    return HTTPProblem(422, reason, [Reason("payload", reason)])
 
 
 def _names_secret(work: NewWork) -> bool:

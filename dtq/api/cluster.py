@@ -24,7 +24,7 @@ from functools import partial
 
 import msgspec
 
-from dtq.api.config import Setup
+from dtq.api.config import ServerConfig
 from dtq.api.http_server import PATIENCE, Server
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
@@ -42,7 +42,7 @@ BOOT = "import sys; sys.path[:] = sys.argv[3:]; from dtq.api.cluster import main
 class Cluster:
     """`n` processes that serve this socket by this setup."""
 
-    def __init__(self, setup: Setup, n: int, listener: socket.socket, rates: Rates) -> None:
+    def __init__(self, setup: ServerConfig, n: int, listener: socket.socket, rates: Rates) -> None:
         self._setup = msgspec.msgpack.encode(setup)
         self._listener = listener
         self._rates = rates
@@ -159,7 +159,7 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
 
 def main(listener: int, rates: int) -> None:
     """One process of a cluster: what it is to do comes by stdin, whose end means that nobody looks after it."""
-    setup = msgspec.msgpack.decode(_read(int.from_bytes(_read(4), "big")), type=Setup)
+    setup = msgspec.msgpack.decode(_read(int.from_bytes(_read(4), "big")), type=ServerConfig)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn heeds it, and raises it again when it has ended
     try:
@@ -169,7 +169,7 @@ def main(listener: int, rates: int) -> None:
         raise SystemExit(2) from None
 
 
-def _serve(setup: Setup, listener: socket.socket, rates_fd: int) -> None:
+def _serve(setup: ServerConfig, listener: socket.socket, rates_fd: int) -> None:
     manager = QueueManager(setup.store, backlog_limit=setup.backlog_limit, max_payload=setup.max_payload)
     with manager, closing(Rates(setup.rate_limit, len(setup.tokens), rates_fd)) as rates:
         server = _Announced(partial(setup.app, manager, rates), listener)

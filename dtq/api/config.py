@@ -10,13 +10,13 @@ from litestar.types import ASGIApp
 from dtq.api.app import create_app
 from dtq.api.auth import Tokens
 from dtq.api.rates import Rates
-from dtq.api.state import Desk
+from dtq.api.state import AppState
 from dtq.queue.manager import QueueManager
 
 MIB = 1 << 20
 
 
-class Setup(msgspec.Struct, frozen=True):
+class ServerConfig(msgspec.Struct, frozen=True):
     """The store (its URL; empty for the one of a manager), and the options of APIServer. Holds secrets: not to be
     shown."""
 
@@ -33,7 +33,7 @@ class Setup(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Setup({self.store!r}, {len(self.tokens)} tokens)"
 
-    def app(self, manager: QueueManager, rates: Rates, on_desk: Callable[[Desk], None]) -> ASGIApp:
+    def app(self, manager: QueueManager, rates: Rates, on_desk: Callable[[AppState], None]) -> ASGIApp:
         """The application over this manager."""
         return create_app(
             manager, tokens=Tokens(self.tokens), rates=rates, hosts=self.hosts, origins=self.origins, hub=self.hub,

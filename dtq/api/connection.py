@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from dtq.api.problems import MEDIA_TYPE, Refusal, body
+from dtq.api.problems import MEDIA_TYPE, HTTPProblem, body
 
 RECEIVE = 15.0  # seconds from a request's first byte (or the connection's beginning) to its last
 SEND = 30.0  # seconds in which a client that takes nothing must take something
@@ -41,7 +41,7 @@ class Connection(HttpToolsProtocol):
         quiet = [other for other in self.connections if not other.is_at_work()]  # type: ignore[union-attr]
         oldest = min(quiet, key=lambda other: other.since)  # type: ignore[union-attr]
         if oldest is self:
-            self.refuse(Refusal(503, "all connections are in use; try again"))
+            self.refuse(HTTPProblem(503, "all connections are in use; try again"))
         else:
             oldest.transport.abort()
         self.connections.discard(oldest)
@@ -56,7 +56,7 @@ class Connection(HttpToolsProtocol):
             self._head += len(data)
         super().data_received(data)
         if self._head > MAX_HEAD:
-            self.refuse(Refusal(431, f"the request line and the headers are more than {MAX_HEAD:,} bytes"))
+            self.refuse(HTTPProblem(431, f"the request line and the headers are more than {MAX_HEAD:,} bytes"))
         elif self._receiving and self._deadline is None:
             self._deadline = self.loop.call_later(self.receive_seconds, self._too_slow)
 
@@ -67,7 +67,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head = -1
         super().on_headers_complete()
-        self.cycle.transport = Joining(self.transport, self.loop)  # type: ignore[assignment]
+        self.cycle.transport = CoalescingTransport(self.transport, self.loop)  # type: ignore[assignment]
         if getattr(self.server_state, "leaving", False):
             self.cycle.keep_alive = False
 
@@ -91,11 +91,11 @@ class Connection(HttpToolsProtocol):
         if self.scope is None:  # not one byte
             self.transport.abort()
         else:
-            self.refuse(Refusal(408, f"the request did not arrive within {self.receive_seconds:g} seconds"))
+            self.refuse(HTTPProblem(408, f"the request did not arrive within {self.receive_seconds:g} seconds"))
 
     # --- answers that need no application
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: HTTPProblem) -> None:
         """Says why, where nothing was said yet, and closes."""
         if self.transport.is_closing():
             return
@@ -106,7 +106,7 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(Refusal(400, "this is not an HTTP request"))
+        self.refuse(HTTPProblem(400, "this is not an HTTP request"))
 
     # --- clients that do not read
 
@@ -121,7 +121,7 @@ class Connection(HttpToolsProtocol):
             self._stuck = None
 
 
-class Joining:
+class CoalescingTransport:
     """What an answer is written to: its head goes out with the first of its body, in one packet and one call.
 
     Where no body follows at once (a stream that has nothing to tell yet), the head goes out alone.

@@ -17,7 +17,7 @@ from contextlib import suppress
 import uvicorn
 
 from dtq.api.connection import Connection, settings
-from dtq.api.state import Desk
+from dtq.api.state import AppState
 from dtq.errors import DTQError
 
 LINGER = 0.3  # seconds for requests that are on their way when the server stops
@@ -29,16 +29,16 @@ QUEUE = 1024  # connections that the kernel keeps until they are accepted
 class Server(uvicorn.Server):
     """Serves one application on one listening socket, which it takes over. `desk` is set as soon as there is one."""
 
-    def __init__(self, make_app: Callable[[Callable[[Desk], None]], object], listener: socket.socket) -> None:
+    def __init__(self, make_app: Callable[[Callable[[AppState], None]], object], listener: socket.socket) -> None:
         config = uvicorn.Config(make_app(self._meet), timeout_graceful_shutdown=GRACE, **settings())  # type: ignore[arg-type]
         super().__init__(config)
         # Before it is duplicated, which else would make it blocking for a moment: for all processes that share it, of
         # which one could be caught in `accept` then.
         listener.setblocking(False)
         self._listener = listener
-        self._desk: Desk | None = None
+        self._desk: AppState | None = None
 
-    def _meet(self, desk: Desk) -> None:
+    def _meet(self, desk: AppState) -> None:
         self._desk = desk
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

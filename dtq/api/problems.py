@@ -33,7 +33,7 @@ MEDIA_TYPE = "application/problem+json"
 LATER = {"Retry-After": "1"}
 
 
-class Refusal(Exception):
+class HTTPProblem(Exception):
     """The request is not done, for this reason."""
 
     def __init__(
@@ -48,7 +48,7 @@ def to_response(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     return response_of(as_refusal(error))
 
 
-def response_of(refusal: Refusal) -> Response[bytes]:
+def response_of(refusal: HTTPProblem) -> Response[bytes]:
     return Response(body(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers)
 
 
@@ -64,46 +64,50 @@ async def give(response: Response[Any], send: Send) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
-def body(refusal: Refusal) -> bytes:
+def body(refusal: HTTPProblem) -> bytes:
     title = HTTPStatus(refusal.status).phrase
     return msgspec.json.encode(Problem(title, refusal.status, refusal.detail, refusal.errors))
 
 
-def as_refusal(error: Exception) -> Refusal:
+def as_refusal(error: Exception) -> HTTPProblem:
     match error:
-        case Refusal():
+        case HTTPProblem():
             return error
         case UnknownTask() | UnknownSchedule():
-            return Refusal(404, str(error))
+            return HTTPProblem(404, str(error))
         case IllegalTransition():
-            return Refusal(409, str(error))
+            return HTTPProblem(409, str(error))
         case InvalidTask():
             field = _field(str(error))
-            return Refusal(409 if field.field == "after" else 422, str(error), [field])  # other tasks are against it
+            return HTTPProblem(
+                409 if field.field == "after" else 422, str(error), [field]
+            )  # other tasks are against it
         case UnknownType():
-            return Refusal(409, str(error), [Reason("type", str(error))])
+            return HTTPProblem(409, str(error), [Reason("type", str(error))])
         case QueueFull():
-            return Refusal(429, str(error), headers=LATER)
+            return HTTPProblem(429, str(error), headers=LATER)
         case StoreError():
             log.error("the store failed: %s", error)
-            return Refusal(503, "the store cannot be reached or written: nothing was stored; try again", headers=LATER)
+            return HTTPProblem(
+                503, "the store cannot be reached or written: nothing was stored; try again", headers=LATER
+            )
         case DTQError():
-            return Refusal(409, str(error))
+            return HTTPProblem(409, str(error))
         case ValidationException():
             return _of_parameters(error)
         case HTTPException():
             return _of_framework(error)
     log.error("a request failed", exc_info=error)
-    return Refusal(500, "the server failed; its log says more")
+    return HTTPProblem(500, "the server failed; its log says more")
 
 
-def of_body(error: msgspec.DecodeError) -> Refusal:
+def of_body(error: msgspec.DecodeError) -> HTTPProblem:
     """The body is no JSON (400), or not of the right form (422)."""
     if not isinstance(error, msgspec.ValidationError):
-        return Refusal(400, f"the body is not JSON: {error}")
+        return HTTPProblem(400, f"the body is not JSON: {error}")
     reason, _, path = str(error).partition(" - at `$")
     field = path.removesuffix("`").lstrip(".") or "body"
-    return Refusal(422, f"{field}: {reason}", [Reason(field, reason)])
+    return HTTPProblem(422, f"{field}: {reason}", [Reason(field, reason)])
 
 
 def _field(message: str) -> Reason:
@@ -112,13 +116,13 @@ def _field(message: str) -> Reason:
     return Reason(f"{found[1] or ''}{found[2]}" if found else "body", message)
 
 
-def _of_parameters(error: ValidationException) -> Refusal:
+def _of_parameters(error: ValidationException) -> HTTPProblem:
     extra = error.extra if isinstance(error.extra, list) else []
     reasons = [Reason(str(one.get("key", "")), str(one.get("message", ""))) for one in extra]
     detail = "; ".join(f"{one.field}: {one.reason}" for one in reasons) or str(error.detail)
-    return Refusal(422, detail, reasons)
+    return HTTPProblem(422, detail, reasons)
 
 
-def _of_framework(error: HTTPException) -> Refusal:
+def _of_framework(error: HTTPException) -> HTTPProblem:
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() != "content-type"}
-    return Refusal(error.status_code, str(error.detail), headers=headers)
+    return HTTPProblem(error.status_code, str(error.detail), headers=headers)

@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
 
 from dtq.api.auth import Tokens, check_exposure, hub_hosts, is_loopback
 from dtq.api.cluster import Cluster
-from dtq.api.config import Setup
+from dtq.api.config import ServerConfig
 from dtq.api.http_server import GRACE, Runner, Server, listen
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
@@ -72,7 +72,7 @@ class APIServer:
         self.host, self.port = host, port
         self._queue = queue
         self._n = num_workers if clustered else 1
-        self._setup = Setup(
+        self._setup = ServerConfig(
             store=_url_of(queue) if clustered else "",
             tokens={token: "admin"} if isinstance(token, str) else dict(token or {}),
             hosts=tuple({*allowed_hosts, *([] if _is_any(host) else [host]), *hub_hosts()}),

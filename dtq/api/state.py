@@ -1,7 +1,7 @@
 """Desk: what the routes have in hand: the manager, asked in threads, the combiner, and the end that is to come.
 
 handler --await ask(manager.get, id)--> thread --> store
-handler --await add(tasks)------------> Combiner --> one commit for all who wait
+handler --await add(tasks)------------> AddBatcher --> one commit for all who wait
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from dtq.api.batcher import Combiner
-from dtq.api.problems import Refusal
+from dtq.api.batcher import AddBatcher
+from dtq.api.problems import HTTPProblem
 from dtq.api.stream import Feed
 from dtq.queue.manager import QueueManager
 from dtq.task.model import Task
@@ -25,14 +25,14 @@ MAX_WAITS = 256  # requests that wait for a task's end, in one process
 MAX_STREAMS = 64  # readers of /events, in one process
 
 
-class Desk:
+class AppState:
     """For one event loop. `leaving` is set when the server stops: whoever waits is to be answered now."""
 
     def __init__(self, manager: QueueManager) -> None:
         self.manager = manager
         self.leaving = asyncio.Event()
         self.feed = Feed(manager, self.ask)
-        self._combiner = Combiner(manager)
+        self._combiner = AddBatcher(manager)
         self._threads = ThreadPoolExecutor(THREADS, "dtq-api")
         self._taken = {"wait": 0, "events": 0}
 
@@ -61,9 +61,11 @@ class Desk:
         return await self.ask(self.manager.get, task_id)
 
     def require_place(self, kind: str, limit: int) -> None:
-        """What takes long has so many places, so that others find room beside it. Raises Refusal (503)."""
+        """What takes long has so many places, so that others find room beside it. Raises HTTPProblem (503)."""
         if self._taken[kind] >= limit:
-            raise Refusal(503, f"{limit} clients are served by this already; try again", headers={"Retry-After": "5"})
+            raise HTTPProblem(
+                503, f"{limit} clients are served by this already; try again", headers={"Retry-After": "5"}
+            )
 
     @contextmanager
     def place(self, kind: str) -> Iterator[None]:

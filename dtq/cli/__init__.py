@@ -91,7 +91,7 @@ def main(
     """
 
 
-def demo(
+def demo_command(
     tasks: Annotated[int, typer.Option(min=1, max=100_000, help="How many pictures to work on.")] = 200,
     workers: Annotated[int, typer.Option(min=1, max=100, help="How many worker processes.")] = 4,
     store: Annotated[str, typer.Option(help="A store's URL; by default a SQLite file that is gone afterwards.")] = "",
@@ -133,7 +133,7 @@ FAMILIES: dict[str, dict[str, Callable[..., None]]] = {
         "cancel": change.cancel, "retry": change.retry, "purge": change.purge,
         "pause": change.pause, "resume": change.resume,
     },
-    "Learn": {"lab": lab, "demo": demo, "chaos": chaos.chaos},
+    "Learn": {"lab": lab, "demo": demo_command, "chaos": chaos.chaos},
 }  # fmt: skip
 for family, commands in FAMILIES.items():
     for name, command in commands.items():

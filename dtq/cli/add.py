@@ -143,7 +143,7 @@ def _add_one(manager: QueueManager, options: dict[str, Any], wait: bool, timeout
 # --- many
 
 
-class Lines:
+class JsonLines:
     """The tasks in the lines of a file, a batch at a time. `number`: the line that was read last, `size`: the bytes
     until its end; `within`: whether that line is being read or checked, so that an error is an error of the line."""
 
@@ -189,7 +189,7 @@ def _add_file(manager: QueueManager, path: str, defaults: Mapping[str, Any]) -> 
     added = 0
     try:
         with _opened(path) as (file, size), progress("adding", size) as show:
-            lines = Lines(file, defaults)
+            lines = JsonLines(file, defaults)
             while ids := [handle.id for handle in manager.add_many(lines.batch())]:
                 added += len(ids)
                 typer.echo("\n".join(ids))

@@ -58,7 +58,7 @@ class Alert(Event, frozen=True):
     message: str = ""
 
 
-class Watch:
+class AlertState:
     """One metric and its threshold; `tick` is a clock that nobody sets."""
 
     def __init__(self, metric: str, threshold: Threshold) -> None:
@@ -91,11 +91,11 @@ class Watch:
         )  # fmt: skip
 
 
-def watches(thresholds: Mapping[str, float | Threshold]) -> list[Watch]:
+def watches(thresholds: Mapping[str, float | Threshold]) -> list[AlertState]:
     """Raises DTQError where a metric is unknown."""
     if unknown := thresholds.keys() - METRICS:
         raise DTQError(f"no metric is named {min(unknown)!r}; there are: {', '.join(sorted(METRICS))}")
     return [
-        Watch(metric, limit if isinstance(limit, Threshold) else Threshold(limit))
+        AlertState(metric, limit if isinstance(limit, Threshold) else Threshold(limit))
         for metric, limit in thresholds.items()
     ]

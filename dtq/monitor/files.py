@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 
-class Lines:
+class RotatingFile:
     """Appends JSON lines, of which each has the time `at`; for one thread. Raises OSError, and tries anew with the next
     call."""
 

@@ -22,7 +22,7 @@ from dtq.errors import DTQError, Retry
 from dtq.monitor.alerts import Alert
 from dtq.task.model import new_id
 from dtq.webhooks import handler as webhook_handler
-from dtq.webhooks.address_guard import Guard, Refused, Secrets
+from dtq.webhooks.address_guard import AddressGuard, Refused, Secrets
 
 log = logging.getLogger("dtq")
 
@@ -46,7 +46,7 @@ class AlertWebhook:
             raise DTQError(f"the webhook's URL is {url!r}; allowed: https://..., http://... with webhook_http=True")
         self.url = url
         self.secrets = Secrets({} if secret is None else {"alerts": secret})
-        self.guard = Guard(webhook_networks, webhook_http)
+        self.guard = AddressGuard(webhook_networks, webhook_http)
         self._secret = None if secret is None else "alerts"
 
     def payload(self, alert: Alert) -> dict[str, Any]:

@@ -21,7 +21,7 @@ try:
 except ImportError:
     raise ImportError('the monitor writes its log with structlog: pip install "dtq[monitor]"') from None
 
-from dtq.monitor.files import Lines
+from dtq.monitor.files import RotatingFile
 from dtq.queue.events import Event
 
 log = logging.getLogger("dtq")
@@ -52,7 +52,7 @@ LEVELS = {
 class Writer:
     """Takes lines from any thread, and writes them when it can."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: RotatingFile) -> None:
         self.lost = 0
         self.trouble: str | None = None  # why lines are being lost, if so
         self._lines = lines

@@ -25,7 +25,7 @@ import msgspec
 from dtq.errors import DTQError
 from dtq.monitor import figures
 from dtq.monitor.alerts import DEFAULTS, NAMES, Alert, Threshold, watches
-from dtq.monitor.files import Lines
+from dtq.monitor.files import RotatingFile
 from dtq.monitor.health import Health
 from dtq.monitor.hook import AlertWebhook, Hook
 from dtq.monitor.logs import LEVELS, Writer, structured, write_event
@@ -92,7 +92,7 @@ class Monitor:
         self._log_level = log_level
         self._writer: Writer | None = None
         self._log: Any = None
-        self._kept: Lines | None = None
+        self._kept: RotatingFile | None = None
 
     # --- life
 
@@ -110,11 +110,11 @@ class Monitor:
         return self
 
     def _open(self, directory: Path) -> None:
-        self._writer = Writer(Lines(directory / "dtq.log", *self._log_options))
+        self._writer = Writer(RotatingFile(directory / "dtq.log", *self._log_options))
         node = {"node": self._queue.node} if isinstance(self._queue, TaskQueue) else {}
         self._log = structured(self._writer, self._log_level, **node)
         size = self._points.maxlen or 1
-        self._kept = Lines(directory / "history.jsonl", size * A_POINT // 2, 2, self._clock)
+        self._kept = RotatingFile(directory / "history.jsonl", size * A_POINT // 2, 2, self._clock)
         with self._health.noting("history", OSError):
             for line in self._kept.read():
                 with suppress(msgspec.DecodeError, msgspec.ValidationError):  # torn, or of another version

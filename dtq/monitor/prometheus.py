@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from dtq.stores.protocol import Counts, Node, Stats
-from dtq.workers.metrics.histogram import Sketch
+from dtq.workers.metrics.histogram import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS = range(-10, 13)  # powers of two, at which a sketch counts exactly: 1 ms to 68 min
@@ -113,7 +113,7 @@ def _times(name: str, help: str, key: str, nodes: Iterable[Node]) -> Metric:
     family = HistogramMetricFamily(name, help, labels=["node", "type"])
     for node in nodes:
         for type, data in node.metrics.get(key, {}).items():
-            sketch = Sketch.from_json(data)
+            sketch = Histogram.from_json(data)
             buckets = [(str(2.0**bound), float(n)) for bound, n in zip(BOUNDS, sketch.up_to(BOUNDS), strict=True)]
             family.add_metric([node.id, type], [*buckets, ("+Inf", float(sketch.count))], sketch.sum)
     return family

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from dtq.stores.protocol import Node, Stats
-from dtq.workers.metrics.histogram import Sketch
+from dtq.workers.metrics.histogram import Histogram
 
 Lane = tuple[str, str, str]  # queue, type, outcome
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -73,8 +73,8 @@ class Totals:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.ended: Counter[Lane] = Counter()
-        self.execution: dict[str, Sketch] = {}  # by type
-        self.waiting: dict[str, Sketch] = {}
+        self.execution: dict[str, Histogram] = {}  # by type
+        self.waiting: dict[str, Histogram] = {}
         self.busy = 0.0  # worker-seconds, as is the next
         self.capacity = 0.0
         self.cpu = 0.0
@@ -84,7 +84,7 @@ class Totals:
         self.ended.update(other.ended)
         for mine, theirs in ((self.execution, other.execution), (self.waiting, other.waiting)):
             for type, sketch in theirs.items():
-                mine.setdefault(type, Sketch()).merge(sketch)
+                mine.setdefault(type, Histogram()).merge(sketch)
         self.busy += other.busy
         self.capacity += other.capacity
         self.cpu += other.cpu
@@ -127,14 +127,14 @@ def _part(some: float, whole: float) -> float:
     return some / whole if whole > 0 else 0.0
 
 
-def _times(name: str, sketches: dict[str, Sketch]) -> dict[str, float | None]:
-    whole = Sketch()
+def _times(name: str, sketches: dict[str, Histogram]) -> dict[str, float | None]:
+    whole = Histogram()
     for sketch in sketches.values():
         whole.merge(sketch)
     return {f"avg_{name}": whole.mean, **{f"{p}_{name}": whole.quantile(q) for p, q in QUANTILES.items()}}
 
 
-class Seen:
+class NodeSample:
     """What a node had published at some tick, and how long it had lived then by its own account."""
 
     def __init__(self, node: Node, tick: float) -> None:
@@ -145,8 +145,8 @@ class Seen:
         self.cpu = float(metrics.get("cpu", 0.0))
         self.workers: dict[str, float] = metrics.get("workers", {})
         self.ended = Counter(dict(_lanes(metrics.get("ended", {}))))
-        self.execution = {type: Sketch.from_json(data) for type, data in metrics.get("execution", {}).items()}
-        self.waiting = {type: Sketch.from_json(data) for type, data in metrics.get("waiting", {}).items()}
+        self.execution = {type: Histogram.from_json(data) for type, data in metrics.get("execution", {}).items()}
+        self.waiting = {type: Histogram.from_json(data) for type, data in metrics.get("waiting", {}).items()}
 
 
 def _lanes(ended: dict[str, dict[str, dict[str, int]]]) -> Iterator[tuple[Lane, int]]:
@@ -162,7 +162,7 @@ class Readings:
     def __init__(self) -> None:
         self.totals = Totals()
         self.nodes: list[dict[str, Any]] = []  # of the latest look, with the utilization of each and its workers
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, NodeSample] = {}
         self._tick: float | None = None
 
     def read(self, stats: Stats, at: float, tick: float) -> Point:
@@ -171,7 +171,7 @@ class Readings:
         change.seconds = seconds
         seen, self.nodes = {}, []
         for node in stats.nodes:
-            seen[node.id] = now = Seen(node, tick)
+            seen[node.id] = now = NodeSample(node, tick)
             then = self._seen.get(node.id)
             if then is None:
                 then = now if self._tick is None else _unborn(now, seconds)
@@ -181,14 +181,14 @@ class Readings:
         return _point(stats, change, at)
 
 
-def _unborn(now: Seen, seconds: float) -> Seen:
+def _unborn(now: NodeSample, seconds: float) -> NodeSample:
     """A node that was not there at the last look: all that it has done came since."""
-    then = Seen(Node(""), now.tick)
+    then = NodeSample(Node(""), now.tick)
     then.lived = max(0.0, now.lived - seconds)
     return then
 
 
-def _compare(node: Node, now: Seen, then: Seen, seconds: float, change: Totals) -> dict[str, Any]:
+def _compare(node: Node, now: NodeSample, then: NodeSample, seconds: float, change: Totals) -> dict[str, Any]:
     """Adds what the node has done to `change`; gives its own figures."""
     elapsed = _elapsed(node, now, then, seconds)
     busy = max(0.0, now.busy - then.busy)
@@ -199,7 +199,7 @@ def _compare(node: Node, now: Seen, then: Seen, seconds: float, change: Totals) 
     for field in ("execution", "waiting"):
         for type, sketch in getattr(now, field).items():
             earlier = getattr(then, field).get(type)
-            getattr(change, field).setdefault(type, Sketch()).merge(sketch.since(earlier) if earlier else sketch)
+            getattr(change, field).setdefault(type, Histogram()).merge(sketch.since(earlier) if earlier else sketch)
     return {
         "id": node.id, "host": node.host, "pid": node.pid, "started_at": node.started_at, "seen_at": node.seen_at,
         "types": list(node.types), "workers": node.workers, "busy_workers": node.busy,
@@ -213,7 +213,7 @@ def _compare(node: Node, now: Seen, then: Seen, seconds: float, change: Totals) 
     }  # fmt: skip
 
 
-def _elapsed(node: Node, now: Seen, then: Seen, seconds: float) -> float:
+def _elapsed(node: Node, now: NodeSample, then: NodeSample, seconds: float) -> float:
     """How long the node has lived between the two publications. A node that is at work publishes each second, and says
     itself how long it has lived; one that is idle is silent, and has lived on all the same."""
     lived = now.lived - then.lived

@@ -18,14 +18,14 @@ from dtq.errors import StoreError
 from dtq.policy import cron
 from dtq.queue.events import Emitter
 from dtq.queue.guards import PATIENCE, Aside, Trouble, failed
-from dtq.queue.scheduler import Ticker
+from dtq.queue.scheduler import Scheduler
 from dtq.stores.protocol import Outcome
 from dtq.task.model import EXPIRED, Status, Task
 from dtq.task.transitions import cancel, end_doomed, fail, interrupt, release, succeed
 from dtq.workers import backend
 from dtq.workers.backend import Finished, Logged, Progressed, Report, Returned, Started, WorkerChanged
-from dtq.workers.groups import Staff
-from dtq.workers.metrics.node import Meter
+from dtq.workers.groups import WorkerGroup
+from dtq.workers.metrics.node import NodeMetrics
 
 log = logging.getLogger("dtq")
 
@@ -34,7 +34,7 @@ class Attempts:
     """For the loop's thread alone."""
 
     def __init__(
-        self, id: str, staff: Sequence[Staff], events: Emitter, ticker: Ticker, ahead: Callable[[], float],
+        self, id: str, staff: Sequence[WorkerGroup], events: Emitter, ticker: Scheduler, ahead: Callable[[], float],
         chance: Callable[[], float], monotonic: Callable[[], float],
     ) -> None:  # fmt: skip
         self.id = id
@@ -46,7 +46,7 @@ class Attempts:
         self._ahead = ahead  # seconds by which the clock of the loop is ahead of the workers'
         self._chance = chance
         self._monotonic = monotonic
-        self._meter = Meter(monotonic)
+        self._meter = NodeMetrics(monotonic)
         self._ticker = ticker
         self._outcomes: list[Outcome] = []
         self._now = 0.0  # the time of this turn

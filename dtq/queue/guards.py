@@ -93,7 +93,7 @@ class Sieve:
             except Exception as refusal:
                 self._sift(half, hand_in, refusal)
             else:
-                self._strike(half)
+                self._interrupt(half)
 
     def _blame(self, outcome: Outcome, hand_in: HandIn, error: Exception) -> None:
         """The store took another outcome after it refused this one. If it does so again, this one is to blame."""
@@ -102,7 +102,7 @@ class Sieve:
         except Exception:
             self._require_store()
             self._fail(outcome[0], hand_in, error)
-        self._strike([outcome])
+        self._interrupt([outcome])
 
     def _fail(self, task: Task, hand_in: HandIn, error: Exception) -> None:
         try:
@@ -111,7 +111,7 @@ class Sieve:
             self._require_store()
             log.exception("task %s: the store takes no outcome of it; its lease runs out", task.id)
 
-    def _strike(self, outcomes: Sequence[Outcome]) -> None:
+    def _interrupt(self, outcomes: Sequence[Outcome]) -> None:
         done = {(task.id, task.version) for task, _ in outcomes}
         self.left = [(task, planted) for task, planted in self.left if (task.id, task.version) not in done]
 

@@ -1,6 +1,6 @@
-"""Handle: what `add` returns, to ask for a task's state and to wait for its result; Endings: the futures of waiters.
+"""Handle: what `add` returns, to ask for a task's state and to wait for its result; Waiters: the futures of waiters.
 
-result() --register--> Endings <--settle-- the loop, for each outcome it has committed
+result() --register--> Waiters <--settle-- the loop, for each outcome it has committed
                           ^------check---- a ResultPoller, for tasks that end in another process or are deleted
 """
 
@@ -23,7 +23,7 @@ LOOK = 1.0  # seconds between looks at the store where no hint comes
 BATCH = 100  # tasks that are read at once: each may carry megabytes
 
 
-class Endings:
+class Waiters:
     """The futures of tasks that are waited for. Thread-safe. It is empty, and false, while nothing is waited for."""
 
     def __init__(self) -> None:

@@ -38,15 +38,15 @@ from dtq.queue.attempts import OF_ENDINGS, Attempts
 from dtq.queue.cleaner import Cleaner
 from dtq.queue.events import Emitter
 from dtq.queue.guards import SHORTEST, Sieve, announced
-from dtq.queue.handle import Endings
-from dtq.queue.scheduler import Ticker
+from dtq.queue.handle import Waiters
+from dtq.queue.scheduler import Scheduler
 from dtq.stores.protocol import Node, Outcome, Store, ahead_of_here
-from dtq.stores.shared.overlap import meanwhile
+from dtq.stores.shared.overlap import while_waiting
 from dtq.task.model import Task
 from dtq.task.transitions import fail, release
 from dtq.webhooks import deliveries
 from dtq.workers import backend
-from dtq.workers.groups import Staff
+from dtq.workers.groups import WorkerGroup
 from dtq.workers.run import parents
 
 log = logging.getLogger("dtq")
@@ -59,7 +59,7 @@ class Loop(Attempts):
     """One node's loop. All methods are called by one thread, except `post`."""
 
     def __init__(
-        self, store: Store, staff: Sequence[Staff], events: Emitter, endings: Endings, *, lease: float = 30.0,
+        self, store: Store, staff: Sequence[WorkerGroup], events: Emitter, endings: Waiters, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
         ticks: bool = True, each_beat: Callable[[], None] = lambda: None, ahead: Callable[[], float] | None = None,
@@ -67,7 +67,7 @@ class Loop(Attempts):
     ) -> None:  # fmt: skip
         id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
         ahead = ahead or partial(ahead_of_here, store)
-        super().__init__(id, staff, events, Ticker(store, id, lease), ahead, chance, monotonic)
+        super().__init__(id, staff, events, Scheduler(store, id, lease), ahead, chance, monotonic)
         self._store = store
         self.idle = True  # nothing held, and nothing found at the last look
         self._endings = endings
@@ -230,7 +230,7 @@ class Loop(Attempts):
 
     def _hand_in(self, now: float, listens: bool, kept: Sequence[Outcome]) -> None:
         outcomes = announced(kept, now)
-        with meanwhile(partial(self._hear, now)) if listens else nullcontext():  # outcomes for the next time
+        with while_waiting(partial(self._hear, now)) if listens else nullcontext():  # outcomes for the next time
             accepted = self._store.update(outcomes)
         ended = [task for task, _ in outcomes if task.id in accepted]
         self._aside.do("an event", self._tell_of_successors, outcomes, accepted, now)
@@ -248,10 +248,10 @@ class Loop(Attempts):
             return float("inf")
         short, at = False, now  # a claim found less than was wanted; when it was made
         for group in self._staff:
-            for n, types in group.pool.wants():
+            for n, types in group.pool.capacity():
                 at = self._by_now(now)  # a rate that is told an earlier time lets pass too much
                 n = 1 if self._careful else n
-                with meanwhile(partial(self._hear, now)):
+                with while_waiting(partial(self._hear, now)):
                     tasks = self._store.claim(
                         self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority
                     )
@@ -281,7 +281,7 @@ class Loop(Attempts):
         self._outcomes += [(deliveries.refuse(task, now), ()) for task in forged]
         return [task for task in tasks if task not in forged] if forged else tasks
 
-    def _take(self, pool: backend.Pool, tasks: list[Task], now: float) -> None:
+    def _take(self, pool: backend.WorkerBackend, tasks: list[Task], now: float) -> None:
         doomed = [task for task in tasks if task.doom]
         self._outcomes += [self._outcome(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
@@ -293,7 +293,7 @@ class Loop(Attempts):
             self._do_posts()  # a handler that was registered before its task was added comes before it here too
             self._dispatch(pool, [task for task in runnable if task.id in self.held], left, now)
 
-    def _dispatch(self, pool: backend.Pool, tasks: list[Task], left: Mapping[str, bytes], now: float) -> None:
+    def _dispatch(self, pool: backend.WorkerBackend, tasks: list[Task], left: Mapping[str, bytes], now: float) -> None:
         """A pool reports a task that it cannot hand over. Where it raises all the same, a lone task is to blame; of
         several all go back, and come again one by one."""
         try:

@@ -24,7 +24,7 @@ from dtq.policy.limits import Limit
 from dtq.queue.dead_letters import DeadLetters
 from dtq.queue.events import Emitter, Listener
 from dtq.queue.flow import Flow
-from dtq.queue.handle import Endings, Handle, wait
+from dtq.queue.handle import Handle, Waiters, wait
 from dtq.queue.poller import ResultPoller
 from dtq.queue.schedules import Schedules, without_ticks
 from dtq.stores.open import open_store
@@ -71,7 +71,7 @@ class QueueManager(Forkable):
         self.events = Emitter()
         self.dead = DeadLetters(self.store, self.clock, self.apply)
         self.schedules = Schedules(self.store, self.clock, self._task)
-        self._endings = Endings()
+        self._endings = Waiters()
         self._poller = ResultPoller(self.store, self._endings, self._has_loop)
         self.follow_forks()
 

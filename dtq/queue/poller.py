@@ -1,6 +1,6 @@
 """ResultPoller: resolves what waits for a task that ends in another process, or that is deleted.
 
-    result() --future--> Endings <--settle-- the loop, for each outcome it has committed
+    result() --future--> Waiters <--settle-- the loop, for each outcome it has committed
        |                    ^
        +--start--> ResultPoller --get--> store
                         ^---- the store's descriptor, or a hint of the loop that reads it
@@ -19,9 +19,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dtq.errors import StoreError
-from dtq.queue.handle import LOOK, Endings
+from dtq.queue.handle import LOOK, Waiters
 from dtq.stores.protocol import Store
-from dtq.sync.wakeup import Bell
+from dtq.sync.wakeup import Wakeup
 
 log = logging.getLogger("dtq")
 
@@ -36,7 +36,7 @@ class ResultPoller:
     """Looks for the endings of `endings` in `store`, on a thread of its own. `has_loop` returns whether a loop reads
     the store's descriptor at this moment; that loop calls `hint` instead. All methods may be called by any thread."""
 
-    def __init__(self, store: Store, endings: Endings, has_loop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, store: Store, endings: Waiters, has_loop: Callable[[], bool] = lambda: False) -> None:
         self._store = store
         self._endings = endings
         self._has_loop = has_loop
@@ -94,7 +94,7 @@ class ResultPoller:
                 self._run = None
             return False
 
-    def _sources(self, bell: Bell) -> select.poll:
+    def _sources(self, bell: Wakeup) -> select.poll:
         """What ends a wait. `poll`, because `select` fails for descriptors above 1,023."""
         sources = select.poll()
         sources.register(bell, select.POLLIN)
@@ -126,7 +126,7 @@ class Run:
     """One life of the poller's thread."""
 
     def __init__(self, poll: Callable[[Run], None]) -> None:
-        self.bell = Bell()
+        self.bell = Wakeup()
         self.ended = threading.Event()
         self.needed_at = time.monotonic()
         self.trouble = 0.0  # seconds until the store is asked again; 0 while all is well

@@ -1,5 +1,5 @@
-"""Ticker: has the schedules' ticks fired when their time comes. One for each node; which of them gets a tick, `claim`
-decides."""
+"""Scheduler: has the schedules' ticks fired when their time comes. One for each node; which of them gets a tick,
+`claim` decides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAUSE = 0.05  # seconds, at least, between looks: what comes due next may be a t
 BATCH = 25  # ticks in one turn
 
 
-class Ticker:
+class Scheduler:
     """`due` is the time of the next look."""
 
     def __init__(self, store: Store, node: str, lease: float) -> None:

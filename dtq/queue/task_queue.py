@@ -32,7 +32,7 @@ from dtq.sync.condition import Condition, SafeFuture
 from dtq.task.model import WAITING, Task
 from dtq.webhooks import deliveries
 from dtq.webhooks import handler as webhook_handler
-from dtq.webhooks.handler import Courier
+from dtq.webhooks.handler import WebhookHandler
 from dtq.workers import backend, groups
 from dtq.workers.groups import Executor, Pool
 from dtq.workers.registry import Errors, Handler, Registry
@@ -97,10 +97,10 @@ class TaskQueue(QueueManager):
         self.registry = Registry(pickles=executor not in ("thread", "inline"))
         for type, handler in (handlers or {}).items():
             self.registry.register(type, handler)
-        self._courier = Courier(secrets or {}, webhook_networks, webhook_http)
+        self._courier = WebhookHandler(secrets or {}, webhook_networks, webhook_http)
         super().__init__(store, backlog_limit=backlog_limit, max_payload=max_payload, clock=clock)
         self._inline = executor == "inline"
-        self._staff = groups.hire(specs, executor, max_tasks_per_worker, max_result)
+        self._staff = groups.make_executors(specs, executor, max_tasks_per_worker, max_result)
         self._loop = Loop(
             self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
             cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,

@@ -7,7 +7,7 @@ import select
 import socket
 
 
-class Bell:
+class Wakeup:
     """Rings are counted as one until somebody has heard them. `ring` may be called from any thread."""
 
     def __init__(self) -> None:

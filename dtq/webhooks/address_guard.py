@@ -24,7 +24,7 @@ class Refused(Exception):
     """This is not sent: the URL leads where webhooks may not go. Another attempt would be of no use."""
 
 
-class Guard:
+class AddressGuard:
     """Which addresses webhooks may reach: public ones, and those in `networks`. `http` allows URLs without TLS."""
 
     def __init__(self, networks: Sequence[str] = (), http: bool = False) -> None:

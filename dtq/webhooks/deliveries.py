@@ -1,7 +1,7 @@
 """Webhooks: who is told when a task ends, and what. Pure policy; the delivery itself is in courier.py.
 
     task with webhook= --ends--> its outcome plants a delivery, a task of the type "dtq.webhook"
-                                 {"url", "secret": its name, "body"}  --Courier--> POST
+                                 {"url", "secret": its name, "body"}  --WebhookHandler--> POST
 
 A delivery is an ordinary task of the same queue, priority and limit key: it is retried for about a day, sits among the
 failed ones if nobody takes it, and can be redriven from there. It has no webhook of its own. Its id is the

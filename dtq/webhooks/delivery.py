@@ -20,7 +20,7 @@ from standardwebhooks.webhooks import Webhook
 
 from dtq.errors import Retry
 from dtq.task.codec import to_json
-from dtq.webhooks.address_guard import Guard, Refused, Secrets
+from dtq.webhooks.address_guard import AddressGuard, Refused, Secrets
 
 TIMEOUT = 20.0  # seconds for all of it
 MAX_BODY = 2048  # bytes of an answer that are read, and only of one that is no success
@@ -66,7 +66,7 @@ class Guarded(httpcore.AsyncNetworkBackend):
     """Makes connections: the name is resolved once, looked at, and what was looked at is what is connected to."""
 
     def __init__(
-        self, guard: Guard, resolve: Resolve = resolve, inner: httpcore.AsyncNetworkBackend | None = None
+        self, guard: AddressGuard, resolve: Resolve = resolve, inner: httpcore.AsyncNetworkBackend | None = None
     ) -> None:
         self._guard = guard
         self._resolve = resolve
@@ -90,7 +90,9 @@ class Guarded(httpcore.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-async def post(message: Message, guard: Guard, backend: httpcore.AsyncNetworkBackend | None = None) -> dict[str, Any]:
+async def post(
+    message: Message, guard: AddressGuard, backend: httpcore.AsyncNetworkBackend | None = None
+) -> dict[str, Any]:
     """Delivers, and gives {"status": 204}. Raises what the type of the delivery is retried, or given up, for."""
     url = httpcore.URL(message.url)
     guard.check_scheme(url.scheme.decode())

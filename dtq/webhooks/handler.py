@@ -1,5 +1,5 @@
-"""Courier: the handler of the type "dtq.webhook". An async one: who waits for a slow receiver takes no worker from
-others. It gets only deliveries that the end of a task planted (`webhooks.is_genuine`).
+"""WebhookHandler: the handler of the type "dtq.webhook". An async one: who waits for a slow receiver takes no worker
+from others. It gets only deliveries that the end of a task planted (`webhooks.is_genuine`).
 
     secret, by its name --> sign (Standard Webhooks 1.0.0) --> resolve the name, once --> Guard: every address is public
                                                           --> connect to one of those very addresses, POST, look
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from dtq.webhooks.address_guard import Guard, Secrets
+from dtq.webhooks.address_guard import AddressGuard, Secrets
 
 CONCURRENCY = 32  # deliveries at once, in each worker
 GIVE_UP_ON = ("dtq.webhooks.address_guard.Refused", "dtq.webhooks.delivery.Gone")
@@ -26,15 +26,15 @@ def is_installed() -> bool:
     return all(find_spec(name) for name in ("anyio", "httpcore", "standardwebhooks"))
 
 
-class Courier:
+class WebhookHandler:
     """The handler. Made in the queue's process, sent to its workers; what it needs is imported there."""
 
     def __init__(self, secrets: Mapping[str, str], networks: Sequence[str] = (), http: bool = False) -> None:
         self.secrets = Secrets(secrets)
-        self.guard = Guard(networks, http)
+        self.guard = AddressGuard(networks, http)
 
     def __repr__(self) -> str:
-        return f"<Courier {self.secrets!r}>"
+        return f"<WebhookHandler {self.secrets!r}>"
 
     async def __call__(self, payload: dict[str, Any], context: Any) -> dict[str, Any]:
         from dtq.webhooks import delivery

@@ -100,7 +100,7 @@ class WorkerInfo(Struct, frozen=True):
     task_id: str | None
 
 
-class Pool(Protocol):
+class WorkerBackend(Protocol):
     """Runs tasks. All methods but `wake` are called by one thread, the loop's; none but `wait` blocks."""
 
     def start(self) -> None:
@@ -112,7 +112,7 @@ class Pool(Protocol):
         `function` is the handler itself where it was given as one: a pool inside this process calls it directly.
         """
 
-    def wants(self) -> Iterator[tuple[int, frozenset[str]]]:
+    def capacity(self) -> Iterator[tuple[int, frozenset[str]]]:
         """How many tasks of which types to claim next. A generator: what was claimed for one step is dispatched before
         the next step is asked for."""
 

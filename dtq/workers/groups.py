@@ -16,7 +16,7 @@ from dtq.errors import DTQError
 from dtq.workers import backend
 from dtq.workers.process.pool import WorkerPool
 
-Executor = Literal["process", "thread", "inline"] | backend.Pool
+Executor = Literal["process", "thread", "inline"] | backend.WorkerBackend
 EXECUTORS = ("process", "thread", "inline")
 MAX_WORKERS = 1000
 
@@ -29,11 +29,11 @@ class Pool(Struct, frozen=True):
     min_priority: int | None = None
 
 
-class Staff(Struct, frozen=True):
+class WorkerGroup(Struct, frozen=True):
     """A pool of workers, with what it is for."""
 
     spec: Pool
-    pool: backend.Pool
+    pool: backend.WorkerBackend
     name: str = ""
 
 
@@ -52,7 +52,7 @@ def check_size(size: object) -> None:
         raise DTQError(f"the size of a pool is {size!r}; allowed: a whole number from 0 to {MAX_WORKERS:,}")
 
 
-def named(groups: Sequence[Staff], pool: object) -> Staff:
+def named(groups: Sequence[WorkerGroup], pool: object) -> WorkerGroup:
     """Return the pool of this name, or of this position. Raises DTQError where there is none."""
     for position, group in enumerate(groups):
         if pool == group.name or (type(pool) is int and pool == position):
@@ -61,12 +61,16 @@ def named(groups: Sequence[Staff], pool: object) -> Staff:
     raise DTQError(f"there is no pool {pool!r}; allowed: {names}, or a position from 0 to {len(groups) - 1}")
 
 
-def hire(pools: Mapping[str, Pool], executor: Executor, max_tasks: int | None, max_result: int) -> list[Staff]:
+def make_executors(
+    pools: Mapping[str, Pool], executor: Executor, max_tasks: int | None, max_result: int
+) -> list[WorkerGroup]:
     """The pools, made and not yet started."""
-    return [Staff(spec, _make(executor, name, spec.size, max_tasks, max_result), name) for name, spec in pools.items()]
+    return [
+        WorkerGroup(spec, _make(executor, name, spec.size, max_tasks, max_result), name) for name, spec in pools.items()
+    ]
 
 
-def _make(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> backend.Pool:
+def _make(executor: Executor, name: str, size: int, max_tasks: int | None, max_result: int) -> backend.WorkerBackend:
     if executor == "process":
         return WorkerPool(size, name=name, max_tasks_per_worker=max_tasks, max_result=max_result)
     if not isinstance(executor, str):

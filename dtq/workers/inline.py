@@ -20,7 +20,7 @@ from dtq.workers.run.runner import Handlers
 _log = logging.getLogger(__name__)
 
 
-class Bell:
+class Wakeup:
     """Ends a wait from any thread. Ringing it while it rings costs nothing.
 
     A ring that finds it ringing may rely on `quiet`, which comes before the reading of what the ring was about.
@@ -69,7 +69,7 @@ class LocalPool:
         self.max_result = max_result
         self.handlers = Handlers()
         self._concurrency: dict[str, int] = {}
-        self._bell = Bell()
+        self._bell = Wakeup()
         self._numbers = count(1)
 
     def define(self, type: str, source: wire.Source, function: Callable[..., Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Pools without processes: threads of this one, or no thread at all. They keep the promises of `reports.Pool`.
+"""Pools without processes: threads of this one, or no thread at all. They keep the promises of `reports.WorkerBackend`.
 
     dispatch --> inbox --> thread 1..size --> perform ---------------+
                               |                                      +--> mail --> poll --> reports
@@ -29,7 +29,7 @@ from dtq.task.model import Task
 from dtq.workers import backend, wire
 from dtq.workers.inline import LocalPool, arrival, report
 from dtq.workers.run.runner import Stopped, TimedOut, is_async, perform, perform_async
-from dtq.workers.run.worker_thread import Job, Loop, Shared, Worker
+from dtq.workers.run.worker_thread import InFlight, Loop, Shared, Worker
 from dtq.workers.wire import MAX_RESULT
 
 AHEAD = 0.005  # seconds of work that may wait in the inbox, so that no thread has to wait for the loop
@@ -53,7 +53,7 @@ class InlinePool(LocalPool):
     def start(self) -> None:
         self._reports += arrival(self.name)
 
-    def wants(self) -> Iterator[tuple[int, frozenset[str]]]:
+    def capacity(self) -> Iterator[tuple[int, frozenset[str]]]:
         if self._concurrency:
             yield 1, frozenset(self._concurrency)
 
@@ -130,7 +130,7 @@ class ThreadPool(LocalPool):
         self._loop = Loop(self._shared, f"{name}-loop")
         self._workers: list[Worker] = []
         self._worker_numbers = count(1)
-        self._jobs: dict[int, Job] = {}  # by the number of the call: dispatched and not yet reported
+        self._jobs: dict[int, InFlight] = {}  # by the number of the call: dispatched and not yet reported
         self._counts: Counter[str] = Counter()  # the same by type
         self._reports: list[backend.Report] = []
         self._mean = 1.0  # seconds that a call takes, lately
@@ -143,7 +143,7 @@ class ThreadPool(LocalPool):
         super().define(type, source, function)
         self._shared.limits[type] = self._size * source.concurrency
 
-    def wants(self) -> Iterator[tuple[int, frozenset[str]]]:
+    def capacity(self) -> Iterator[tuple[int, frozenset[str]]]:
         wide = [type for type, concurrency in self._concurrency.items() if concurrency > 1]
         plain = frozenset(self._concurrency).difference(wide)
         if (room := self._size + self._ahead() - sum(self._counts[type] for type in plain)) > 0 and plain:
@@ -155,7 +155,7 @@ class ThreadPool(LocalPool):
     def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
         for task in tasks:
             try:
-                job = Job(self._shared, task, self.call(task, parents.get(task.id, b"")))
+                job = InFlight(self._shared, task, self.call(task, parents.get(task.id, b"")))
             except Exception as error:
                 self._reports.append(backend.unfit(task, error))
                 continue
@@ -234,7 +234,7 @@ class ThreadPool(LocalPool):
         worker.thread.start()
         self._reports += arrival(worker.name)
 
-    def _take_safely(self, job: Job, message: wire.ToPool) -> None:
+    def _take_safely(self, job: InFlight, message: wire.ToPool) -> None:
         """A message that cannot be used fails the call that it is about."""
         try:
             self._take(job, message)
@@ -244,7 +244,7 @@ class ThreadPool(LocalPool):
                 job.ask(Stopped)
                 self._reports.append(backend.unfit(job.task, error))
 
-    def _take(self, job: Job, message: wire.ToPool) -> None:
+    def _take(self, job: InFlight, message: wire.ToPool) -> None:
         if job.call.number not in self._jobs or job.worker is None:
             return  # reported already: a late word from a handler that was given up
         if said := report(job.task, job.worker.name, message):
@@ -252,21 +252,21 @@ class ThreadPool(LocalPool):
         if isinstance(message, wire.Done):
             self._end(job, message.seconds)
 
-    def _end(self, job: Job, seconds: float) -> None:
+    def _end(self, job: InFlight, seconds: float) -> None:
         self._forget(job)
         self._mean = 0.9 * self._mean + 0.1 * max(seconds, 1e-6)
         if job.worker is not None:
             job.worker.done += 1
             job.worker.busy_seconds += seconds
 
-    def _take_back(self, job: Job) -> bool:
+    def _take_back(self, job: InFlight) -> bool:
         if not job.take_back():
             return False
         self._forget(job)
         self._reports.append(backend.Returned(job.task))
         return True
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: InFlight) -> None:
         del self._jobs[job.call.number]
         self._counts[job.task.type] -= 1
 
@@ -279,7 +279,7 @@ class ThreadPool(LocalPool):
                 elif worker.give_up(job):
                     self._replace(worker, job)
 
-    def _replace(self, worker: Worker, job: Job) -> None:
+    def _replace(self, worker: Worker, job: InFlight) -> None:
         self._take(job, job.obituary())
         self._workers.remove(worker)
         reason = f"its thread does not react: {job.task.id} goes on unheard"
@@ -294,7 +294,7 @@ class ThreadPool(LocalPool):
                 self._reports.append(backend.WorkerChanged(worker.name, "exited", os.getpid(), reason="retired"))
 
 
-def _info(worker: Worker | Loop, jobs: list[Job]) -> backend.WorkerInfo:
+def _info(worker: Worker | Loop, jobs: list[InFlight]) -> backend.WorkerInfo:
     task_id = jobs[0].task.id if jobs else None
     state: backend.WorkerState = "busy" if jobs else "idle"
     return backend.WorkerInfo(worker.name, os.getpid(), state, len(jobs), worker.done, worker.busy_seconds, task_id)

@@ -25,7 +25,7 @@ import uvicorn
 from dtq import APIServer
 from dtq.api.app import create_app
 from dtq.api.auth import Tokens
-from dtq.api.connection import Connection, Joining
+from dtq.api.connection import CoalescingTransport, Connection
 from dtq.api.http_server import Runner, Server, listen
 from dtq.api.rates import Rates
 
@@ -390,7 +390,7 @@ class Wire:
 def test_an_answer_goes_out_at_once_and_the_head_of_a_stream_does_not_wait_for_its_body():
     async def answer(*parts, pause):
         wire = Wire()
-        joining = Joining(wire, asyncio.get_running_loop())
+        joining = CoalescingTransport(wire, asyncio.get_running_loop())
         for part in parts:
             joining.write(part)
             if pause:

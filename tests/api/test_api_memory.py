@@ -18,7 +18,7 @@ from dtq.api.responses import TaskSummary
 from dtq.api.routes import tasks
 from dtq.errors import UnknownTask
 from dtq.queue.flow import Flow
-from dtq.queue.handle import Endings
+from dtq.queue.handle import Waiters
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import ErrorInfo
 from dtq.task.transitions import fail
@@ -147,7 +147,7 @@ def test_a_page_of_the_largest_errors_stays_below_its_bound(client, manager):
 
 def test_tasks_that_are_waited_for_are_read_whole_when_they_have_ended(manager, store):
     ids = [handle.id for handle in manager.add_many({"type": "some", "payload": 1} for _ in range(20))]
-    endings = Endings()
+    endings = Waiters()
     futures = [endings.future(id) for id in ids]
     store.whole = 0
     endings.check(store.get)

@@ -12,7 +12,7 @@ import dtq
 from dtq import QueueManager
 from dtq.cli import app
 from dtq.policy import cron
-from dtq.queue.scheduler import Ticker
+from dtq.queue.scheduler import Scheduler
 from dtq.task.model import Task
 
 
@@ -24,7 +24,7 @@ def test_the_list_of_schedules_tells_of_their_problems(tmp_path):
             type=cron.TYPE, queue=cron.QUEUE, id="dtq.schedule:evil", payload=5, created_at=1.0, run_at=1.0, expires=1.0
         )
         manager.store.add([tick, Task(type="other", id=cron.work_id("s", 1010.0), created_at=1.0, run_at=1.0)])
-        manager.store.update(Ticker(manager.store, "n", 30).turn(1010.0))
+        manager.store.update(Scheduler(manager.store, "n", 30).turn(1010.0))
     result = CliRunner().invoke(app, ["schedule", "list", *where], env={"COLUMNS": "300"})
     assert result.exit_code == 0
     assert "NotAdded: s@1970-01-01T00:16:50Z: another task has this id" in result.stdout

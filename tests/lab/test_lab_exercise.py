@@ -328,7 +328,7 @@ def test_solutions_see_the_names_of_the_notebook(make):
 
 
 CLASS = """
-class Shelf:
+class TaskFiles:
     def __init__(self):
         self.books = []
 
@@ -340,22 +340,22 @@ class Shelf:
 """
 
 
-class Shelf:
+class TaskFiles:
     """Keeps books."""
 
     def put(self, book): ...
 
 
 def test_classes_are_exercises_too(make):
-    def check(Shelf):
-        shelf = Shelf()
+    def check(TaskFiles):
+        shelf = TaskFiles()
         shelf.put("a")
         expect(shelf.books, ["a"], "books")
 
     forgets = CLASS.replace("self.books.append(book)", "self.books = []")
-    made = make(solution=CLASS, check=check, samples=["Shelf().put('a')"], wrong=[("forgets", forgets)])
-    assert made.name == "Shelf"
-    made.prove({"Shelf": Shelf})
+    made = make(solution=CLASS, check=check, samples=["TaskFiles().put('a')"], wrong=[("forgets", forgets)])
+    assert made.name == "TaskFiles"
+    made.prove({"TaskFiles": TaskFiles})
 
 
 def test_long_values_are_cut_to_where_they_differ():

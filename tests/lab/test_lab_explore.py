@@ -18,7 +18,7 @@ from dtq.task.transitions import succeed
 LEASE = 30
 
 
-class Shelf:
+class TaskFiles:
     """A store with the one task t1. Each method is one step."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ def both(process):
 
 
 def test_select_then_update_lets_two_workers_run_one_task():
-    found = explore(Shelf, both(select_then_update), runs_once)
+    found = explore(TaskFiles, both(select_then_update), runs_once)
     assert trail(found) == [
         "A selects t1", "B selects t1", "A updates t1", "A runs t1", "B updates t1", "B runs t1",
     ]  # fmt: skip
@@ -141,36 +141,36 @@ def test_the_shortest_trace_of_two_owners_has_four_steps():
     def one_owner(store):
         assert store.version <= 1, "A and B both have t1"
 
-    assert len(explore(Shelf, both(select_then_update), one_owner).steps) == 4
+    assert len(explore(TaskFiles, both(select_then_update), one_owner).steps) == 4
 
 
 def test_an_atomic_claim_runs_a_task_once_whoever_crashes():
-    found = explore(Shelf, dict.fromkeys("ABC", claim_at_once), runs_once, crashes=2)
+    found = explore(TaskFiles, dict.fromkeys("ABC", claim_at_once), runs_once, crashes=2)
     assert (found.broken, found.steps, found.complete) == (None, (), True)
     assert str(found) == f"No counterexample: what was promised holds in all {found.states} states."
 
 
 def test_a_claim_without_a_lease_is_lost_in_a_crash():
-    found = explore(Shelf, both(claim_for_ever), at_end=is_not_lost, crashes=1)
+    found = explore(TaskFiles, both(claim_for_ever), at_end=is_not_lost, crashes=1)
     assert trail(found) == ["A claims t1", "A crashes"]
     assert found.broken == "t1 is lost: nobody will ever run it"
-    assert explore(Shelf, both(claim_for_ever), at_end=is_not_lost).broken is None
+    assert explore(TaskFiles, both(claim_for_ever), at_end=is_not_lost).broken is None
 
 
 def test_a_lease_saves_the_task_of_one_that_crashed():
     clock = {"clock": time_passes(LEASE, when=lambda store: store.status == "processing" and not store.select())}
     options = {"at_end": is_not_lost, "world": clock, "crashes": 1}
-    assert explore(Shelf, both(claim_with_lease), **options).broken is None
-    assert explore(Shelf, both(claim_with_lease), **options | {"crashes": 2}).broken
-    assert explore(Shelf, both(claim_with_lease), **options | {"world": {}}).broken
+    assert explore(TaskFiles, both(claim_with_lease), **options).broken is None
+    assert explore(TaskFiles, both(claim_with_lease), **options | {"crashes": 2}).broken
+    assert explore(TaskFiles, both(claim_with_lease), **options | {"world": {}}).broken
 
 
 def test_a_late_result_overwrites_a_newer_owner_unless_versions_are_compared():
     world = {"clock": time_passes(LEASE)}
-    found = explore(Shelf, both(late_writer), has_an_owner, world=world)
+    found = explore(TaskFiles, both(late_writer), has_an_owner, world=world)
     assert trail(found) == ["A claims t1", "clock 30 s pass", "B claims t1", "A hands in"]
     assert found.broken == "the result is of A, the task was of B"
-    assert explore(Shelf, both(fenced_writer), has_an_owner, world=world).broken is None
+    assert explore(TaskFiles, both(fenced_writer), has_an_owner, world=world).broken is None
 
 
 def test_a_message_that_comes_twice_is_a_process_of_the_world():
@@ -182,7 +182,7 @@ def test_a_message_that_comes_twice_is_a_process_of_the_world():
     def ends_once(store):
         return store.version <= 2
 
-    found = explore(Shelf, {"A": claim_at_once}, ends_once, world={"net": again})
+    found = explore(TaskFiles, {"A": claim_at_once}, ends_once, world={"net": again})
     assert trail(found) == ["A claims t1", "A runs t1", "A hands in", "net the outcome comes again"]
     assert found.broken == "ends once"
 
@@ -236,8 +236,8 @@ def test_it_is_quick_with_three_processes_of_four_steps_and_a_crash():
             yield f"{me} does {step}"
 
     began = time.perf_counter()
-    assert explore(Shelf, dict.fromkeys("ABC", select_then_update), crashes=1).broken is None
-    assert explore(Shelf, both(busy), crashes=1).states > 500
+    assert explore(TaskFiles, dict.fromkeys("ABC", select_then_update), crashes=1).broken is None
+    assert explore(TaskFiles, both(busy), crashes=1).states > 500
     assert time.perf_counter() - began < 2
 
 
@@ -247,28 +247,28 @@ def test_states_that_are_the_same_are_followed_once():
             store.now += 1
             yield f"{me} ticks {step}"
 
-    assert explore(Shelf, both(tick)).states == 6 * 6  # 0 to 4 ticks, and the end, of each
+    assert explore(TaskFiles, both(tick)).states == 6 * 6  # 0 to 4 ticks, and the end, of each
 
 
 def test_two_lists_of_the_same_content_are_not_one_list_with_two_names():
     one = []
     assert _key(one, one) != _key([], [])
-    assert _key({"a": [1, {2}], "b": Shelf()}) == _key({"a": [1, {2}], "b": Shelf()})
+    assert _key({"a": [1, {2}], "b": TaskFiles()}) == _key({"a": [1, {2}], "b": TaskFiles()})
     assert _key([[1], 2]) != _key([[1, 2]])
     assert _key(Task(type="job", payload={})) != _key(Task(type="job", payload={}))  # cannot be told: not the same
 
 
 def test_a_crashed_process_never_goes_on():
-    found = explore(Shelf, {"A": select_then_update}, at_end=lambda store: store.runs == ["A"], crashes=1)
+    found = explore(TaskFiles, {"A": select_then_update}, at_end=lambda store: store.runs == ["A"], crashes=1)
     assert trail(found) == ["A crashes"]
-    later = explore(Shelf, {"A": select_then_update}, at_end=lambda store: store.status == "pending", crashes=1)
+    later = explore(TaskFiles, {"A": select_then_update}, at_end=lambda store: store.status == "pending", crashes=1)
     assert trail(later)[:2] == ["A selects t1", "A updates t1"]
     assert len(later.steps) == 3
 
 
 def test_time_cannot_crash():
     world = {"clock": time_passes(LEASE)}
-    found = explore(Shelf, both(claim_at_once), at_end=lambda store: store.now == LEASE, world=world, crashes=2)
+    found = explore(TaskFiles, both(claim_at_once), at_end=lambda store: store.now == LEASE, world=world, crashes=2)
     assert (found.broken, found.complete) == (None, True)
 
 
@@ -278,7 +278,7 @@ def test_a_process_that_raises_breaks_a_promise():
         {}["t1"]
         yield f"{me} never comes here"
 
-    found = explore(Shelf, {"A": clumsy})
+    found = explore(TaskFiles, {"A": clumsy})
     assert (trail(found), found.broken) == (["A looks", "A raises KeyError"], "A raised KeyError: 't1'")
 
 
@@ -288,7 +288,7 @@ def test_what_does_not_end_is_cut_and_says_so():
             store.now += 1
             yield f"{me} goes on"
 
-    found = explore(Shelf, {"A": forever}, max_steps=5)
+    found = explore(TaskFiles, {"A": forever}, max_steps=5)
     assert (found.states, found.complete) == (6, False)
     assert "there are more" in str(found)
 
@@ -301,7 +301,7 @@ def test_state_outside_the_model_is_found_out():
         yield f"{me} goes on"
 
     with pytest.raises(RuntimeError, match="keep all that processes share in the model"):
-        explore(Shelf, {"A": secretive})
+        explore(TaskFiles, {"A": secretive})
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_state_outside_the_model_is_found_out():
 )
 def test_what_is_no_process_is_refused(process, message):
     with pytest.raises(TypeError, match=message):
-        explore(Shelf, {"A": process})
+        explore(TaskFiles, {"A": process})
 
 
 # --- the picture ---
@@ -330,7 +330,7 @@ def shown(monkeypatch):
 
 
 def test_the_picture_has_a_lane_for_each_process_a_dot_for_each_step_and_a_cross_where_one_crashed(shown, capsys):
-    found = explore(Shelf, both(claim_for_ever), at_end=is_not_lost, crashes=1)
+    found = explore(TaskFiles, both(claim_for_ever), at_end=is_not_lost, crashes=1)
     axes = trace(found)
     words = [text.get_text() for text in axes.texts]
     assert words == ["A", "1  claims t1", "2  crashes", "B", f"broken: {found.broken}"]
@@ -340,7 +340,7 @@ def test_the_picture_has_a_lane_for_each_process_a_dot_for_each_step_and_a_cross
 
 
 def test_the_picture_tells_its_story_in_words(shown):
-    found = explore(Shelf, both(claim_for_ever), at_end=is_not_lost, crashes=1)
+    found = explore(TaskFiles, both(claim_for_ever), at_end=is_not_lost, crashes=1)
     trace(found)
     story = (
         "Space-time diagram of A, B. 1. A claims t1; 2. A crashes. "
@@ -352,6 +352,6 @@ def test_the_picture_tells_its_story_in_words(shown):
 
 
 def test_where_nothing_is_broken_the_picture_says_so(shown, capsys):
-    assert trace(explore(Shelf, both(claim_at_once), runs_once)) is None
+    assert trace(explore(TaskFiles, both(claim_at_once), runs_once)) is None
     assert "No counterexample" in capsys.readouterr().out
     assert shown == []

@@ -19,8 +19,8 @@ from test_full_disk import disk, fill  # noqa: F401
 
 from dtq import DTQError, Monitor, QueueManager, StoreError, TaskQueue
 from dtq.monitor import logs
-from dtq.monitor.alerts import Watch
-from dtq.monitor.files import Lines
+from dtq.monitor.alerts import AlertState
+from dtq.monitor.files import RotatingFile
 from dtq.monitor.monitor import Threshold
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import Task
@@ -272,7 +272,7 @@ def test_a_duration_lets_a_short_peak_pass(watch, manager, node, clock):
 
 
 def test_a_figure_between_clear_and_threshold_changes_nothing():
-    watch = Watch("queue_size", Threshold(100, cooldown=0))
+    watch = AlertState("queue_size", Threshold(100, cooldown=0))
     steps = [watch.step(value, NOW, tick) for tick, value in enumerate((95, 101, 95, 91, 90, 95))]
     assert [step and step.name for step in steps] == [None, "alert:raised", None, None, "alert:cleared", None]
 
@@ -403,7 +403,7 @@ def test_memory_is_flat_over_very_many_intervals(watch, manager, clock):
 
 def append(path, at, n, max_bytes):
     """As a process would that is started for this one line."""
-    file = Lines(path, max_bytes, 2, lambda: at, max_age=3600)
+    file = RotatingFile(path, max_bytes, 2, lambda: at, max_age=3600)
     file.write(json.dumps({"at": at, "n": n}).encode() + b"\n")
     file.close()
 
@@ -524,7 +524,7 @@ def _until(question):
 
 
 def test_what_a_full_disk_took_half_of_is_cut_off_again(disk):  # noqa: F811
-    file = Lines(disk / "x.log", 1 << 20, 1, lambda: NOW)
+    file = RotatingFile(disk / "x.log", 1 << 20, 1, lambda: NOW)
     file.write(b'{"at":1}\n')
     fill(disk / "ballast")
     os.truncate(disk / "ballast", (disk / "ballast").stat().st_size - 4096)

@@ -18,7 +18,7 @@ from dtq.stores.protocol import Node
 from dtq.task.model import ErrorInfo, Task
 from dtq.task.transitions import fail, succeed
 from dtq.workers.backend import Finished, Started, WorkerInfo
-from dtq.workers.metrics.node import Meter
+from dtq.workers.metrics.node import NodeMetrics
 
 NOW = 1000.0
 STRANGE = 'a:b/c.d@e-f"\\\n'  # a host may be called anything
@@ -31,7 +31,7 @@ def store():
     store.add([Task(type="mail", id=f"t{n}", created_at=NOW, run_at=NOW, max_attempts=1) for n in range(6)])
     store.set_lane(queue="slow", paused=True)
     for name, host, ends in (("n1", "h1", ("ok", "ok", "overdue")), ("n2", STRANGE, ("ok",))):
-        meter = Meter(lambda: 0.0)
+        meter = NodeMetrics(lambda: 0.0)
         for task, end in zip(store.claim(name, len(ends), 30, NOW, {"mail"}), ends, strict=True):
             meter.hear([Started(task, "w-1", NOW), Finished(task, "w-1", NOW + 1, 0.25, None, None, "", False)])
             ended = succeed(task, 1, NOW) if end == "ok" else fail(task, ErrorInfo("Timeout"), NOW, lambda: 0.0)

@@ -21,12 +21,12 @@ from dtq import (
     step,
 )
 from dtq.queue.events import Emitter
-from dtq.queue.handle import Endings
+from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import Task
 from dtq.task.transitions import succeed
-from dtq.workers.groups import Pool, Staff
+from dtq.workers.groups import Pool, WorkerGroup
 from dtq.workers.run.parents import Parents
 
 WAIT = 30.0
@@ -131,7 +131,7 @@ def test_a_store_that_fails_while_results_are_fetched_loses_no_task(monkeypatch)
         def __init__(self):
             self.has = []
 
-        def wants(self):
+        def capacity(self):
             yield 9, frozenset({"a"})
 
         def dispatch(self, tasks, parents=None):
@@ -147,7 +147,7 @@ def test_a_store_that_fails_while_results_are_fetched_loses_no_task(monkeypatch)
             return []
 
     store, pool = MemoryStore(), Scripted()
-    loop = Loop(store, [Staff(Pool(2), pool)], Emitter(), Endings(), types=lambda: {"a"})
+    loop = Loop(store, [WorkerGroup(Pool(2), pool)], Emitter(), Waiters(), types=lambda: {"a"})
     store.add([Task(type="a", id="p"), Task(type="a", id="c", after=("p",)), Task(type="a", id="x", run_at=NOW)])
     (parent,) = store.claim("n", 1, 30, NOW - 1, {"a"})
     store.update([(succeed(parent, 7, NOW), ())])

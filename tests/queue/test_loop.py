@@ -7,14 +7,14 @@ from msgspec.structs import replace
 
 from dtq.errors import StoreError
 from dtq.queue.events import Emitter
-from dtq.queue.handle import Endings
+from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
 from dtq.stores.memory.store import MemoryStore
 from dtq.stores.shared.overlap import take_up
 from dtq.task.model import ErrorInfo, Task
 from dtq.task.transitions import cancel, revive, succeed
 from dtq.workers import backend
-from dtq.workers.groups import Pool, Staff
+from dtq.workers.groups import Pool, WorkerGroup
 
 NOW = 1000.0
 
@@ -28,7 +28,7 @@ class ScriptedPool:
         self.says: list[backend.Report] = []
         self.stopped: list[Task] = []
 
-    def wants(self):
+    def capacity(self):
         if self.room > len(self.has):
             yield self.room - len(self.has), frozenset({"a"})
 
@@ -72,7 +72,7 @@ def pool():
 def make(store, pool, monotonic=lambda: 0.0, **options):
     """A turn takes no time where the test does not say so."""
     fixed = {"types": lambda: {"a"}, "chance": lambda: 0.5, "monotonic": monotonic}
-    return Loop(store, [Staff(Pool(2), pool)], Emitter(), Endings(), **fixed, **options)
+    return Loop(store, [WorkerGroup(Pool(2), pool)], Emitter(), Waiters(), **fixed, **options)
 
 
 def add(store, *ids, **options):

@@ -344,13 +344,13 @@ def test_a_user_cannot_take_the_id_of_a_tick_that_is_to_come(store, manager):
 
 def test_a_store_that_fails_right_after_the_claim_costs_no_tick(store, manager, monkeypatch):
     from dtq import StoreError
-    from dtq.queue.scheduler import Ticker
+    from dtq.queue.scheduler import Scheduler
 
     def fails(*_):
         raise StoreError("gone")
 
     manager.schedule("s", type="b", every=10)
-    ticker = Ticker(store, "n", 30)
+    ticker = Scheduler(store, "n", 30)
     monkeypatch.setattr(store, "get", fails)
     monkeypatch.setattr(store, "next_due", fails)
     ((tick, works),) = ticker.turn(NOW + 10)

@@ -14,9 +14,9 @@ from servers import url_of
 
 from dtq import QueueManager, TaskQueue
 from dtq.queue.events import Emitter
-from dtq.queue.handle import Endings
+from dtq.queue.handle import Waiters
 from dtq.stores.open import open_store
-from dtq.stores.shared.group_commit import Batch, Turnstile
+from dtq.stores.shared.group_commit import Batch, GroupCommit
 from dtq.stores.sqlite.store import SQLiteStore
 from dtq.sync.condition import Condition, SafeFuture
 from dtq.task.model import Status, Task
@@ -61,7 +61,7 @@ def test_no_reply_goes_astray_where_a_call_to_a_server_is_interrupted(presses, m
 
 
 class Carrier:
-    """Carries jobs for a Turnstile, and is interrupted in the first batch: in a job, or right behind the commit."""
+    """Carries jobs for a GroupCommit, and is interrupted in the first batch: in a job, or right behind the commit."""
 
     def __init__(self, behind_the_commit: bool) -> None:
         self.batches = 0
@@ -88,7 +88,7 @@ class Carrier:
 @pytest.mark.parametrize("behind_the_commit", [False, True])
 def test_only_the_interrupted_thread_hears_of_its_interrupt(tmp_path, behind_the_commit):
     carrier = Carrier(behind_the_commit)
-    turnstile = Turnstile(f"{tmp_path}/lock", carrier.carry)
+    turnstile = GroupCommit(f"{tmp_path}/lock", carrier.carry)
     heard = {}
 
     def run(name: str) -> None:
@@ -125,7 +125,7 @@ def test_a_job_that_fails_in_the_hands_of_another_thread_is_done_again_by_its_ow
             job.value, job.error = job.work(None), ValueError("of another") if len(tries) == 1 else None
         batch.is_done = True
 
-    turnstile = Turnstile(f"{tmp_path}/lock", carry)
+    turnstile = GroupCommit(f"{tmp_path}/lock", carry)
     values = []
     turnstile._lock.acquire()
     thread = threading.Thread(target=lambda: values.append(turnstile.run(lambda _: "mine", flush=False)))
@@ -229,7 +229,7 @@ def test_endings_that_an_interrupt_kept_are_told_at_the_next_look(presses):
     ended = Task(type="any", id="a", status=Status.COMPLETED)
 
     def several():
-        endings = Endings()
+        endings = Waiters()
         futures = [endings.future("a") for _ in range(3)]
 
         def check() -> bool:

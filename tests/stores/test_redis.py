@@ -20,7 +20,7 @@ from dtq.errors import StoreError
 from dtq.stores.address import redacted
 from dtq.stores.protocol import Node as NodeRecord
 from dtq.stores.redis.store import RedisStore
-from dtq.stores.shared.overlap import meanwhile
+from dtq.stores.shared.overlap import while_waiting
 from dtq.task.model import ErrorInfo, Task
 from dtq.task.transitions import fail, succeed
 
@@ -174,7 +174,7 @@ def test_a_fork_has_lines_of_its_own(store):
 
 def test_something_is_done_while_the_server_is_busy(store):
     done = []
-    with meanwhile(lambda: done.append(threading.get_ident())):
+    with while_waiting(lambda: done.append(threading.get_ident())):
         store.add([Task(type="job", id=f"{n:03}") for n in range(300)])
         assert done == [threading.get_ident()]
         store.stats()

@@ -22,7 +22,7 @@ from dtq.errors import DTQError
 from dtq.task.model import Attempt, ErrorInfo, Task
 from dtq.testing.chaos import record
 from dtq.testing.chaos.harness import PROFILES, Profile, run
-from dtq.testing.chaos.invariants import PROMISES, Evidence, Line, broken
+from dtq.testing.chaos.invariants import PROMISES, Line, RunRecord, broken
 from dtq.testing.chaos.plan import KILLS, ON_APIS, ON_SERVERS, WEIGHTS, draw, kinds
 
 SEED = 1
@@ -167,13 +167,13 @@ BREAKS: list[tuple[str, list[Line], Task | None, dict]] = [
 @pytest.mark.parametrize(("promise", "lines", "found", "faults"), BREAKS, ids=[row[0] for row in BREAKS])
 def test_a_broken_promise_is_seen_and_no_other(promise, lines, found, faults):
     seen = ["3 tasks run under a limit of 2"] if "seen" in faults else []
-    evidence = Evidence(lines, {"t": found} if found else {}, Counter(faults), 0, seen, {"none": 0})
+    evidence = RunRecord(lines, {"t": found} if found else {}, Counter(faults), 0, seen, {"none": 0})
     assert list(broken(evidence)) == [promise]
 
 
 def test_every_promise_is_among_them_and_kept_where_all_is_well():
     assert {row[0] for row in BREAKS} == {promise.__name__ for promise in PROMISES}
-    assert broken(Evidence([Line("acknowledged", "t"), *RAN, TOOK, Line("told", "t", 3)], {"t": task()})) == {}
+    assert broken(RunRecord([Line("acknowledged", "t"), *RAN, TOOK, Line("told", "t", 3)], {"t": task()})) == {}
 
 
 def test_a_witness_that_was_killed_in_the_middle_of_a_line_spoils_no_other(tmp_path: Path):

@@ -24,9 +24,9 @@ from dtq import DTQError, InvalidTask, QueueManager, Retry, TaskQueue, Webhook
 from dtq.task.model import ErrorInfo, Task
 from dtq.task.transitions import cancel, end_doomed, fail, interrupt, succeed
 from dtq.webhooks import deliveries, delivery
-from dtq.webhooks.address_guard import Guard, Refused, Secrets, is_public
+from dtq.webhooks.address_guard import AddressGuard, Refused, Secrets, is_public
 from dtq.webhooks.delivery import DeliveryError, Gone, Guarded, Message, post
-from dtq.webhooks.handler import Courier
+from dtq.webhooks.handler import WebhookHandler
 
 WAIT = 60.0
 NOW = 1_700_000_000.0
@@ -91,7 +91,7 @@ def message(url, secret="shop", id="t:webhook-2"):
 
 
 def send(url, *, networks=("127.0.0.0/8",), http=True, resolve=delivery.resolve, inner=None, **options):
-    guard = Guard(networks, http)
+    guard = AddressGuard(networks, http)
     return asyncio.run(post(message(url, **options), guard, Guarded(guard, resolve, inner)))
 
 
@@ -315,7 +315,7 @@ def test_a_slow_receiver_is_left_in_time(monkeypatch):
         payload = {"url": receiver.url, "secret": None, "body": 1}
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            asyncio.run(Courier({}, ["127.0.0.0/8"], True)(payload, Context))
+            asyncio.run(WebhookHandler({}, ["127.0.0.0/8"], True)(payload, Context))
         assert time.monotonic() - began < 10
         release.set()
 
@@ -354,13 +354,13 @@ def test_tls_is_spoken_with_the_name_though_the_connection_goes_to_the_address(t
 def test_an_address_that_is_not_public_is_none_whatever_it_is_wrapped_in(address):
     assert not is_public(ip_address(address))
     with pytest.raises(Refused, match="no public address"):
-        Guard().check("a.name", ["93.184.215.14", address])
+        AddressGuard().check("a.name", ["93.184.215.14", address])
 
 
 @pytest.mark.parametrize("address", ["93.184.215.14", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"])
 def test_a_public_address_is_public(address):
     assert is_public(ip_address(address))
-    Guard().check("a.name", [address])
+    AddressGuard().check("a.name", [address])
 
 
 @pytest.mark.parametrize(

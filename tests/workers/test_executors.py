@@ -139,9 +139,9 @@ def test_what_is_reported_is_no_longer_outstanding(either):
 
 
 def test_a_pool_wants_nothing_that_it_has_no_handler_for(either):
-    assert list(either.wants()) == []
+    assert list(either.capacity()) == []
     define(either)(lambda payload, context: None)
-    [(n, types)] = either.wants()
+    [(n, types)] = either.capacity()
     assert n >= 1
     assert types == {"work"}
 
@@ -379,9 +379,9 @@ def test_a_pool_wants_more_ahead_the_shorter_its_calls_are(pool, monkeypatch):
     def wanted_after(seconds):
         pool.dispatch([Task(type="work", id=f"t{i}", payload=seconds, attempts=1) for i in range(300)])
         results(pool, 300)
-        return [n for n, _ in pool.wants()]
+        return [n for n, _ in pool.capacity()]
 
-    assert list(pool.wants()) == [(2, {"work"})]
+    assert list(pool.capacity()) == [(2, {"work"})]
     assert wanted_after(2**-20) == [2 + 256]
     assert wanted_after(2**-10) == [2 + 10]  # 0.005 s of work for each of the two
     assert wanted_after(1) == [2]
@@ -456,7 +456,7 @@ def test_as_many_async_calls_run_at_once_as_size_times_concurrency(pool):
         await asyncio.sleep(0.002)
         running -= 1
 
-    assert list(pool.wants()) == [(10, {"work"})]
+    assert list(pool.capacity()) == [(10, {"work"})]
     pool.dispatch(tasks(40))
     assert len(results(pool, 40)) == 40
     assert most == 10

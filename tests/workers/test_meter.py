@@ -12,8 +12,8 @@ from dtq.task.model import ErrorInfo, Task
 from dtq.task.transitions import fail, succeed
 from dtq.workers.backend import Finished, Started, WorkerChanged, WorkerInfo
 from dtq.workers.metrics import usage
-from dtq.workers.metrics.histogram import Sketch
-from dtq.workers.metrics.node import LANES, OTHER, TYPES, Meter
+from dtq.workers.metrics.histogram import Histogram
+from dtq.workers.metrics.node import LANES, OTHER, TYPES, NodeMetrics
 from dtq.workers.metrics.usage import Usage, Use
 
 NOW = 1000.0
@@ -34,7 +34,7 @@ def ticks():
 
 @pytest.fixture
 def meter(ticks):
-    return Meter(ticks)
+    return NodeMetrics(ticks)
 
 
 def claimed(id="x", type="a", queue="default", **options):
@@ -63,8 +63,8 @@ def test_endings_are_counted_by_queue_type_and_outcome(meter):
 def test_execution_and_waiting_times_are_kept_by_type(meter):
     ran(meter, claimed("x"), 2.0, at=NOW + 8)
     reading = meter.reading([])
-    assert Sketch.from_json(reading["execution"]["a"]).sum == 2.0
-    assert Sketch.from_json(reading["waiting"]["a"]).sum == 8.0
+    assert Histogram.from_json(reading["execution"]["a"]).sum == 2.0
+    assert Histogram.from_json(reading["waiting"]["a"]).sum == 8.0
 
 
 def test_a_worker_that_runs_is_busy_before_its_call_ends(meter, ticks):
@@ -104,7 +104,7 @@ def test_what_a_worker_did_that_is_gone_stays_counted(meter):
 def test_the_waiting_time_of_another_attempt_begins_when_it_is_due(meter):
     task = replace(claimed(), run_at=NOW + 100)
     ran(meter, task, 1.0, at=NOW + 103)
-    assert Sketch.from_json(meter.reading([])["waiting"]["a"]).sum == 3.0
+    assert Histogram.from_json(meter.reading([])["waiting"]["a"]).sum == 3.0
 
 
 def test_processor_time_of_workers_that_are_gone_stays_counted(monkeypatch):

@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtq.workers.process.prefetch import FRAME, Pace
+from dtq.workers.process.prefetch import FRAME, Prefetch
 
 
 def learnt(*durations, concurrency=1):
-    pace = Pace()
+    pace = Prefetch()
     pace.define("t", concurrency)
     gait = pace.gait("t")
     for seconds in durations:
@@ -41,7 +41,7 @@ def test_async_types_have_their_concurrency_as_their_window_whatever_they_take()
 
 
 def test_steps_go_from_small_windows_to_large_ones_each_with_all_types_that_may_have_so_many():
-    pace = Pace()
+    pace = Prefetch()
     for type, concurrency in (("slow", 1), ("fast", 1), ("async", 8)):
         pace.define(type, concurrency)
     assert pace.steps() == [(1, False, {"slow", "fast"}), (8, True, {"async"})]

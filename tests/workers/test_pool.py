@@ -37,7 +37,7 @@ def make_fast(lab, type="echo", window=256):
 
 
 def wanted(lab, type):
-    return [n for n, types in lab.pool.wants() if type in types]
+    return [n for n, types in lab.pool.capacity() if type in types]
 
 
 def error(report):
@@ -136,7 +136,7 @@ def test_a_pool_wants_many_of_a_fast_type_and_takes_slow_ones_beside_them(lab):
 
 def test_steps_are_answered_one_by_one(lab):
     make_fast(lab)
-    steps = lab.pool.wants()
+    steps = lab.pool.capacity()
     assert next(steps)[0] == 1
     lab.pool.dispatch([task() for _ in range(100)])
     assert next(steps)[0] == 156

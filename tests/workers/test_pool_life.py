@@ -226,7 +226,7 @@ def test_a_worker_is_replaced_after_so_many_tasks_and_takes_no_more_than_those()
     with Lab(max_tasks_per_worker=10) as lab:
         pids = []
         for _ in range(30):
-            lab.until(lambda: list(lab.pool.wants()))
+            lab.until(lambda: list(lab.pool.capacity()))
             pids += [end.result["pid"] for end in lab.run(task("who"))]
         assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [10, 10, 10]
         assert {r.exit_code for r in changes(lab, "exited")} == {0}
@@ -234,11 +234,11 @@ def test_a_worker_is_replaced_after_so_many_tasks_and_takes_no_more_than_those()
 
 def test_a_pool_wants_no_more_than_its_workers_may_still_take():
     with Lab(max_tasks_per_worker=500) as lab:
-        while [n for n, types in lab.pool.wants() if "echo" in types] != [1, 256]:
+        while [n for n, types in lab.pool.capacity() if "echo" in types] != [1, 256]:
             lab.run(task())
         given = 500 - sum(worker.done for worker in lab.pool.workers())
         lab.run(*[task() for _ in range(given - 5)])
-        assert all(n <= 5 for n, _ in lab.pool.wants())
+        assert all(n <= 5 for n, _ in lab.pool.capacity())
 
 
 def test_a_pool_grows_at_once(lab):

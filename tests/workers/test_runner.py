@@ -212,12 +212,12 @@ def test_only_the_handler_is_armed():
     steps = []
 
     @contextmanager
-    def armed(context):
+    def interruptible(context):
         steps.append("armed")
         yield
         steps.append("disarmed")
 
-    run(lambda payload, context: steps.append("handler"), armed=armed)
+    run(lambda payload, context: steps.append("handler"), interruptible=interruptible)
     assert steps == ["armed", "handler", "disarmed"]
 
 
@@ -227,7 +227,7 @@ def test_a_signal_can_interrupt_the_handler():
         raise TimedOut
 
     @contextmanager
-    def armed(context):
+    def interruptible(context):
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         try:
             yield
@@ -236,7 +236,7 @@ def test_a_signal_can_interrupt_the_handler():
 
     before = signal.signal(signal.SIGALRM, raise_timed_out)
     try:
-        assert error_of(lambda payload, context: time.sleep(30), armed=armed).type == "Timeout"
+        assert error_of(lambda payload, context: time.sleep(30), interruptible=interruptible).type == "Timeout"
     finally:
         signal.signal(signal.SIGALRM, before)
 

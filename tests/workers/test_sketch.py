@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtq.workers.metrics.histogram import ERROR, HIGHEST, LOWEST, Sketch
+from dtq.workers.metrics.histogram import ERROR, HIGHEST, LOWEST, Histogram
 
 SECONDS = st.floats(2**-20, 2**24)
 MANY = st.lists(SECONDS, min_size=1, max_size=200)
 
 
 def sketch(values):
-    made = Sketch()
+    made = Histogram()
     for value in values:
         made.add(value)
     return made
@@ -48,7 +48,7 @@ def test_how_many_are_up_to_a_power_of_two_is_exact(values, bound):
 @given(MANY)
 def test_a_sketch_survives_json(values):
     made = sketch(values)
-    back = Sketch.from_json(json.loads(json.dumps(made.to_json())))
+    back = Histogram.from_json(json.loads(json.dumps(made.to_json())))
     assert (back.counts, back.sum) == (made.counts, made.sum)
 
 
@@ -59,5 +59,5 @@ def test_values_that_no_task_should_take_are_kept_in_the_outermost_buckets():
 
 
 def test_an_empty_sketch_knows_nothing():
-    empty = Sketch.from_json(Sketch().to_json())
+    empty = Histogram.from_json(Histogram().to_json())
     assert (empty.count, empty.mean, empty.quantile(0.5), empty.up_to([0])) == (0, None, None, [0])

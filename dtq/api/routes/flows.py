@@ -9,7 +9,7 @@ from litestar import Response, get, post
 from litestar.params import QueryParameter
 
 from dtq.api.bodies import Asked, Body
-from dtq.api.problems import Refusal
+from dtq.api.problems import HTTPProblem
 from dtq.api.requests import NewFlow, Purge, Redrive, Selection
 from dtq.api.responses import Reason, Redriven, Removed, TaskPage
 from dtq.api.routes.tasks import NamePath, NameQuery, answer, desk_of, name_in, page_of
@@ -131,7 +131,7 @@ def _require_choice(wanted: Selection, is_narrowed: bool = False) -> None:
     """Nobody means all of them by saying nothing."""
     if not (wanted.ids or wanted.filters() or wanted.all or is_narrowed):
         reason = 'say which: by ids, by queue, type, error or since, or {"all": true}'
-        raise Refusal(422, reason, [Reason("body", reason)])
+        raise HTTPProblem(422, reason, [Reason("body", reason)])
 
 
 def _given(**filters: Any) -> dict[str, Any]:

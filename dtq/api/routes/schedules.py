@@ -8,7 +8,7 @@ from litestar import Response, delete, get, post, put
 from litestar.params import QueryParameter
 
 from dtq.api.bodies import Asked, Body
-from dtq.api.problems import Refusal
+from dtq.api.problems import HTTPProblem
 from dtq.api.requests import NAME, NewLimit, NewSchedule
 from dtq.api.responses import Reason, ScheduleView
 from dtq.api.routes.tasks import NamePath, answer, desk_of, name_in
@@ -84,7 +84,7 @@ async def put_limit(request: Asked) -> Response[Limit]:
     new: NewLimit = await LIMIT.of(request)
     if new.rate is new.burst is new.max_running is None:
         reason = "a limit needs a rate, max_running, or both"
-        raise Refusal(422, reason, [Reason("rate", reason)])
+        raise HTTPProblem(422, reason, [Reason("rate", reason)])
     return answer(await desk_of(request).ask(_put_limit, desk_of(request).manager, new))
 
 

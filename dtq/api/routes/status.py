@@ -14,10 +14,10 @@ from litestar import MediaType, Response, get, post
 from litestar.response import Stream
 
 from dtq.api.bodies import Asked
-from dtq.api.problems import LATER, Refusal
+from dtq.api.problems import LATER, HTTPProblem
 from dtq.api.responses import Health, QueueView, StatsView
 from dtq.api.routes.tasks import NamePath, answer, desk_of, name_in
-from dtq.api.state import MAX_STREAMS, Desk
+from dtq.api.state import MAX_STREAMS, AppState
 from dtq.errors import StoreError
 from dtq.monitor.prometheus import CONTENT_TYPE, exposition
 from dtq.stores.protocol import Stats
@@ -49,18 +49,20 @@ async def is_healthy(request: Asked) -> Response[Health]:
     """200 while some node runs with a ready worker, so that tasks are worked on; else 503."""
     stats = StatsView.of(await _stats_or_503(desk_of(request)))
     if not stats.workers.total:
-        raise Refusal(503, "no node runs with a ready worker: tasks are taken, but nobody works on them", headers=LATER)
+        raise HTTPProblem(
+            503, "no node runs with a ready worker: tasks are taken, but nobody works on them", headers=LATER
+        )
     nodes = [node for node in stats.nodes if node.alive]
     troubled = sum("trouble" in node.metrics for node in nodes)
     detail = f"{stats.workers.total} workers on {len(nodes)} nodes"
     return answer(Health(True, f"{detail}, {troubled} of them in trouble" if troubled else detail))
 
 
-async def _stats_or_503(desk: Desk) -> Stats:
+async def _stats_or_503(desk: AppState) -> Stats:
     try:
         return await desk.ask(desk.manager.stats)
     except StoreError:
-        raise Refusal(503, "the store cannot be read", headers=LATER) from None
+        raise HTTPProblem(503, "the store cannot be read", headers=LATER) from None
 
 
 @get("/metrics", opt={"needs": "read"}, media_type=CONTENT_TYPE)
@@ -110,7 +112,7 @@ async def resume_queue(request: Asked, queue: NamePath) -> Response[QueueView]:
     return await _set_paused(desk_of(request), name_in(queue), False)
 
 
-async def _set_paused(desk: Desk, queue: str, paused: bool) -> Response[QueueView]:
+async def _set_paused(desk: AppState, queue: str, paused: bool) -> Response[QueueView]:
     await desk.ask(desk.manager.pause if paused else desk.manager.resume, queue)
     stats = await desk.ask(desk.manager.stats)
     return answer(QueueView(queue, paused, stats.queues.get(queue, {})))

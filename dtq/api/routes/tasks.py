@@ -19,10 +19,10 @@ from litestar.params import PathParameter, QueryParameter
 
 from dtq.api.auth import SLASH
 from dtq.api.bodies import JSON, Asked, Body
-from dtq.api.problems import Refusal
+from dtq.api.problems import HTTPProblem
 from dtq.api.requests import NAME, NewTask, OneOrMany, is_same, to_task
 from dtq.api.responses import Accepted, Reason, TaskPage, TaskSummary
-from dtq.api.state import MAX_WAITS, Desk
+from dtq.api.state import MAX_WAITS, AppState
 from dtq.errors import IllegalTransition, InvalidTask
 from dtq.queue.manager import QueueManager
 from dtq.task import names
@@ -37,8 +37,8 @@ NamePath = Annotated[str, PathParameter(max_length=200, description="A slash in 
 NameQuery = Annotated[str, QueryParameter(max_length=200, pattern=f"^({NAME[1:-1]})?$")]
 
 
-def desk_of(request: Asked) -> Desk:
-    desk: Desk = request.app.state.desk
+def desk_of(request: Asked) -> AppState:
+    desk: AppState = request.app.state.desk
     return desk
 
 
@@ -79,13 +79,13 @@ async def add_tasks(request: Asked) -> Response[Accepted | list[Accepted]]:
 
 
 def _tasks(many: Sequence[NewTask], now: float, key: str | None) -> list[Task]:
-    """The tasks that these describe. Raises Refusal, naming the one and its field."""
+    """The tasks that these describe. Raises HTTPProblem, naming the one and its field."""
     tasks = []
     for number, new in enumerate(many):
         where = f"[{number}]." if len(many) > 1 else ""
         if key and new.key:
             reason = "give a key, or the header Idempotency-Key, not both"
-            raise Refusal(409, f"{where}key: {reason}", [Reason(f"{where}key", reason)])
+            raise HTTPProblem(409, f"{where}key: {reason}", [Reason(f"{where}key", reason)])
         try:
             names.refuse_reserved(new)
             tasks.append(to_task(new, now, f"{key}/{number}" if key else None))
@@ -94,8 +94,8 @@ def _tasks(many: Sequence[NewTask], now: float, key: str | None) -> list[Task]:
     return tasks
 
 
-def _refuse_field(field: str, reason: str) -> Refusal:
-    return Refusal(422, f"{field}: {reason}", [Reason(field, reason)])
+def _refuse_field(field: str, reason: str) -> HTTPProblem:
+    return HTTPProblem(422, f"{field}: {reason}", [Reason(field, reason)])
 
 
 def _idempotency(request: Asked) -> str | None:
@@ -117,7 +117,7 @@ async def _require_same(request: Asked, taken: dict[str, Task]) -> None:
     for stored in await desk.ask(desk.manager.store.get, list(taken)):
         if stored.key == taken[stored.id].key and not is_same(taken[stored.id], stored):
             reason = "this Idempotency-Key was used with another body; nothing was added"
-            raise Refusal(409, reason, [Reason("Idempotency-Key", reason)])
+            raise HTTPProblem(409, reason, [Reason("Idempotency-Key", reason)])
 
 
 # --- look -----------------------------------------------------------------------------------------------------------

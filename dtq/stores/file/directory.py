@@ -1,8 +1,9 @@
-"""Ledger: the directory of a file store as this process has it open: how it is written, followed, brought up to date.
+"""Directory: the directory of a file store as this process has it open: how it is written, followed, brought up to
+date.
 
-write(work) --> Turnstile: one at a time --> Replica changes --> journal: appended, flushed, done
+write(work) --> GroupCommit: one at a time --> Replica changes --> journal: appended, flushed, done
 look(look)  --> what others have appended --> Replica --> an answer
-persist()   --> Replica, the tasks that changed --> Shelf: their files --> old journals go
+persist()   --> Replica, the tasks that changed --> TaskFiles: their files --> old journals go
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from dtq.stores.file.disk import Disk
 from dtq.stores.file.journal import Diverged, Journal
 from dtq.stores.file.replica import Change, Entry, Replica
 from dtq.stores.file.salvage import PROBLEMS, salvaged
-from dtq.stores.file.task_files import Shelf
-from dtq.stores.shared.group_commit import Batch, Job, Turnstile
+from dtq.stores.file.task_files import TaskFiles
+from dtq.stores.shared.group_commit import Batch, GroupCommit, Job
 from dtq.stores.shared.lockfile import Lockfile
 from dtq.stores.shared.peers import Peers, Wake
-from dtq.stores.shared.watch import Watch
+from dtq.stores.shared.watch import ChangeWatcher
 
 log = logging.getLogger("dtq")
 
@@ -47,7 +48,7 @@ class Files(NamedTuple):
     others: Change
 
 
-class Ledger:
+class Directory:
     """Raises StoreError, with the directory in it, where it cannot be opened, written or read, or is not one of ours.
 
     Without `flush`, nothing waits for the disk. The task files are brought up to date each `interval` seconds.
@@ -62,12 +63,12 @@ class Ledger:
         self._interval = interval
         self._disk = disk
         self._begin_to_live()
-        self.watch = Watch(directory / "nodes", self._has_news)
+        self.watch = ChangeWatcher(directory / "nodes", self._has_news)
         with self.named_errors("opened"):
             self._occupy()
-            self._shelf = Shelf(directory, disk)
+            self._shelf = TaskFiles(directory, disk)
             self._journal = Journal(directory, disk)
-            self._turnstile = Turnstile(f"{directory}/lock", self._carry)
+            self._turnstile = GroupCommit(f"{directory}/lock", self._carry)
             self._turnstile.run(lambda _: None, flush=False)
 
     def _begin_to_live(self) -> None:

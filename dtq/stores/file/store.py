@@ -5,13 +5,13 @@
           v                 --append, flush-->           tasks/7f/...  2. every few seconds: the tasks that changed
     Replica: all tasks, in memory                        queue.json       limits, shares, nodes
           ^                 <--read what is new--        nodes/        who has it open (Peers)
-                                                         lock          one writes at a time (Turnstile)
+                                                         lock          one writes at a time (GroupCommit)
 
     FileStore   the protocol of dtq.stores, one method a transaction     (this file)
-      Ledger    how the directory is written, followed and brought up to date
+      Directory    how the directory is written, followed and brought up to date
       Replica   all tasks, and what has changed in them
       Journal   the order in which everything happened
-      Shelf     one JSON file for each task
+      TaskFiles     one JSON file for each task
 
 Every process has all tasks in its memory, and follows the journal. A start reads the files, and then the journals that
 are still there. Good for up to some hundred thousand tasks; SQLite takes more, starts faster, and needs less memory.
@@ -27,7 +27,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from dtq.errors import StoreError
-from dtq.stores.file.directory import Ledger
+from dtq.stores.file.directory import Directory
 from dtq.stores.file.disk import Disk
 from dtq.stores.file.replica import Replica
 from dtq.stores.protocol import Node, Outcome, Stats
@@ -56,7 +56,7 @@ class FileStore(Forkable):
             raise StoreError(f"persistence_interval is {persistence_interval!r}; allowed: 0.01 to 86,400 seconds")
         self._published: dict[str, Node] = {}
         self._closed = False
-        self._ledger = Ledger(Path(directory), durability == "full", persistence_interval, disk or Disk())
+        self._ledger = Directory(Path(directory), durability == "full", persistence_interval, disk or Disk())
         self.follow_forks()
 
     def add(self, tasks: Sequence[Task]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Shelf: one JSON file for each task, to be looked at, and from which a queue starts. Written now and then, in batches.
+"""TaskFiles: one JSON file for each task, to be looked at, and from which a queue starts. Written now and then, in
+batches.
 
     queue/tasks/7f/018f3c...e1.json     {"number": 12, "task": {"type": "email", ...}}
     queue/queue.json, queue-copy.json   all else, with a checksum: twice, for what no journal tells of
@@ -86,8 +87,8 @@ def unseal(data: bytes) -> Change:
         return salvaged(bytes(sealed.change))
 
 
-class Shelf:
-    """The files of one queue. Whoever writes is the only one who does (see Ledger)."""
+class TaskFiles:
+    """The files of one queue. Whoever writes is the only one who does (see Directory)."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.tasks = directory / "tasks"

@@ -5,7 +5,7 @@ It is the executable specification: what it does, every store must do. Read it t
 differs, that one is wrong (a hypothesis state machine runs each of them against it).
 
     tasks by id  --> everything that is known of them
-    WaitingRoom  --> what may be claimed, and when                 (room.py)
+    ReadyQueue  --> what may be claimed, and when                 (room.py)
     Turns        --> limits, shares, counters: whose turn it is    (turns.py)
     keys, parents, nodes: a dictionary each
 """
@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
 from dtq.policy.limits import Kind
-from dtq.stores.memory.ready import WaitingRoom
+from dtq.stores.memory.ready import ReadyQueue
 from dtq.stores.memory.turns import Turns
 from dtq.stores.protocol import Node, Outcome, Stats, count_up, doom_by, stand_ins
 from dtq.task.model import STATE, WAITING, Status, Task
@@ -59,8 +59,8 @@ class Index(Turns):
             self._enter(task)
         self._place_lanes(self._room)
 
-    def _new_room(self) -> WaitingRoom:
-        return WaitingRoom(lambda number: self._tasks.get(self._id.get(number, "")))
+    def _new_room(self) -> ReadyQueue:
+        return ReadyQueue(lambda number: self._tasks.get(self._id.get(number, "")))
 
     # --- add
 

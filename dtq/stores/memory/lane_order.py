@@ -56,7 +56,7 @@ class Place(NamedTuple):
     until: float = 0.0
 
 
-class Shelf:
+class TaskFiles:
     """Open lanes of one kind, priority and mark."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class LaneOrder:
     def __init__(self) -> None:
         self.places: dict[Lane, Place] = {}
         self._of_key: dict[str, dict[Lane, None]] = {}
-        self._shelves: dict[Kind, dict[tuple[int, float], Shelf]] = {}
+        self._shelves: dict[Kind, dict[tuple[int, float], TaskFiles]] = {}
         self._order: dict[Kind, list[tuple[int, float]]] = {}  # the names of the shelves, best first
         self._closed: list[tuple[float, Lane]] = []  # a heap
         self._marked: dict[float, dict[Lane, None]] = {}  # open lanes by mark
@@ -112,7 +112,7 @@ class LaneOrder:
             if not marked:
                 self._marked.pop(place.mark, None)
 
-    def _drop(self, kind: Kind, name: tuple[int, float], shelf: Shelf) -> None:
+    def _drop(self, kind: Kind, name: tuple[int, float], shelf: TaskFiles) -> None:
         """Drop the shelf if it is empty; make its heap anew if most of it is stale."""
         if not shelf.lanes:
             del self._shelves[kind][name]
@@ -133,7 +133,7 @@ class LaneOrder:
         kind, name = kind_of(lane), (place.head[0], place.mark)
         shelves = self._shelves.setdefault(kind, {})
         if name not in shelves:
-            shelves[name] = Shelf()
+            shelves[name] = TaskFiles()
             insort(self._order.setdefault(kind, []), name)
         shelves[name].lanes.add(lane)
         heappush(shelves[name].heap, (*place.head[1:], lane))

@@ -1,4 +1,4 @@
-"""WaitingRoom: where MemoryStore looks for what may be claimed. Heaps of entries, each with the number of a task.
+"""ReadyQueue: where MemoryStore looks for what may be claimed. Heaps of entries, each with the number of a task.
 
     enter --> later, by time ----move_due----> ready, a heap for each lane --first, behind--> the next tasks
           --> (what is due when it is added) ->
@@ -23,7 +23,7 @@ Entry = tuple[float, int]  # a time, and the number of a task
 DUE = (Status.PENDING, Status.RETRYING)
 
 
-class WaitingRoom:
+class ReadyQueue:
     """`task_of` gives the task of a number as it is stored now, or None."""
 
     def __init__(self, task_of: Callable[[int], Task | None]) -> None:

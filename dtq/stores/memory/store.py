@@ -21,7 +21,7 @@ from dtq.policy.limits import Selector
 from dtq.stores.memory.index import Index
 from dtq.stores.protocol import Node, Outcome, Stats
 from dtq.sync.forks import Forkable
-from dtq.sync.wakeup import Bell
+from dtq.sync.wakeup import Wakeup
 from dtq.task.model import Task
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class MemoryStore(Index, Forkable):
     def __init__(self) -> None:
         super().__init__()
         self._lock: threading.RLock | Elsewhere = threading.RLock()
-        self._bell: Bell | Elsewhere = Bell()
+        self._bell: Wakeup | Elsewhere = Wakeup()
         self.follow_forks()
         self._is_whole = True  # False during a step, and behind one that was interrupted and not taken back yet
         self._before: dict[str, Facts] = {}  # of the tasks that the step has changed

@@ -1,6 +1,6 @@
 """Turns: whose turn it is in an Index: limits, shares, counters, and the order of the lanes.
 
-    a task changes --> counters, WaitingRoom.touched --_place_lanes--> LaneOrder
+    a task changes --> counters, ReadyQueue.touched --_place_lanes--> LaneOrder
     claim          --> wake, level --> LaneOrder --lanes, best first--> limits.pick --> marks, buckets, closed lanes
 
 Nothing here grows with keys that are used up: a bucket that is full again is forgotten, a mark counts only while it is
@@ -17,14 +17,14 @@ from typing import Any
 
 from dtq.policy.limits import EACH, Gate, Kind, Lane, Limit, Picked, Selector, Share, closed_until, pick
 from dtq.stores.memory.lane_order import LaneOrder
-from dtq.stores.memory.ready import WaitingRoom
+from dtq.stores.memory.ready import ReadyQueue
 from dtq.task.model import Status, Task
 
 STEP = 64  # lanes, and two for each task asked for, that a claim moves: opened again, or merged into one shelf
 
 
 class Turns:
-    """What Index knows of lanes. It is handed the WaitingRoom that goes with it."""
+    """What Index knows of lanes. It is handed the ReadyQueue that goes with it."""
 
     def __init__(self) -> None:
         self._limits: dict[Selector, Limit] = {}
@@ -52,7 +52,7 @@ class Turns:
         self._order.wake(now, STEP + 2 * n)
         self._order.level(self._share.now, STEP + 2 * n)
 
-    def _choose(self, room: WaitingRoom, kinds: Iterable[Kind], n: int, now: float, min_priority: int | None) -> Picked:
+    def _choose(self, room: ReadyQueue, kinds: Iterable[Kind], n: int, now: float, min_priority: int | None) -> Picked:
         lowest = inf if min_priority is None else -min_priority
         streams = {kind: self._order.stream(kind, self._share.now, lowest) for kind in kinds}
         gates = self._gates()
@@ -113,7 +113,7 @@ class Turns:
             return sum(self._counts[*kind, Status.PROCESSING] for kind in kinds)
         return sum(self._running[*kind, key] for kind in kinds if (*kind, key) in self._running)
 
-    def _place_lanes(self, room: WaitingRoom) -> None:
+    def _place_lanes(self, room: ReadyQueue) -> None:
         """Bring the order of lanes up to date with what has changed."""
         while room.touched:
             lane, _ = room.touched.popitem()

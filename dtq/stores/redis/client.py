@@ -3,7 +3,7 @@
 call --> EVALSHA --> server          a connection that has broken is made anew, for up to `patience` seconds;
          ^------ again <--'          then StoreError, which names the server without its password
 
-Of several calls of one script (an Errand), the next is on its way while the server is busy with one.
+Of several calls of one script (an PipelinedCalls), the next is on its way while the server is busy with one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from dtq.errors import StoreError
 from dtq.stores.address import redacted
-from dtq.stores.redis.lines import Lines, send
+from dtq.stores.redis.lines import Connections, send
 from dtq.stores.shared.overlap import take_up
 from dtq.task.codec import pack
 
@@ -61,7 +61,7 @@ def as_it_is(value: Any) -> Any:
     return value
 
 
-class Errand(Generic[T, R]):
+class PipelinedCalls(Generic[T, R]):
     """Several calls of one script: `args` makes its arguments of each of `left`, and `read` reads the reply. An errand
     that is interrupted goes on with what has no reply yet."""
 
@@ -80,7 +80,7 @@ class Errand(Generic[T, R]):
         del self.left[0]
 
 
-class Link:
+class RedisClient:
     """`url` or `client` says where; `cluster` that it is one. `timeout`: seconds until a call gives up. `replicas`: how
     many must have what is added and what has ended before it is acknowledged."""
 
@@ -96,21 +96,21 @@ class Link:
         self._known: set[str] = set()  # scripts that the server has, as far as we know
         self.client = client if client is not None else self.patiently(lambda: _connect(url, timeout, cluster), timeout)
         self.is_cluster = isinstance(self.client, RedisCluster)
-        self._lines = None if self.is_cluster else Lines(self.client.connection_pool)
+        self._lines = None if self.is_cluster else Connections(self.client.connection_pool)
         self.measure_clock()  # which says, too, whether it can be reached
 
     def call(self, name: str, args: Any = None, patience: float | None = None) -> Any:
         """The reply of a script. Raises StoreError where none comes within `patience` seconds (`timeout`, if None)."""
-        return self.calls(Errand(name, [args]), patience)[0]
+        return self.calls(PipelinedCalls(name, [args]), patience)[0]
 
-    def calls(self, errand: Errand[T, R], patience: float | None = None) -> list[R]:
+    def calls(self, errand: PipelinedCalls[T, R], patience: float | None = None) -> list[R]:
         """What the replies of an errand say, in order. Raises as `call` does."""
         talk = partial(self._talk, errand)
         work = partial(self._lines.use, talk) if self._lines else partial(self._talk_to_cluster, errand)
         self.patiently(work, self.timeout if patience is None else patience)
         return errand.replies
 
-    def _talk(self, errand: Errand[Any, Any], line: Any) -> None:
+    def _talk(self, errand: PipelinedCalls[Any, Any], line: Any) -> None:
         """While the server is busy with one, the next is made and sent, and the reply before it is read."""
         on_their_way = 0
         while errand.left:
@@ -140,7 +140,7 @@ class Link:
     def _must_last(self, name: str) -> bool:
         return self.replicas > 0 and name in LASTING
 
-    def _talk_to_cluster(self, errand: Errand[Any, Any]) -> None:
+    def _talk_to_cluster(self, errand: PipelinedCalls[Any, Any]) -> None:
         """One by one: the client knows which node has the slot, and learns when it moves."""
         name = errand.name
         while errand.left:

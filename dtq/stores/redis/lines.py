@@ -16,7 +16,7 @@ from typing import Any
 from redis import ConnectionPool, RedisError
 
 
-class Lines:
+class Connections:
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._free: deque[Any] = deque()

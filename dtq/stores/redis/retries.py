@@ -1,4 +1,5 @@
-"""Doubts: what was sent to a server and not answered may have happened. Sent again, it must be known to be the same.
+"""RetryTokens: what was sent to a server and not answered may have happened. Sent again, it must be known to be the
+same.
 
 Each request carries a token, and the server keeps the last one with what it has changed. A request that was not
 answered keeps its token until it is: the server then knows that it has done this already, and answers as it would have.
@@ -16,14 +17,14 @@ from dtq.errors import StoreError
 MOST = 10_000  # doubts that are kept; those that nobody asks about again go first
 
 
-class Doubts:
+class RetryTokens:
     """For any thread: no doubt is changed, only entered and taken out."""
 
     def __init__(self) -> None:
         self._tokens: dict[Hashable, tuple[str, Any]] = {}
 
     @contextmanager
-    def about(self, requests: Sequence[tuple[Hashable, Any]]) -> Iterator[list[str]]:
+    def tokens_for(self, requests: Sequence[tuple[Hashable, Any]]) -> Iterator[list[str]]:
         """A token for each request (its name, and what it says): the one that it had, where it was sent before and
         says the same. Where the body raises StoreError, or is interrupted, the requests are in doubt."""
         fresh = os.urandom(8).hex()

@@ -32,13 +32,13 @@ from msgspec.structs import replace
 from dtq.errors import InvalidTask, StoreError
 from dtq.policy.limits import Limit
 from dtq.stores.protocol import Node, Outcome, Stats, count_up
-from dtq.stores.redis.client import Errand, Link
+from dtq.stores.redis.client import PipelinedCalls, RedisClient
 from dtq.stores.redis.records import brief_tasks_of, due_time, heard_text, new_record, outcome_record, tasks_of
-from dtq.stores.redis.retries import Doubts
-from dtq.stores.redis.subscriber import Ear
+from dtq.stores.redis.retries import RetryTokens
+from dtq.stores.redis.subscriber import Subscriber
 from dtq.stores.shared.readable import readable
 from dtq.sync.forks import Forkable
-from dtq.sync.wakeup import Bell
+from dtq.sync.wakeup import Wakeup
 from dtq.task.codec import to_json
 from dtq.task.model import TERMINAL, Task
 
@@ -80,12 +80,12 @@ class RedisStore(Forkable):
             raise StoreError(f"timeout is {timeout!r}; allowed: up to 3,600 seconds, more than 0")
         if not 0 <= replicas <= 100 or (replicas and cluster):
             raise StoreError(f"replicas is {replicas!r}; allowed: 0 to 100, and 0 on a cluster")
-        self.link = Link(url, client, namespace, timeout, cluster, replicas)
+        self.link = RedisClient(url, client, namespace, timeout, cluster, replicas)
         self._id = os.urandom(8).hex()
-        self._bell = Bell()
-        self._ear: Ear | None = None
+        self._bell = Wakeup()
+        self._ear: Subscriber | None = None
         self._nodes: dict[str, Node] = {}
-        self._doubts = Doubts()
+        self._doubts = RetryTokens()
         self._foreseen: dict[float, float | None] = {}  # what next_due gives, while nothing has changed here
         self._closed = False
         self.follow_forks()
@@ -107,7 +107,7 @@ class RedisStore(Forkable):
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
         parts = _parts(tasks, any(task.after for task in tasks))
-        errand = Errand("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
+        errand = PipelinedCalls("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
         told = zip(parts, self.link.calls(errand), strict=True)
         return [id for part, reply in told for id in _ids(reply) or (task.id for task in part)]
 
@@ -143,12 +143,12 @@ class RedisStore(Forkable):
     def _claim(self, worker: str, kind: str, how: list[Any], sizes: list[int], start: int = 0) -> list[Claimed]:
         """Several claims of so many tasks, of which the first has this number: each has a doubt of its own."""
         names = [(worker, kind, number) for number in range(start, start + len(sizes))]
-        with self._doubts.about([(name, None) for name in names]) as tokens:
+        with self._doubts.tokens_for([(name, None) for name in names]) as tokens:
             asked = [
                 [worker, size, *how, f"{kind}{number}", token, REPLY_KEPT]
                 for size, token, (_, _, number) in zip(sizes, tokens, names, strict=True)
             ]
-            return self.link.calls(Errand("claim", asked, read=_claimed), HURRY)
+            return self.link.calls(PipelinedCalls("claim", asked, read=_claimed), HURRY)
 
     def _foresee(self, now: float, times: list[bytes]) -> None:
         """What `next_due` will be asked for next, mostly. Whoever changes it from now on will ring, if we listen."""
@@ -157,11 +157,11 @@ class RedisStore(Forkable):
     # --- update
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        with self._doubts.about([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
+        with self._doubts.tokens_for([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
             sent = list(zip(outcomes, tokens, strict=True))
             whole = any(task.after for _, planted in outcomes for task in planted)
             parts = _parts(sent, whole)
-            errand = Errand("update", parts, self._update, _reply)
+            errand = PipelinedCalls("update", parts, self._update, _reply)
             replies = self.link.calls(errand, HURRY)
         self._foreseen = {}
         if any(left for _, left in replies):
@@ -214,7 +214,7 @@ class RedisStore(Forkable):
 
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
         read = brief_tasks_of if brief else tasks_of
-        errand = Errand("get", _parts(list(ids)), lambda part: [part, brief], read)
+        errand = PipelinedCalls("get", _parts(list(ids)), lambda part: [part, brief], read)
         return [task for tasks in self.link.calls(errand) for task in tasks]
 
     def find(
@@ -298,7 +298,7 @@ class RedisStore(Forkable):
 
     def _listen(self) -> None:
         if self._ear is None and not self._closed:
-            self._ear = Ear(self.link, self._bell, self._id)
+            self._ear = Subscriber(self.link, self._bell, self._id)
 
     def close(self) -> None:
         if self._closed:
@@ -313,7 +313,7 @@ class RedisStore(Forkable):
         self._nodes, self._foreseen, self._ear = {}, {}, None
         if not self._closed:
             self._bell.close()
-            self._bell = Bell()
+            self._bell = Wakeup()
 
     def abandon(self) -> None:
         """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""

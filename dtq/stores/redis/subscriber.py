@@ -12,16 +12,16 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from dtq.stores.redis.client import AWAY, FIRST_PAUSE, LONGEST_PAUSE, Link
-from dtq.sync.wakeup import Bell
+from dtq.stores.redis.client import AWAY, FIRST_PAUSE, LONGEST_PAUSE, RedisClient
+from dtq.sync.wakeup import Wakeup
 
 LISTEN = 5.0  # seconds for which one call listens; then the connection's health is checked
 
 
-class Ear:
+class Subscriber:
     """Listens from its making on, if the server can be reached; else from when it can."""
 
-    def __init__(self, link: Link, bell: Bell, sender: str) -> None:
+    def __init__(self, link: RedisClient, bell: Wakeup, sender: str) -> None:
         channel = f"{link.prefix}changed"
         self._channels = [channel] if link.is_cluster else [channel, f"{channel}:{sender}"]  # the other: see lib.lua
         self._bell = bell

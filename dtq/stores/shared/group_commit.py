@@ -1,4 +1,4 @@
-"""Turnstile: writers pass one at a time, process after process, and those who wait together go through together.
+"""GroupCommit: writers pass one at a time, process after process, and those who wait together go through together.
 
     thread A --.                          .-- one transaction --.
     thread B --+--> waiting jobs --> the first to get the lock does them all --> one flush --> A, B, C go on
@@ -65,7 +65,7 @@ class Batch(Generic[S]):
         self.is_done = True
 
 
-class Turnstile(Generic[S]):
+class GroupCommit(Generic[S]):
     """`carry` does the jobs of a batch within one transaction, and sets `is_done` once that is committed.
 
     A job that raises must leave no trace. An error of the disk is for the whole batch (`fail`, or an OSError that

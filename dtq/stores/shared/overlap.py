@@ -21,7 +21,7 @@ _here = _Here()
 
 
 @contextmanager
-def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+def while_waiting(work: Callable[[], None]) -> Iterator[None]:
     """Offers the work to what this thread does in the body: it is done once, or not at all."""
     _here.work = work
     try:

@@ -17,7 +17,7 @@ from dtq.stores.shared.peers import Peers
 SAFETY_NET = 1.0  # seconds
 
 
-class Watch:
+class ChangeWatcher:
     """`peers` are made when they are first asked for: a process that only looks does not join them. `look` says
     whether the store has changed."""
 

@@ -1,4 +1,5 @@
-"""Committer: the one write connection of a process to a SQLite file; waiting works share a transaction (Turnstile)."""
+"""Committer: the one write connection of a process to a SQLite file; waiting works share a transaction
+(GroupCommit)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dtq.stores.shared.group_commit import Batch, Job, Turnstile
+from dtq.stores.shared.group_commit import Batch, GroupCommit, Job
 
 T = TypeVar("T")
 BUSY_TIMEOUT = 10.0  # seconds to wait for a foreign program that has locked the database
@@ -26,7 +27,7 @@ class Committer:
         self._forget = forget
         self._flush: bool | None = True  # None: not known
         self._is_clean = True  # no transaction is open, and nothing is remembered of one that was taken back
-        self._turnstile = Turnstile(f"{path}-lock", self._carry)
+        self._turnstile = GroupCommit(f"{path}-lock", self._carry)
 
     @property
     def connection(self) -> sqlite3.Connection:

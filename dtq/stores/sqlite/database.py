@@ -29,7 +29,7 @@ import msgspec
 
 from dtq.errors import StoreError
 from dtq.stores.shared.peers import Peers, Wake
-from dtq.stores.shared.watch import Watch
+from dtq.stores.shared.watch import ChangeWatcher
 from dtq.stores.sqlite import schema
 from dtq.stores.sqlite.committer import BUSY_TIMEOUT, Committer
 
@@ -54,7 +54,7 @@ class Database:
         self._paused: list[Callable[[], None]] = []  # during a fork: what lets the threads in again
         self._read_lock = threading.Lock()
         self._data_version = 0
-        self.watch = Watch(Path(f"{self.path}-nodes"), self._has_changed)
+        self.watch = ChangeWatcher(Path(f"{self.path}-nodes"), self._has_changed)
         with self._named_errors("opened"):
             self.committer = Committer(self.path, self._connect, forget)
             try:

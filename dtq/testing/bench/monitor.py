@@ -21,7 +21,7 @@ from dtq.queue.task_queue import TaskQueue
 from dtq.task.model import Status, Task
 from dtq.testing.bench.queue import NOW, URLS, fresh_store, nothing
 from dtq.workers.backend import Finished, Report, Started
-from dtq.workers.metrics.node import Meter
+from dtq.workers.metrics.node import NodeMetrics
 
 PAIRS = 10
 TASKS = 20_000  # of each round
@@ -49,7 +49,7 @@ def a_round(queue: TaskQueue, watched: bool) -> tuple[float, float]:
 
 def metering(tasks: int = 50_000) -> float:
     """Microseconds that a node spends on counting one task, watched or not."""
-    meter, task = Meter(), Task(type="a", id="x", created_at=NOW, run_at=NOW)
+    meter, task = NodeMetrics(), Task(type="a", id="x", created_at=NOW, run_at=NOW)
     said: list[Report] = [Started(task, "w1", NOW), Finished(task, "w1", NOW, 0.01, None, None, "", False)]
     ended = [replace(task, status=Status.COMPLETED)]
     began = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from dtq.errors import DTQError, StoreError
 from dtq.queue.events import Emitter
-from dtq.queue.handle import Endings
+from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
 from dtq.stores.protocol import Outcome
 from dtq.stores.shared.overlap import take_up
@@ -25,7 +25,7 @@ from dtq.task.transitions import cancel
 from dtq.testing.chaos.invariants import Line
 from dtq.testing.chaos.world import LEASE, LIMITED, Crash, World
 from dtq.workers import backend
-from dtq.workers.groups import Pool, Staff
+from dtq.workers.groups import Pool, WorkerGroup
 
 TYPE = "work"
 WORKERS = 2  # of each node
@@ -103,7 +103,7 @@ class SimPool:
         self._waiting: list[Task] = []
         self._says: list[backend.Report] = []
 
-    def wants(self) -> Iterator[tuple[int, Collection[str]]]:
+    def capacity(self) -> Iterator[tuple[int, Collection[str]]]:
         if (n := 2 * WORKERS - len(self._running) - len(self._waiting)) > 0:
             yield n, {TYPE}
 
@@ -184,9 +184,9 @@ class Node:
         self._next = float("inf")
         self._is_asked = False  # to take another turn when this one is over
         self.pool = SimPool(world, self)
-        staff = [Staff(Pool(WORKERS), cast(Any, self.pool))]  # the loop asks it for no more than what is above
+        staff = [WorkerGroup(Pool(WORKERS), cast(Any, self.pool))]  # the loop asks it for no more than what is above
         self.loop = make_loop(
-            NodeStore(world, id), staff, Teller(world, id), Endings(), lease=LEASE,
+            NodeStore(world, id), staff, Teller(world, id), Waiters(), lease=LEASE,
             types=lambda: {TYPE}, chance=world.chance.random, monotonic=lambda: world.ticks,
         )  # fmt: skip
         self.loop.id = id

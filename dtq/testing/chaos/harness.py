@@ -1,10 +1,10 @@
 """Harness: a queue of real processes under faults, and what was seen of it.
 
-    plan.py: faults ---> Siege ---SIGKILL, SIGSTOP, orders---> members.py: nodes, their zygotes and workers; a client,
-                           |                                        |       the API, the store's server
+    plan.py: faults ---> ChaosRun ---SIGKILL, SIGSTOP, orders---> members.py: nodes, their zygotes and workers; a
+                           client, |                                        |       the API, the store's server
                            |                                        +--> witness.py: what has happened, flushed
                            v                                                   |
-    the store, when all is quiet: tasks -------------------> Evidence <--------+ --> promises.py
+    the store, when all is quiet: tasks -------------------> RunRecord <--------+ --> promises.py
 
 A fault comes whenever the next share of the tasks has ended, so that the last of them come as surely as the first. Then
 everything that is frozen goes on, what is dead is replaced once more, and all tasks have to come to their end.
@@ -29,8 +29,8 @@ from dtq.queue.manager import QueueManager
 from dtq.stores.address import redacted
 from dtq.task.model import Status, Task
 from dtq.testing.chaos import history_log, invariants
-from dtq.testing.chaos.invariants import EVERYBODY, Evidence
-from dtq.testing.chaos.members import API, Camp, Member, Server, free_port, send
+from dtq.testing.chaos.invariants import EVERYBODY, RunRecord
+from dtq.testing.chaos.members import API, Member, Server, Workspace, free_port, send
 from dtq.testing.chaos.node import LIMITED, MOST, TYPE, WORKERS, Orders
 from dtq.testing.chaos.plan import ON_APIS, ON_SERVERS, Fault, draw, kinds
 
@@ -63,7 +63,7 @@ class Outcome(msgspec.Struct):
     profile: Profile
     faults: dict[str, int]
     broken: dict[str, list[str]]
-    evidence: Evidence
+    evidence: RunRecord
     seconds: float
     ended: list[int]
 
@@ -75,7 +75,7 @@ def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dtq-chaos-")))
-        camp = Camp(directory)
+        camp = Workspace(directory)
         stack.callback(camp.end)
         backend = Server(server, camp) if server else None
         if backend:
@@ -86,7 +86,7 @@ def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults
                 f"{redacted(url)} holds {n:,} tasks, and this ends with what is in it broken: name an empty store"
             )
         manager.store.set_lane(key=LIMITED, max_running=MOST)
-        siege = Siege(url, seed, profile, manager, camp, backend)
+        siege = ChaosRun(url, seed, profile, manager, camp, backend)
         began = time.monotonic()
         try:
             siege.storm(tell)
@@ -99,11 +99,11 @@ def run(url: str, seed: int, profile: Profile, tell: Told = lambda ended, faults
     return Outcome(seed, profile, dict(siege.done), invariants.broken(evidence), evidence, seconds, siege.ended)
 
 
-class Siege:
+class ChaosRun:
     """The processes of a run, and what is done to them."""
 
     def __init__(
-        self, url: str, seed: int, profile: Profile, manager: QueueManager, camp: Camp, server: Server | None
+        self, url: str, seed: int, profile: Profile, manager: QueueManager, camp: Workspace, server: Server | None
     ) -> None:  # fmt: skip
         self.done: Counter[str] = Counter()
         self.ended: list[int] = []
@@ -280,9 +280,9 @@ class Siege:
             member.end(kill or member is self._client)
             self._seen += member.complaint(wanted=0)
 
-    def evidence(self) -> Evidence:
+    def evidence(self) -> RunRecord:
         lines = history_log.read(Path(self._orders.log))
-        return Evidence(lines, _all_tasks(self._manager), self._blamed, self._deaths, self._seen, {LIMITED: MOST})
+        return RunRecord(lines, _all_tasks(self._manager), self._blamed, self._deaths, self._seen, {LIMITED: MOST})
 
 
 def _all_tasks(manager: QueueManager) -> dict[str, Task]:

@@ -1,7 +1,7 @@
 """Promises: what must hold after a run with faults, as pure functions of what was seen.
 
     witnesses: handlers, clients, nodes ---- lines ----+
-    the store, when all is quiet ----------- tasks ----+--> Evidence --> broken() --> sentences; none is good
+    the store, when all is quiet ----------- tasks ----+--> RunRecord --> broken() --> sentences; none is good
     whoever made the faults ---------------- faults ---+
 
 A simulation and real processes are judged alike. Each promise is a function whose docstring says it, and which gives a
@@ -47,7 +47,7 @@ def name_of(task: Task) -> str:
     return str(task.payload.get("life", task.id)) if isinstance(task.payload, dict) else task.id
 
 
-class Evidence(msgspec.Struct):
+class RunRecord(msgspec.Struct):
     """All that was seen. `faults` counts by node what may cost it its tasks; `deaths` are workers that were killed, or
     hung: each costs one attempt of one task. `seen` are sentences of what was found broken while it ran; `limits` says
     by limit key how many tasks may run at once."""
@@ -71,22 +71,22 @@ class Evidence(msgspec.Struct):
         return sum(n - 1 for n in Counter((line.task, line.number) for line in self.of("began")).values())
 
 
-Promise = Callable[[Evidence], list[str]]
+Promise = Callable[[RunRecord], list[str]]
 
 
-def nothing_acknowledged_is_lost(evidence: Evidence) -> list[str]:
+def nothing_acknowledged_is_lost(evidence: RunRecord) -> list[str]:
     """A task that was acknowledged is in the store."""
     deleted = {line.task for line in evidence.of("deleted")}
     acknowledged = dict.fromkeys(line.task for line in evidence.of("acknowledged") if line.task not in deleted)
     return [f"{id} was acknowledged, and is gone" for id in acknowledged if id not in evidence.tasks]
 
 
-def everything_ends(evidence: Evidence) -> list[str]:
+def everything_ends(evidence: RunRecord) -> list[str]:
     """When the faults are over, every task comes to its end."""
     return [f"{task.id} is still {task.status}" for task in evidence.tasks.values() if not task.is_terminal]
 
 
-def completed_means_done(evidence: Evidence) -> list[str]:
+def completed_means_done(evidence: RunRecord) -> list[str]:
     """A completed task has the result of a run that reached its end."""
     ended = {(line.task, line.who) for line in evidence.of("ended")}
     completed = ((name, task) for name, task in evidence.tasks.items() if task.status == Status.COMPLETED)
@@ -97,28 +97,28 @@ def completed_means_done(evidence: Evidence) -> list[str]:
     ]
 
 
-def runs_are_paid_for(evidence: Evidence) -> list[str]:
+def runs_are_paid_for(evidence: RunRecord) -> list[str]:
     """A task runs once for each of its attempts, and once more at most for each node that it was taken from."""
     runs = evidence.runs()
     paid = {name: task.attempts + task.interruptions for name, task in evidence.tasks.items()}
     return [f"{id} ran {runs[id]} times, and {n} are paid for" for id, n in paid.items() if runs[id] > n]
 
 
-def no_stale_write_is_accepted(evidence: Evidence) -> list[str]:
+def no_stale_write_is_accepted(evidence: RunRecord) -> list[str]:
     """Each version of a task comes from one change alone: who knows an older one changes nothing."""
     made = [(line.task, line.number) for line in evidence.lines if line.what in ("claimed", "taken over")]
     made += [(line.task, line.number + 1) for line in evidence.of("accepted")]
     return [f"{id} became version {v} {n} times" for (id, v), n in Counter(made).items() if n > 1]
 
 
-def only_what_was_accepted_is_told(evidence: Evidence) -> list[str]:
+def only_what_was_accepted_is_told(evidence: RunRecord) -> list[str]:
     """An event tells of what the store has taken, never of an outcome that was refused."""
     accepted = {(line.task, line.number + 1) for line in evidence.of("accepted")}
     told = (line for line in evidence.of("told") if (line.task, line.number) not in accepted)
     return [f"{line.who} told of version {line.number} of {line.task}, which was refused" for line in told]
 
 
-def only_the_faulty_lose_their_tasks(evidence: Evidence) -> list[str]:
+def only_the_faulty_lose_their_tasks(evidence: RunRecord) -> list[str]:
     """A task is taken from a node whose workers have it only when the node had a fault, and at most once for each."""
     given = {(line.task, line.number): line.who for line in evidence.of("given")}
     taken = Counter(
@@ -134,14 +134,14 @@ def only_the_faulty_lose_their_tasks(evidence: Evidence) -> list[str]:
     ]
 
 
-def a_dead_worker_costs_one_attempt(evidence: Evidence) -> list[str]:
+def a_dead_worker_costs_one_attempt(evidence: RunRecord) -> list[str]:
     """A worker that dies fails the one task that it was running."""
     errors = [attempt.error.type for task in evidence.tasks.values() for attempt in task.history]
     n = errors.count("WorkerDied") + errors.count("Timeout")
     return [f"{n} attempts died with {evidence.deaths} workers"] if n > evidence.deaths else []
 
 
-def children_wait_for_their_parents(evidence: Evidence) -> list[str]:
+def children_wait_for_their_parents(evidence: RunRecord) -> list[str]:
     """A task begins when its parents have ended, not before."""
     ended, early = set[str](), []
     for line in evidence.lines:
@@ -152,7 +152,7 @@ def children_wait_for_their_parents(evidence: Evidence) -> list[str]:
     return early
 
 
-def no_limit_is_exceeded(evidence: Evidence) -> list[str]:
+def no_limit_is_exceeded(evidence: RunRecord) -> list[str]:
     """Of the tasks under one limit, no more run at a time than it allows. (Only the runs whose results were accepted
     count: one whose task was taken away may go on beside the next.)"""
     limits = evidence.limits
@@ -167,7 +167,7 @@ def no_limit_is_exceeded(evidence: Evidence) -> list[str]:
     return exceeded
 
 
-def a_failure_has_its_reason(evidence: Evidence) -> list[str]:
+def a_failure_has_its_reason(evidence: RunRecord) -> list[str]:
     """A task fails when its attempts are used up, a parent has failed, or too many nodes have died under it."""
 
     def is_due(task: Task) -> bool:
@@ -179,13 +179,13 @@ def a_failure_has_its_reason(evidence: Evidence) -> list[str]:
     return [f"{t.id} failed at attempt {t.attempts} of {t.max_attempts}: {t.error}" for t in failed if not is_due(t)]
 
 
-def what_was_cancelled_stays_so(evidence: Evidence) -> list[str]:
+def what_was_cancelled_stays_so(evidence: RunRecord) -> list[str]:
     """Nothing that comes late undoes a cancellation."""
     tasks = (evidence.tasks.get(line.task) for line in evidence.of("cancelled"))
     return [f"{t.id} was cancelled, and is {t.status}" for t in tasks if t and t.status != Status.CANCELLED]
 
 
-def nothing_was_seen_broken(evidence: Evidence) -> list[str]:
+def nothing_was_seen_broken(evidence: RunRecord) -> list[str]:
     """While it ran, no limit was exceeded, and nothing was processing past its lease and one sweep."""
     return evidence.seen
 
@@ -207,7 +207,7 @@ PROMISES: tuple[Promise, ...] = (
 )
 
 
-def broken(evidence: Evidence) -> dict[str, list[str]]:
+def broken(evidence: RunRecord) -> dict[str, list[str]]:
     """By the name of the promise, how it was broken; nothing for those that were kept."""
     found = defaultdict(list)
     for promise in PROMISES:

@@ -39,7 +39,7 @@ app()
 KEEPER = "trap '' HUP; read -r _; kill -KILL 0"  # an orphaned group is hung up on where somebody in it is frozen
 
 
-class Camp:
+class Workspace:
     """Where the processes of a run are: the directory for what they say, and a process group that outlives nobody.
 
     Its first process waits for the end of its standard input, and kills the group. So none is left behind by a run that
@@ -59,7 +59,7 @@ class Camp:
 class Process:
     """A process that ends when its standard input does; what it says is kept, for when it has died of something."""
 
-    def __init__(self, name: str, command: Sequence[str], camp: Camp) -> None:
+    def __init__(self, name: str, command: Sequence[str], camp: Workspace) -> None:
         self.name = name
         self._command = command
         self._said = camp.directory / name
@@ -105,7 +105,7 @@ class Process:
 class Member(Process):
     """A node, or a client."""
 
-    def __init__(self, orders: Orders, camp: Camp) -> None:
+    def __init__(self, orders: Orders, camp: Workspace) -> None:
         super().__init__(orders.name, [*NODE, msgspec.json.encode(orders).decode()], camp)
 
     def obey(self, order: str) -> None:
@@ -128,14 +128,14 @@ class Member(Process):
 class API(Process):
     """`dtq serve` on a port of the loopback, which it has again when it is started anew."""
 
-    def __init__(self, url: str, port: int, camp: Camp) -> None:
+    def __init__(self, url: str, port: int, camp: Workspace) -> None:
         super().__init__("api", [sys.executable, "-c", SERVE, "serve", url, "--port", str(port)], camp)
 
 
 class Server(Process):
     """The store's server, by the command that starts it in the foreground."""
 
-    def __init__(self, command: str, camp: Camp) -> None:
+    def __init__(self, command: str, camp: Workspace) -> None:
         try:
             super().__init__("server", shlex.split(command), camp)
         except OSError as error:

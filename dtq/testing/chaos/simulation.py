@@ -1,6 +1,6 @@
 """Simulation: the real loop and the real MemoryStore, several nodes of them, under a clock that is made up.
 
-    seed --> World, Nodes, Client --a storm of virtual seconds, then calm--> Evidence --> which promises were broken
+    seed --> World, Nodes, Client --a storm of virtual seconds, then calm--> RunRecord --> which promises were broken
 
 Nothing waits, so thousands of schedules take a minute; all chance comes from the seed, so one that breaks a promise can
 be run again, step by step:  dtq chaos memory: --seed 4711 --schedules 1
@@ -20,7 +20,7 @@ from dtq.queue.loop import Loop
 from dtq.stores.memory.store import MemoryStore
 from dtq.testing.chaos import invariants
 from dtq.testing.chaos.actors import Client, Node, Reuser
-from dtq.testing.chaos.invariants import Evidence, name_of
+from dtq.testing.chaos.invariants import RunRecord, name_of
 from dtq.testing.chaos.world import BEGIN, LEASE, LIMITED, MOST, SWEEP, World
 
 NODES = 3
@@ -37,7 +37,7 @@ class Schedule(Struct):
     seed: int
     broken: dict[str, list[str]]
     story: list[str]
-    evidence: Evidence
+    evidence: RunRecord
 
     def __str__(self) -> str:
         told = [f"{name}: {sentence}" for name, sentences in self.broken.items() for sentence in sentences]
@@ -76,7 +76,7 @@ class _Cast:
     def play(self, lives: bool) -> None:
         world = self.world
         for _ in range(NODES):
-            self.hire()
+            self.make_executors()
         Client(world, TASKS, self.tell)
         if lives:
             Reuser(world, self.tell)
@@ -91,16 +91,16 @@ class _Cast:
             if world.now > quiet_since + LEASE + SWEEP:
                 world.look_for_late_ones()
 
-    def hire(self) -> None:
+    def make_executors(self) -> None:
         """Start a node. One that starts right after a sleep would know nothing of it: it comes a little later."""
         if self.world.now < self.world.woke_at + AWAKE:
-            self.world.at(self.world.woke_at + AWAKE, self.hire)
+            self.world.at(self.world.woke_at + AWAKE, self.make_executors)
             return
         self.nodes = [node for node in self.nodes if node.alive]
         self.nodes.append(Node(self.world, f"n{next(self.names)}", self.make_loop, self.replace))
 
     def replace(self) -> None:
-        self.world.at(self.world.now + self.world.some_time(1.0), self.hire)
+        self.world.at(self.world.now + self.world.some_time(1.0), self.make_executors)
 
     def tell(self) -> None:
         for node in self.nodes:

@@ -19,7 +19,7 @@ from typing import Any
 from dtq.errors import StoreError
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import Status, Task
-from dtq.testing.chaos.invariants import EVERYBODY, Evidence, Line, What, name_of
+from dtq.testing.chaos.invariants import EVERYBODY, Line, RunRecord, What, name_of
 
 BEGIN = 1_000_000.0  # UTC seconds, when every world begins
 LEASE = 4.0
@@ -49,7 +49,7 @@ class World:
         self._sleeps = random.Random(f"sleep {seed}") if sleeps else None
         self.store = make_store()
         self.dead: list[str] = []  # nodes, whose lock is free
-        self.evidence = Evidence([], {}, Counter(), 0, [], {LIMITED: MOST})
+        self.evidence = RunRecord([], {}, Counter(), 0, [], {LIMITED: MOST})
         self.story: list[str] = []
         self.clocks_differ = False  # then a lease that runs for one has run out for another, again and again
         self.inside: list[str] = []  # whose store calls are under way, outermost first

@@ -1,4 +1,5 @@
-"""Sketch: how long things took, in a few hundred counters, from which quantiles can be told and which can be added up.
+"""Histogram: how long things took, in a few hundred counters, from which quantiles can be told and which can be added
+up.
 
     0.0131 s --log2--> bucket -100 --> counts[-100] += 1         one dictionary entry for each bucket that was met
 
@@ -26,7 +27,7 @@ BASE = 2 ** (1 / SCALE)
 ERROR = (BASE - 1) / (BASE + 1)  # relative, of any quantile
 
 
-class Sketch:
+class Histogram:
     """Counts durations in seconds. For one thread."""
 
     __slots__ = ("counts", "sum")
@@ -43,15 +44,15 @@ class Sketch:
         self.counts[index] = self.counts.get(index, 0) + 1
         self.sum += seconds
 
-    def merge(self, other: Sketch) -> None:
+    def merge(self, other: Histogram) -> None:
         for index, n in other.counts.items():
             self.counts[index] = self.counts.get(index, 0) + n
         self.sum += other.sum
 
-    def since(self, earlier: Sketch) -> Sketch:
+    def since(self, earlier: Histogram) -> Histogram:
         """What was added after this one was `earlier`. A count never goes below zero."""
         grown = {index: n - earlier.counts.get(index, 0) for index, n in self.counts.items()}
-        return Sketch({index: n for index, n in grown.items() if n > 0}, max(0.0, self.sum - earlier.sum))
+        return Histogram({index: n for index, n in grown.items() if n > 0}, max(0.0, self.sum - earlier.sum))
 
     @property
     def count(self) -> int:

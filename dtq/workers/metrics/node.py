@@ -24,7 +24,7 @@ from typing import Any
 
 from dtq.task.model import Status, Task
 from dtq.workers.backend import Finished, Report, Started, WorkerChanged, WorkerInfo
-from dtq.workers.metrics.histogram import Sketch
+from dtq.workers.metrics.histogram import Histogram
 from dtq.workers.metrics.usage import Usage
 
 TYPES = 20
@@ -36,15 +36,15 @@ _OUTCOME = {
 }  # fmt: skip
 
 
-class Meter:
+class NodeMetrics:
     """For the loop's thread; `ticks` are seconds that no change of the wall clock can move."""
 
     def __init__(self, ticks: Callable[[], float] = monotonic) -> None:
         self._ticks = ticks
         self._born = self._tick = ticks()
         self._ended: dict[tuple[str, str], dict[str, int]] = {}
-        self._times: dict[str, tuple[Sketch, Sketch]] = {}  # type -> execution, waiting
-        self._spells: dict[str, Spell] = {}  # of each worker
+        self._times: dict[str, tuple[Histogram, Histogram]] = {}  # type -> execution, waiting
+        self._spells: dict[str, BusyTime] = {}  # of each worker
         self._busy_of_the_gone = 0.0
         self._usage = Usage()
         self._reading: dict[str, Any] = {}
@@ -72,14 +72,14 @@ class Meter:
         if spell := self._spells.get(report.worker):
             spell.finish(report, self._tick)
 
-    def _spell(self, worker: str) -> Spell:
+    def _spell(self, worker: str) -> BusyTime:
         spell = self._spells.get(worker)
         if spell is None:
-            spell = self._spells[worker] = Spell()
+            spell = self._spells[worker] = BusyTime()
         return spell
 
-    def _new_times(self, type: str) -> tuple[Sketch, Sketch]:
-        return self._times.setdefault(type if len(self._times) < TYPES else OTHER, (Sketch(), Sketch()))
+    def _new_times(self, type: str) -> tuple[Histogram, Histogram]:
+        return self._times.setdefault(type if len(self._times) < TYPES else OTHER, (Histogram(), Histogram()))
 
     def _change(self, report: WorkerChanged) -> None:
         if report.state == "exited" and (spell := self._spells.pop(report.worker, None)):
@@ -128,7 +128,7 @@ class Meter:
         }
 
 
-class Spell:
+class BusyTime:
     """How long one worker has been at work: the time in which at least one call ran, however many did at once."""
 
     __slots__ = ("_ended", "_least", "_since", "_since_tick", "running")

@@ -33,10 +33,10 @@ from dtq.task.model import Task
 from dtq.workers import backend, wire
 from dtq.workers.backend import Report, WorkerInfo
 from dtq.workers.process import verdict
-from dtq.workers.process.dispatch import NONE, Placing
-from dtq.workers.process.prefetch import Pace
-from dtq.workers.process.process import Member
-from dtq.workers.process.supervisor import GONE_WITHIN, Crew
+from dtq.workers.process.dispatch import NONE, Dispatcher
+from dtq.workers.process.prefetch import Prefetch
+from dtq.workers.process.process import WorkerProcess
+from dtq.workers.process.supervisor import GONE_WITHIN, Supervisor
 from dtq.workers.wire import MAX_RESULT
 
 log = logging.getLogger("dtq")
@@ -77,12 +77,12 @@ class WorkerPool:
         self._ring_lock = threading.Lock()
         self._watched: list[int] = []
         self._selector.register(self._bell, selectors.EVENT_READ, self._silence)
-        self._crew = Crew(
+        self._crew = Supervisor(
             name, self._selector, on_start=self._greet, on_event=self._on_event, on_gone=self._settle,
             report=lambda report: self._reports.append(report), clock=clock,
         )  # fmt: skip
-        self._pace = Pace()
-        self._placing = Placing(self._crew.members, self._pace)
+        self._pace = Prefetch()
+        self._placing = Dispatcher(self._crew.members, self._pace)
 
     # --- what the loop asks for ------------------------------------------------------------------------------------
 
@@ -97,8 +97,8 @@ class WorkerPool:
             member.known.discard(type)
             member.channel.send(wire.Define(type, source))
 
-    def wants(self) -> Iterator[tuple[int, frozenset[str]]]:
-        return self._placing.wants(self._clock())
+    def capacity(self) -> Iterator[tuple[int, frozenset[str]]]:
+        return self._placing.capacity(self._clock())
 
     def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = NONE) -> None:
         placed, others = self._placing.place(tasks, self._clock(), parents)
@@ -206,7 +206,7 @@ class WorkerPool:
                 self._kill_if_overdue(member, now)
         self._crew.check(now)
 
-    def _kill_if_overdue(self, member: Member, now: float) -> None:
+    def _kill_if_overdue(self, member: WorkerProcess, now: float) -> None:
         for number, job in member.overdue(now):
             member.spares = True
             member.verdicts[number] = error = verdict.of_overdue(job)
@@ -219,19 +219,19 @@ class WorkerPool:
 
     # --- reports in ------------------------------------------------------------------------------------------------
 
-    def _greet(self, member: Member) -> None:
+    def _greet(self, member: WorkerProcess) -> None:
         member.allowance = self._max_tasks
         member.channel.send(wire.Hello(member.name, self._max_result, self._grace))
         for type, source in self._sources.items():
             member.channel.send(wire.Define(type, source))
 
-    def _on_event(self, member: Member, mask: int) -> None:
+    def _on_event(self, member: WorkerProcess, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             member.channel.flush()
         if mask & selectors.EVENT_READ:
             self._listen(member)
 
-    def _listen(self, member: Member) -> None:
+    def _listen(self, member: WorkerProcess) -> None:
         now = self._clock()
         try:
             for body in member.channel.receive():
@@ -243,7 +243,7 @@ class WorkerPool:
         if not member.channel.is_open:
             member.gone_by = min(member.gone_by, now + GONE_WITHIN)
 
-    def _hear_safely(self, member: Member, message: wire.ToPool, now: float) -> None:
+    def _hear_safely(self, member: WorkerProcess, message: wire.ToPool, now: float) -> None:
         """A message that cannot be used fails the call that it is about."""
         try:
             self._hear(member, message, now)
@@ -256,7 +256,7 @@ class WorkerPool:
             else:
                 log.exception("worker %s sent %s, which cannot be used", member.name, type(message).__name__)
 
-    def _hear(self, member: Member, message: wire.ToPool, now: float) -> None:
+    def _hear(self, member: WorkerProcess, message: wire.ToPool, now: float) -> None:
         """The two that come with every call are asked for first."""
         if isinstance(message, wire.Done):
             self._hear_done(member, message, now)
@@ -273,14 +273,14 @@ class WorkerPool:
         elif job := member.jobs.get(message.number):
             self._reports.append(_news(job.task, message))
 
-    def _hear_started(self, member: Member, message: wire.Started, now: float) -> None:
+    def _hear_started(self, member: WorkerProcess, message: wire.Started, now: float) -> None:
         job = member.jobs.get(message.number)
         if job is not None:
             if job.since == inf:
                 self._reports.append(backend.Started(job.task, member.name, message.at))
             member.started(job, message, now, self._grace)
 
-    def _hear_done(self, member: Member, message: wire.Done, now: float) -> None:
+    def _hear_done(self, member: WorkerProcess, message: wire.Done, now: float) -> None:
         result = from_json(message.result)
         job = member.remove(message.number, now)
         if job is not None:
@@ -298,7 +298,7 @@ class WorkerPool:
                 )
             )  # fmt: skip
 
-    def _settle(self, member: Member, code: int) -> None:
+    def _settle(self, member: WorkerProcess, code: int) -> None:
         """The worker is gone; what it said last counts."""
         self._listen(member)
         now = self._clock()

@@ -18,7 +18,7 @@ SINK = 0.125  # of the way down to a lower duration, each time
 Step = tuple[int, bool, frozenset[str]]  # window, parallel, types
 
 
-class Gait:
+class TypeProfile:
     """What is known of one type. `weight` is the share of a worker that one call takes: at 1 it is full. `parallel`
     calls run beside each other on the worker's event loop, others one after the other in its main thread."""
 
@@ -32,23 +32,23 @@ class Gait:
         self.low, self.high = (0.0, inf) if self.parallel else (SLOW, inf)  # estimates between them give this window
 
 
-class Pace:
+class Prefetch:
     """The gaits of all types."""
 
     def __init__(self) -> None:
-        self._gaits: dict[str, Gait] = {}
+        self._gaits: dict[str, TypeProfile] = {}
         self._steps: list[Step] | None = None
 
     def define(self, type: str, concurrency: int) -> None:
         """A new or changed handler: nothing is known of its duration."""
-        self._gaits[type] = Gait(concurrency)
+        self._gaits[type] = TypeProfile(concurrency)
         self._steps = None
 
-    def gait(self, type: str) -> Gait:
+    def gait(self, type: str) -> TypeProfile:
         gait = self._gaits.get(type)
-        return gait if gait is not None else Gait(1)
+        return gait if gait is not None else TypeProfile(1)
 
-    def learn(self, gait: Gait, seconds: float) -> None:
+    def learn(self, gait: TypeProfile, seconds: float) -> None:
         """A call has taken so long. The estimate rises at once and sinks slowly: a type that is fast most of the time
         is still not safe to stand behind."""
         if seconds >= gait.seconds or gait.seconds == inf:
@@ -70,7 +70,7 @@ class Pace:
         gaits = self._gaits.items()
         return frozenset(type for type, gait in gaits if gait.parallel == parallel and gait.window >= window)
 
-    def _change(self, gait: Gait) -> None:
+    def _change(self, gait: TypeProfile) -> None:
         gait.window, gait.low, gait.high = _window(gait.seconds)
         gait.weight = 1 / gait.window
         self._steps = None

@@ -18,7 +18,7 @@ from dtq.task.model import ErrorInfo, Task
 from dtq.workers import wire
 from dtq.workers.backend import WorkerInfo, WorkerState
 from dtq.workers.channel import Channel
-from dtq.workers.process.prefetch import Gait
+from dtq.workers.process.prefetch import TypeProfile
 
 HELD_UP = 0.05  # seconds that a call may run before no other may wait behind it
 LOADING = 60.0  # seconds that a handler has to be loaded, if its timeout is not longer
@@ -28,11 +28,11 @@ RETIRED_WITHIN = 5.0  # seconds from the last call to the exit
 LIVED = 1.0  # seconds from the fork after which a worker has shown that it can live
 
 
-class Job(msgspec.Struct, gc=False):
+class InFlight(msgspec.Struct, gc=False):
     """A call that a worker holds. `since` and `due` are by the pool's clock, `at` is what the worker said (UTC)."""
 
     task: Task
-    gait: Gait
+    gait: TypeProfile
     weight: float  # its share of the load, as it was when it was taken
     since: float = inf  # inf: it has not started
     at: float = 0.0
@@ -42,12 +42,12 @@ class Job(msgspec.Struct, gc=False):
     returning: bool = False  # it was interrupted, and goes back unless it has ended well
 
 
-def time_limit(job: Job) -> float:
+def time_limit(job: InFlight) -> float:
     """Seconds that it may run, or be loaded."""
     return max(job.task.timeout, LOADING) if job.loading else job.task.timeout
 
 
-class Member:
+class WorkerProcess:
     """`serial` means this process and no other; `slot` and `name` are those of its successors too."""
 
     def __init__(self, serial: int, slot: int, name: str, channel: Channel, now: float) -> None:
@@ -63,13 +63,13 @@ class Member:
         self.verdicts: dict[int, ErrorInfo] = {}  # of the calls that it is killed for
         self.due = now + READY_WITHIN  # when the next step of its life must have come
         self.gone_by = inf  # when it must have exited, as it was killed, or its channel has ended
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, InFlight] = {}
         self.waiting = 0  # how many of them have not started
         self.loads = [0.0, 0.0]  # of the main thread, of the event loop
         self.known: set[str] = set()  # types that it has loaded
         self.turn = 0  # when it last got a call, counted in calls: of two with the same load, the earlier is next
         self.allowance = inf  # calls that it may still take
-        self.current: Job | None = None  # what its main thread is at
+        self.current: InFlight | None = None  # what its main thread is at
         self.recalled = False  # what waits behind that
         self.alarm = inf  # no job is due before
         self.worked = False
@@ -97,7 +97,7 @@ class Member:
         slow call may stand behind some fast ones."""
         return min(self.allowance, max(0, ceil((1 - self.loads[parallel]) * window - 1e-6)))
 
-    def take(self, number: int, job: Job, now: float) -> None:
+    def take(self, number: int, job: InFlight, now: float) -> None:
         if self.ready and not self.jobs:
             self.due = now + ANSWERS_WITHIN
         self.jobs[number] = job
@@ -105,7 +105,7 @@ class Member:
         self.waiting += 1
         self.allowance -= 1
 
-    def started(self, job: Job, message: wire.Started, now: float, grace: float) -> None:
+    def started(self, job: InFlight, message: wire.Started, now: float, grace: float) -> None:
         """The call runs, or its handler is loaded, from now on; due when the time for that and the grace are over."""
         if job.since == inf:
             self.waiting -= 1
@@ -120,7 +120,7 @@ class Member:
         elif self.current is job:
             self.current = None
 
-    def remove(self, number: int, now: float) -> Job | None:
+    def remove(self, number: int, now: float) -> InFlight | None:
         """The call is no longer here; None where it was not."""
         job = self.jobs.pop(number, None)
         if job is None:
@@ -172,7 +172,7 @@ class Member:
             self.recalled = True
             self.channel.send(wire.Recall())
 
-    def overdue(self, now: float) -> list[tuple[int, Job]]:
+    def overdue(self, now: float) -> list[tuple[int, InFlight]]:
         """The calls that should have ended by now."""
         if now < self.alarm:  # only a lower bound: calls that have ended are not taken out of it
             return []

@@ -20,7 +20,7 @@ from selectors import EVENT_READ, BaseSelector
 
 from dtq.workers.backend import WorkerChanged
 from dtq.workers.channel import Channel
-from dtq.workers.process.process import Member
+from dtq.workers.process.process import WorkerProcess
 from dtq.workers.process.spawner import Spawner
 from dtq.workers.wire import EXITED, FORKED
 
@@ -32,17 +32,17 @@ class Slot:
     """The place of a worker. `start_at`: when the next one is to be started, while there is none."""
 
     def __init__(self, now: float) -> None:
-        self.member: Member | None = None
+        self.member: WorkerProcess | None = None
         self.start_at = now
         self.failures = 0  # in a row
 
-    def vacate(self, now: float, lived: bool) -> None:
+    def free(self, now: float, lived: bool) -> None:
         self.member = None
         self.failures = 0 if lived else self.failures + 1
         self.start_at = now if lived else now + min(FIRST_PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE)
 
 
-class Crew:
+class Supervisor:
     """The workers. `on_event(member, mask)`: its channel is ready; `on_start(member)`: the first messages, please;
     `on_gone(member, code)`: it has exited (-9: of signal 9) and is no longer in `members`."""
 
@@ -51,13 +51,13 @@ class Crew:
         name: str,
         selector: BaseSelector,
         *,
-        on_start: Callable[[Member], None],
-        on_event: Callable[[Member, int], None],
-        on_gone: Callable[[Member, int], None],
+        on_start: Callable[[WorkerProcess], None],
+        on_event: Callable[[WorkerProcess, int], None],
+        on_gone: Callable[[WorkerProcess, int], None],
         report: Callable[[WorkerChanged], None],
         clock: Callable[[], float],
     ) -> None:
-        self.members: dict[int, Member] = {}  # by serial
+        self.members: dict[int, WorkerProcess] = {}  # by serial
         self._slots: dict[int, Slot] = {}
         self._name = name
         self._selector = selector
@@ -102,7 +102,7 @@ class Crew:
         starts = min((slot.start_at for slot in self._slots.values() if slot.member is None), default=inf)
         return min(starts, min((member.next_due() for member in self.members.values()), default=inf))
 
-    def _unstick(self, member: Member, now: float) -> None:
+    def _unstick(self, member: WorkerProcess, now: float) -> None:
         if member.serial not in self.members:  # it went with another
             return
         if member.pid == 0:  # the zygote does not even fork
@@ -113,7 +113,7 @@ class Crew:
         else:
             self.kill(member, member.reason or "killed: it did not answer in time", now)
 
-    def kill(self, member: Member, reason: str, now: float) -> None:
+    def kill(self, member: WorkerProcess, reason: str, now: float) -> None:
         if not member.killed:
             member.killed, member.reason, member.gone_by = True, reason, now + GONE_WITHIN
             if self._spawner is not None:
@@ -126,18 +126,18 @@ class Crew:
         try:
             member = self._fork(number, now)
         except OSError as error:
-            slot.vacate(now, lived=False)
+            slot.free(now, lived=False)
             self._report(WorkerChanged(f"{self._name}{number}", "exited", 0, reason=f"cannot be started: {error}"))
         else:
             slot.member = self.members[member.serial] = member
             self._on_start(member)
 
-    def _fork(self, number: int, now: float) -> Member:
+    def _fork(self, number: int, now: float) -> WorkerProcess:
         if self._spawner is None:
             self._spawner = Spawner()
             self._selector.register(self._spawner, EVENT_READ, self._hear_zygote)
         channel = Channel(self._selector, lambda mask: self._on_event(member, mask))
-        member = Member(next(self._serials), number, f"{self._name}{number}", channel, now)
+        member = WorkerProcess(next(self._serials), number, f"{self._name}{number}", channel, now)
         try:
             with channel.other_end as theirs:
                 self._spawner.fork(member.serial, theirs)
@@ -159,7 +159,7 @@ class Crew:
         except EOFError:
             self._lose_zygote()
 
-    def introduce(self, member: Member, pid: int) -> None:
+    def introduce(self, member: WorkerProcess, pid: int) -> None:
         """Its process id is known: from the zygote or, should that come first, from itself."""
         if member.pid == 0:
             member.pid = pid
@@ -172,7 +172,7 @@ class Crew:
             _sweep(member.pid)
             self._end(member, -signal.SIGKILL)
 
-    def _end(self, member: Member, code: int) -> None:
+    def _end(self, member: WorkerProcess, code: int) -> None:
         """The worker has exited, or is given up. What it said last is still heard."""
         now = self._clock()
         del self.members[member.serial]
@@ -183,7 +183,7 @@ class Crew:
         self._report(WorkerChanged(member.name, "exited", member.pid, died_of, exit_code, reason))
         slot = self._slots.get(member.slot)
         if slot is not None and slot.member is member:
-            slot.vacate(now, member.lived(now))
+            slot.free(now, member.lived(now))
 
     def dismiss(self, patience: float) -> None:
         """Ends the zygote, and who is left with it."""

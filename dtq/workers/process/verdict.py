@@ -13,10 +13,10 @@ from math import inf
 
 from dtq.task.model import WORKER_DIED, ErrorInfo
 from dtq.workers.backend import Finished, Report, Returned
-from dtq.workers.process.process import Job, Member, time_limit
+from dtq.workers.process.process import InFlight, WorkerProcess, time_limit
 
 
-def of_overdue(job: Job) -> ErrorInfo:
+def of_overdue(job: InFlight) -> ErrorInfo:
     """Why the pool kills a worker for this call."""
     if job.stopping:
         return ErrorInfo("Cancelled", "did not stop when asked: its worker was killed")
@@ -34,7 +34,7 @@ def of_death(code: int) -> ErrorInfo:
     return ErrorInfo(WORKER_DIED, f"the worker process exited with code {code} while it ran this task", exit_code=code)
 
 
-def settle(member: Member, number: int, job: Job, code: int, now: float) -> Report:
+def settle(member: WorkerProcess, number: int, job: InFlight, code: int, now: float) -> Report:
     """What is reported of this call of a worker that is gone."""
     error = member.verdicts.get(number)
     if error is None and job.stopping:

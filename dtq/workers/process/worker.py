@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Protocol
 
 from dtq.workers import wire
-from dtq.workers.run.async_runner import Lane
+from dtq.workers.run.async_runner import AsyncRunner
 from dtq.workers.run.loader import Handlers
 from dtq.workers.run.offspring import NO_SPAWN, Offspring, adopt_orphans
 from dtq.workers.run.runner import Stopped, TimedOut, is_async, perform, was_interrupted
@@ -54,9 +54,9 @@ class Worker:
         self._offspring = Offspring()
         self._handlers = Handlers(around_load=self._offspring.kept)
         self._inbox: SimpleQueue[wire.Call | None] = SimpleQueue()  # None: retire
-        self._alarm = Alarm(self._offspring.warn)
-        self._link = Link(sock, self._alarm)
-        self._lane = Lane(self._handlers, self._link.send, self._offspring)
+        self._alarm = TimeoutSignal(self._offspring.warn)
+        self._link = PoolSocket(sock, self._alarm)
+        self._lane = AsyncRunner(self._handlers, self._link.send, self._offspring)
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="dtq-reader", daemon=True).start()
@@ -78,7 +78,7 @@ class Worker:
         """The report is held back until the next call says Started, if there is one: the two share a system call."""
         offspring = self._offspring
         offspring.busy = True
-        done = perform(self._handlers, call, self._name, self._link.send, self._alarm.armed, self._max_result)
+        done = perform(self._handlers, call, self._name, self._link.send, self._alarm.interruptible, self._max_result)
         offspring.busy = False
         if done.seconds >= NO_SPAWN or offspring.since < inf:
             offspring.end(done.seconds, was_interrupted(done))
@@ -86,7 +86,7 @@ class Worker:
 
     def _tear_down(self) -> None:
         self._alarm.number = 0  # the last call may have been stopped
-        with self._alarm.armed(Farewell()):
+        with self._alarm.interruptible(Farewell()):
             problems = self._handlers.teardown()
         for problem in problems:
             os.write(2, f"{self._name}: {problem}\n".encode())
@@ -163,17 +163,17 @@ class Worker:
             self._link.send(wire.Returned(numbers))
 
 
-class Link:
+class PoolSocket:
     """The way back to the pool. Messages of several threads do not mix, and no Interrupted leaves half of one."""
 
-    def __init__(self, sock: socket.socket, alarm: Alarm) -> None:
+    def __init__(self, sock: socket.socket, alarm: TimeoutSignal) -> None:
         self._sock = sock
         self._alarm = alarm
         self._held: list[wire.ToPool] = []
         self._lock = threading.Lock()
 
     def send(self, message: wire.ToPool) -> None:
-        self._alarm.postpone()
+        self._alarm.defer()
         try:
             with self._lock:
                 held, self._held = self._held, []
@@ -215,7 +215,7 @@ class Farewell:
         self.cancelled = False
 
 
-class Alarm:
+class TimeoutSignal:
     """Raises TimedOut or Stopped in the main thread, inside a handler and nowhere else: `with alarm.armed(context)`.
 
     One signal serves both, sent by a timer or by the reader thread. Its handler looks what it was for, so that one
@@ -235,7 +235,7 @@ class Alarm:
         self._postponed = self._missed = False
         signal.signal(signal.SIGALRM, self._ring)
 
-    def armed(self, context: Interruptible) -> Alarm:
+    def interruptible(self, context: Interruptible) -> TimeoutSignal:
         self._next = context
         return self
 
@@ -245,7 +245,7 @@ class Alarm:
         if not monotonic() < self._rings_at <= context.began + context.timeout:
             self._ring_in(context.timeout)
         if self.is_due():
-            self._strike()
+            self._interrupt()
 
     def __exit__(self, *_: object) -> None:
         self._context = None
@@ -260,7 +260,7 @@ class Alarm:
         self._stop = number
         signal.pthread_kill(self._main, signal.SIGALRM)
 
-    def postpone(self) -> None:
+    def defer(self) -> None:
         """From here until `resume` nothing is raised in the main thread."""
         if threading.get_ident() == self._main:
             self._postponed = True
@@ -270,12 +270,12 @@ class Alarm:
             self._postponed = False
             if self._missed:
                 self._missed = False
-                self._strike()
+                self._interrupt()
 
     def _ring(self, signum: int, frame: FrameType | None) -> None:
-        self._strike()
+        self._interrupt()
 
-    def _strike(self) -> None:
+    def _interrupt(self) -> None:
         context = self._context
         if context is None:
             return

@@ -21,7 +21,7 @@ from dtq.workers.run.offspring import Offspring
 from dtq.workers.run.runner import Stopped, perform_async, was_interrupted
 
 
-class Lane:
+class AsyncRunner:
     """Runs async calls. `name`, `max_result`, and the limit of each type, are set before the first call of it comes."""
 
     def __init__(self, handlers: Handlers, send: Send, offspring: Offspring) -> None:
@@ -91,7 +91,7 @@ class Lane:
     async def _perform(self, call: wire.Call) -> None:
         run = self._running[call.number]
         self._offspring.begin_parallel()
-        done = await perform_async(self._handlers, call, self.name, self._send, run.armed, self.max_result)
+        done = await perform_async(self._handlers, call, self.name, self._send, run.interruptible, self.max_result)
         self._offspring.end_parallel(done.seconds, was_interrupted(done))
         self._send(done)
         with self._lock:
@@ -109,7 +109,7 @@ class Run:
         self._context: Context | None = None
         self._stopped = False
 
-    def armed(self, context: Context) -> AbstractContextManager[None]:
+    def interruptible(self, context: Context) -> AbstractContextManager[None]:
         if self._stopped:  # before it had begun, when a cancellation would have prevented even its report
             context.cancelled = True
             raise Stopped

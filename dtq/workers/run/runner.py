@@ -61,7 +61,7 @@ def perform(
     call: wire.Call,
     worker_id: str,
     send: Send,
-    armed: Armed = nullcontext,
+    interruptible: Armed = nullcontext,
     max_result: int = MAX_RESULT,
 ) -> wire.Done:
     """Runs the call and gives its report, which is the caller's to send. Raises nothing, whatever the handler does.
@@ -74,7 +74,7 @@ def perform(
     try:
         loaded = _start(handlers, call, context, is_async=False)
         payload = from_json(call.payload)
-        with armed(context):
+        with interruptible(context):
             value = loaded.function(payload, context)
         return _succeed(context, value, max_result)
     except BaseException as error:
@@ -88,7 +88,7 @@ async def perform_async(
     call: wire.Call,
     worker_id: str,
     send: Send,
-    armed: Armed = nullcontext,
+    interruptible: Armed = nullcontext,
     max_result: int = MAX_RESULT,
 ) -> wire.Done:
     """`perform` for an `async def` handler. To stop it: set its context's `cancelled`, cancel the asyncio task."""
@@ -97,7 +97,7 @@ async def perform_async(
     try:
         loaded = _start(handlers, call, context, is_async=True)
         payload = from_json(call.payload)
-        with armed(context):
+        with interruptible(context):
             value = await _within_timeout(loaded.function, payload, context)
         return _succeed(context, value, max_result)
     except BaseException as error:

@@ -34,13 +34,13 @@ class Shared:
         self.grace = grace
         self.max_result = max_result
         self.lock = Lock()
-        self.inbox: SimpleQueue[Job | None] = SimpleQueue()  # None: one worker may go
-        self.mail: deque[tuple[Job, wire.ToPool]] = deque()
+        self.inbox: SimpleQueue[InFlight | None] = SimpleQueue()  # None: one worker may go
+        self.mail: deque[tuple[InFlight, wire.ToPool]] = deque()
         self.left: deque[Worker] = deque()  # whose threads have ended
         self.limits: dict[str, int] = {}  # type -> how many of its async calls run at once
 
 
-class Job:
+class InFlight:
     """One call in the pool. `asked` is the one exception, at most, that was sent after it."""
 
     def __init__(self, shared: Shared, task: Task, call: wire.Call) -> None:
@@ -117,7 +117,7 @@ class Worker:
 
     def __init__(self, shared: Shared, loop: Loop, name: str) -> None:
         self.name = name
-        self.job: Job | None = None  # the call that runs here
+        self.job: InFlight | None = None  # the call that runs here
         self.done = 0
         self.busy_seconds = 0.0
         self.given_up = False
@@ -125,13 +125,13 @@ class Worker:
         self._shared = shared
         self._loop = loop
 
-    def give_up(self, job: Job) -> bool:
+    def give_up(self, job: InFlight) -> bool:
         """Whether the thread still runs this job; then it takes no other."""
         with self._shared.lock:
             self.given_up = self.job is job
             return self.given_up
 
-    def interrupt(self, job: Job, kind: type[Interrupted]) -> None:
+    def interrupt(self, job: InFlight, kind: type[Interrupted]) -> None:
         """Raises it in the thread as soon as that runs Python code."""
         self._set_exception(ctypes.py_object(kind))
 
@@ -149,7 +149,7 @@ class Worker:
         self._shared.left.append(self)
         self._shared.ring()
 
-    def _handle(self, job: Job) -> None:
+    def _handle(self, job: InFlight) -> None:
         shared = self._shared
         if is_async(shared.handlers, job.call, job.send):
             self._loop.submit(job)
@@ -173,20 +173,20 @@ class Loop:
         self.thread = Thread(target=self._run, name=name, daemon=True)
         self._shared = shared
         self._loop = asyncio.new_event_loop()
-        self._waiting: defaultdict[str, deque[Job]] = defaultdict(deque)
-        self._running: defaultdict[str, dict[Job, asyncio.Task[None]]] = defaultdict(dict)
+        self._waiting: defaultdict[str, deque[InFlight]] = defaultdict(deque)
+        self._running: defaultdict[str, dict[InFlight, asyncio.Task[None]]] = defaultdict(dict)
         self._tasks: set[asyncio.Task[None]] = set()  # also those given up: the event loop itself does not hold them
 
     # --- from other threads --------------------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: InFlight) -> None:
         with self._shared.lock:
             if not self.is_running:
                 self.is_running = True
                 self.thread.start()
         self._loop.call_soon_threadsafe(self._queue, job)
 
-    def interrupt(self, job: Job, kind: type[Interrupted]) -> None:
+    def interrupt(self, job: InFlight, kind: type[Interrupted]) -> None:
         self._loop.call_soon_threadsafe(self._cancel, job)
 
     def spare(self) -> None:
@@ -209,7 +209,7 @@ class Loop:
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
-    def _queue(self, job: Job) -> None:
+    def _queue(self, job: InFlight) -> None:
         self._waiting[job.call.type].append(job)
         self._fill(job.call.type)
 
@@ -222,7 +222,7 @@ class Loop:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _perform(self, job: Job) -> None:
+    async def _perform(self, job: InFlight) -> None:
         shared = self._shared
         patience = self._loop.call_later(job.call.timeout + shared.grace, self._give_up, job)
         done = await perform_async(shared.handlers, job.call, self.name, job.send, job, shared.max_result)
@@ -230,17 +230,17 @@ class Loop:
         job.send(done)
         self._free(job)
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: InFlight) -> None:
         task = self._running[job.call.type].get(job)
         if task is not None and job.state == "armed":
             task.cancel()
             self._loop.call_later(self._shared.grace, self._give_up, job)
 
-    def _give_up(self, job: Job) -> None:
+    def _give_up(self, job: InFlight) -> None:
         if job in self._running[job.call.type]:
             job.send(job.obituary())
             self._free(job)
 
-    def _free(self, job: Job) -> None:
+    def _free(self, job: InFlight) -> None:
         self._running[job.call.type].pop(job, None)
         self._fill(job.call.type)
