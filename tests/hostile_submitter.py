@@ -29,7 +29,7 @@ from typing import Any
 
 import httpx
 import servers
-from test_webhooks import SECRET, Receiver
+from webhook_receiver import SECRET, Receiver
 
 from dtq import QueueManager
 from dtq.policy import cron

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from test_webhooks import SECRET, WAIT, Receiver, wait_until
+from webhook_receiver import SECRET, WAIT, Receiver, wait_until
 
 from dtq import DTQError, Monitor, QueueManager
 from dtq.monitor import hook

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import servers
 from msgspec.structs import replace
-from test_loop import NOW, ScriptedPool, add, make, status
+from stepped_loop import NOW, ScriptedPool, add, make, status
 
 from dtq import DTQError, QueueManager, TaskQueue
 from dtq.errors import InvalidTask, StoreError
@@ -220,10 +220,10 @@ def test_a_report_that_cannot_be_used_fails_its_attempt_alone(store_and_loop):
     assert status(store, "x", "y") == ["retrying", "completed"]
     assert store.get(["x"])[0].error.type == "InternalError"
     assert store.get(["x"])[0].interruptions == 0
-    assert pool.stopped == ["x"]
+    assert [task.id for task in pool.stopped] == ["x"]
 
 
-@pytest.mark.parametrize("method", ["poll", "deadline", "wants", "dispatch", "stop", "workers", "recall"])
+@pytest.mark.parametrize("method", ["poll", "deadline", "capacity", "dispatch", "stop", "workers", "recall"])
 @pytest.mark.parametrize("error", [ERRORS["EMFILE"], MemoryError(), TypeError("no"), RuntimeError("no thread")])
 def test_a_pool_that_raises_now_and_then_loses_no_task(method, error, store_and_loop):
     store, pool, clock, loop = store_and_loop

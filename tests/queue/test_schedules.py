@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_loop import ScriptedPool, make
+from stepped_loop import ScriptedPool, make
 
 from dtq import InvalidTask, QueueManager, TaskQueue, UnknownSchedule, UnknownType, open_store
 from dtq.policy import cron

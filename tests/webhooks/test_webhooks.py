@@ -10,7 +10,6 @@ import ssl
 import threading
 import time
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 
 import httpcore
@@ -18,7 +17,8 @@ import pytest
 import servers
 from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook as Standard
-from test_loop import ScriptedPool, make
+from stepped_loop import ScriptedPool, make
+from webhook_receiver import LOOPBACK, SECRET, WAIT, Receiver, wait_until
 
 from dtq import DTQError, InvalidTask, QueueManager, Retry, TaskQueue, Webhook
 from dtq.task.model import ErrorInfo, Task
@@ -28,62 +28,7 @@ from dtq.webhooks.address_guard import AddressGuard, Refused, Secrets, is_public
 from dtq.webhooks.delivery import DeliveryError, Gone, Guarded, Message, post
 from dtq.webhooks.handler import WebhookHandler
 
-WAIT = 60.0
 NOW = 1_700_000_000.0
-SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes....").decode()
-LOOPBACK = {"secrets": {"shop": SECRET}, "webhook_networks": ["127.0.0.0/8", "::1/128"], "webhook_http": True}
-
-
-class Receiver:
-    """Answers what `answers` says, one after the other, the last of them for ever: (status, headers) or a function
-    that does it. `got` are the requests that it could verify, `bad` those that it could not."""
-
-    def __init__(self, *answers, secret=SECRET, context=None):
-        self.answers, self.got, self.bad, self.times = list(answers) or [(204, {})], [], [], []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                receiver.times.append(time.time())
-                data = self.rfile.read(int(self.headers["content-length"]))
-                try:
-                    body = Standard(secret).verify(data, dict(self.headers.items()))
-                    receiver.got.append((self.headers["webhook-id"], self.headers["host"], body))
-                except Exception as error:
-                    receiver.bad.append((error, dict(self.headers.items())))
-                answer = receiver.answers.pop(0) if len(receiver.answers) > 1 else receiver.answers[0]
-                if callable(answer):
-                    return answer(self)
-                self.send_response(answer[0])
-                for name, value in {"content-length": "0", **answer[1]}.items():
-                    self.send_header(name, value)
-                return self.end_headers()
-
-            do_GET = do_POST
-
-            def log_message(self, *_):
-                pass
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, *_):  # a client that has seen enough, most often
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        if context is not None:
-            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.port = self.server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/hook?x=1"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=[0.01], daemon=True)
-        self.thread.start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
 
 
 def message(url, secret="shop", id="t:webhook-2"):
@@ -93,13 +38,6 @@ def message(url, secret="shop", id="t:webhook-2"):
 def send(url, *, networks=("127.0.0.0/8",), http=True, resolve=delivery.resolve, inner=None, **options):
     guard = AddressGuard(networks, http)
     return asyncio.run(post(message(url, **options), guard, Guarded(guard, resolve, inner)))
-
-
-def wait_until(condition):
-    give_up_at = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < give_up_at, "it did not come to be"
-        time.sleep(0.01)
 
 
 # --- what is planted

@@ -1,0 +1,65 @@
+"""A loop that a test steps by hand: a store in memory, a scripted pool, a clock that the test sets."""
+
+from __future__ import annotations
+
+from dtq.queue.events import Emitter
+from dtq.queue.handle import Waiters
+from dtq.queue.loop import Loop
+from dtq.task.model import Task
+from dtq.workers import backend
+from dtq.workers.groups import Pool, WorkerGroup
+
+NOW = 1000.0
+
+
+class ScriptedPool:
+    """Accept up to `room` tasks. `poll` returns the reports that the test puts into `says`."""
+
+    def __init__(self, room: int = 2) -> None:
+        self.room = room
+        self.has: list[Task] = []
+        self.says: list[backend.Report] = []
+        self.stopped: list[Task] = []
+
+    def capacity(self):
+        if self.room > len(self.has):
+            yield self.room - len(self.has), frozenset({"a"})
+
+    def dispatch(self, tasks, left=None):
+        self.has += tasks
+
+    def poll(self):
+        said, self.says = self.says, []
+        return said
+
+    def deadline(self):
+        return None
+
+    def workers(self):
+        return []
+
+    def stop(self, task):
+        self.stopped.append(task)
+
+    def recall(self):
+        self.says += map(backend.Returned, self.has)
+        self.has = []
+
+    def ends(self, task, error=None, result=None):
+        self.has = [other for other in self.has if other.id != task.id]
+        self.says.append(backend.Finished(task, "w1", task.started_at, 0.5, result, error, "", False))
+
+
+def make(store, pool, monotonic=lambda: 0.0, **options):
+    """Return a loop with one pool. By default a turn takes no time."""
+    fixed = {"types": lambda: {"a"}, "chance": lambda: 0.5, "monotonic": monotonic}
+    return Loop(store, [WorkerGroup(Pool(2), pool)], Emitter(), Waiters(), **fixed, **options)
+
+
+def add(store, *ids, **options):
+    given = {"created_at": NOW, "run_at": NOW, **options}
+    store.add([Task(type="a", id=id, **given) for id in ids])
+
+
+def status(store, *ids):
+    return [str(task.status) for task in store.get(ids)]
