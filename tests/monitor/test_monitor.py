@@ -14,8 +14,8 @@ import tracemalloc
 from contextlib import suppress
 
 import pytest
+from full_disks import disk, fill  # noqa: F401
 from monitor_lab import NOW, Clock, ToldNode
-from test_full_disk import disk, fill  # noqa: F401
 
 from dtq import DTQError, Monitor, QueueManager, StoreError, TaskQueue
 from dtq.monitor import logs

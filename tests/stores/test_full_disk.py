@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-
 import pytest
 import servers
+from full_disks import disk, fill  # noqa: F401
 
 from dtq import TaskQueue
 from dtq.errors import StoreError
@@ -14,28 +12,8 @@ from dtq.errors import StoreError
 WAIT = 30.0
 
 
-@pytest.fixture
-def disk(tmp_path):
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(tmp_path)], capture_output=True, text=True
-    )
-    if mount.returncode:
-        pytest.skip(f"needs the right to mount a small file system: {mount.stderr.strip()}")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
-
-
-def fill(path):
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
-    try:
-        while True:
-            os.write(descriptor, b"x" * 4096)
-    except OSError:
-        os.close(descriptor)
-
-
 @pytest.mark.parametrize(("url", "why"), [("{}/q.db", "database or disk is full"), ("file:{}/q", ".*No space left")])
-def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_room(disk, caplog, url, why):
+def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_room(disk, caplog, url, why):  # noqa: F811
     with TaskQueue(url.format(disk), {"work": "queue_handlers:sleep_if_asked"}, 2) as queue:
         handles = queue.add_many({"type": "work", "payload": 0.05} for _ in range(40))
         handles[0].result(WAIT)
@@ -50,7 +28,7 @@ def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_
 
 
 @pytest.mark.parametrize("url", ["{}/q.db", "file:{}/q"])
-def test_the_api_says_503_while_the_disk_is_full_and_goes_on_when_there_is_room(disk, url, tmp_path_factory):
+def test_the_api_says_503_while_the_disk_is_full_and_goes_on_when_there_is_room(disk, url, tmp_path_factory):  # noqa: F811
     log = tmp_path_factory.mktemp("log") / "log"
     with servers.serving(url.format(disk), log) as (_, client):
 
