@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import servers
+
 from dtq.queue.events import Emitter
 from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
+from dtq.stores.open import open_store
 from dtq.task.model import Task
 from dtq.workers import backend
 from dtq.workers.groups import Pool, WorkerGroup
 
 NOW = 1000.0
+STORES = ["memory", "sqlite", "file", "valkey"]
+
+
+def opened(kind, tmp_path):
+    """Return a new store of this kind."""
+    urls = {"memory": "memory:", "sqlite": str(tmp_path / "queue.db"), "file": f"file:{tmp_path / 'queue'}"}
+    return open_store(servers.url_of(kind) if kind == "valkey" else urls[kind])
 
 
 class ScriptedPool:

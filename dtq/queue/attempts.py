@@ -154,6 +154,12 @@ class Attempts:
             self.drop(task.id)  # an earlier attempt, of which nobody has said yet that it is lost
             self._outcomes.append((release(task), ()))
 
+    def _release(self, tasks: Iterable[Task]) -> None:
+        """Give back these claimed tasks, of which none was dispatched, as far as they are still held."""
+        for task in tasks:
+            if task.id in self.held:
+                self._end(release(task))
+
     def _disregard(self, tasks: Iterable[Task]) -> None:
         """Drop the outcomes of these tasks, which were claimed or taken over just now: they are of attempts that were
         lost before, and were heard meanwhile."""

@@ -311,25 +311,27 @@ class Loop(Attempts):
                 self._fail(tasks[0], error, now)
 
     def _left_by_parents(self, tasks: list[Task], now: float) -> dict[str, bytes]:
-        """What the parents of these tasks left, by the task's id. A task for which it is too much fails."""
+        """Return what the parents of these claimed tasks left, by the id of the child. Fail a child whose parents left
+        too much; release one that must not run after all."""
         children = [task for task in tasks if task.after]
         if not children:
             return {}
         try:
-            left = self._gather(children, now)
+            left, orphans = self._gather(children, now)
+            overtaken = self._overtaken(orphans)
         except StoreError:
-            for task in tasks:
-                if task.id in self.held:
-                    self._end(release(task))
+            self._release(tasks)
             raise
+        self._release(overtaken)
         for task in children:
             if task.id not in left and task.id in self.held:
                 error = parents.too_large(task, self._max_parents)
                 self._end(fail(task, error, now, self._chance, final=True))
         return left
 
-    def _gather(self, children: list[Task], now: float) -> dict[str, bytes]:
-        """Gather for all at once or, where that raises, one by one: a child whose parents cannot be read fails."""
+    def _gather(self, children: list[Task], now: float) -> parents.Gathered:
+        """Read the parents of all children at once or, where that raises, of one child after the other. Fail a child
+        whose parents cannot be read."""
         try:
             return parents.gather(self._get, children, self._max_parents)
         except StoreError:
@@ -337,13 +339,24 @@ class Loop(Attempts):
         except Exception as error:
             if len(children) == 1:
                 self._fail(children[0], error, now)
-                return {}
-        return {id: left for child in children for id, left in self._gather([child], now).items()}
+                return parents.Gathered({}, [])
+        found = [self._gather([child], now) for child in children]
+        left = {id: body for one in found for id, body in one.left.items()}
+        return parents.Gathered(left, [orphan for one in found for orphan in one.orphans])
 
-    def _get(self, ids: list[str]) -> list[Task]:
-        """Whatever a look at the store raises, no child is to blame for it."""
+    def _overtaken(self, orphans: list[Task]) -> list[Task]:
+        """Return those of these claimed tasks that must not run: a delete of a parent after the claim has doomed them,
+        or they have changed since. The others came back from their end after the delete, and run without it."""
+        if not orphans:
+            return []
+        stored = {task.id: task for task in self._get([task.id for task in orphans], brief=True)}
+        runnable = {(task.id, task.version) for task in stored.values() if not task.doom}
+        return [task for task in orphans if (task.id, task.version) not in runnable]
+
+    def _get(self, ids: list[str], **options: bool) -> list[Task]:
+        """Read tasks. Raises StoreError for whatever the store raises: no child is to blame for it."""
         try:
-            return self._store.get(ids)
+            return self._store.get(ids, **options)
         except StoreError:
             raise
         except Exception as error:

@@ -8,15 +8,13 @@ from concurrent.futures import Future
 
 import msgspec
 import pytest
-import servers
 from msgspec.structs import replace
-from stepped_loop import NOW, ScriptedPool, add, make, status
+from stepped_loop import NOW, STORES, ScriptedPool, add, make, opened, status
 
 from dtq import DTQError, QueueManager, TaskQueue
 from dtq.errors import InvalidTask, StoreError
 from dtq.queue import guards
 from dtq.stores.memory.store import MemoryStore
-from dtq.stores.open import open_store
 from dtq.stores.sqlite.store import SQLiteStore
 from dtq.task.model import ErrorInfo, Task, Webhook
 from dtq.task.transitions import succeed
@@ -319,14 +317,6 @@ def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, m
     loop.post(broken)
     run(loop, pool, clock, 5)
     assert (status(store, "x"), loop.failure) == (["completed"], "")
-
-
-STORES = ["memory", "sqlite", "file", "valkey"]
-
-
-def opened(kind, tmp_path):
-    urls = {"memory": "memory:", "sqlite": str(tmp_path / "queue.db"), "file": f"file:{tmp_path / 'queue'}"}
-    return open_store(servers.url_of(kind) if kind == "valkey" else urls[kind])
 
 
 @pytest.mark.parametrize("kind", STORES)

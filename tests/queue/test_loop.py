@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
-from stepped_loop import NOW, ScriptedPool, add, make, status
+from stepped_loop import NOW, STORES, ScriptedPool, add, make, opened, status
 
 from dtq.errors import StoreError
 from dtq.stores.memory.store import MemoryStore
@@ -292,6 +292,116 @@ def test_a_post_that_comes_during_a_turn_is_done_at_once_in_the_next(store, pool
     assert loop.turn(NOW) == NOW
     loop.turn(NOW)
     assert done == [1]
+
+
+# --- parents that are deleted right after the claim of their child ---------------------------------------------------
+
+
+def with_ended_parent(store, **options):
+    """Add the parent p and its child c, and complete the parent."""
+    add(store, "p")
+    add(store, "c", after=("p",), max_attempts=1, **options)
+    (parent,) = store.claim("other", 1, 30, NOW, {"a"})
+    store.update([(succeed(parent, 1, NOW), ())])
+
+
+def after_claim_of(store, task_id, action):
+    """Call `action` once, right after the first claim that returns this task."""
+    claim = store.claim
+
+    def claim_and_act(*args):
+        tasks = claim(*args)
+        if task_id in [task.id for task in tasks]:
+            store.claim = claim
+            action()
+        return tasks
+
+    store.claim = claim_and_act
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_child_whose_parent_is_deleted_after_the_claim_does_not_run(kind, tmp_path):
+    store, pool = opened(kind, tmp_path), ScriptedPool()
+    loop = make(store, pool)
+    with_ended_parent(store)
+    add(store, "x")
+    after_claim_of(store, "c", lambda: store.delete(["p"]))
+    for turn in range(4):
+        loop.turn(NOW + turn / 10)
+    assert [task.id for task in pool.has] == ["x"]
+    (child,) = store.get(["c"])
+    assert (child.status, child.attempts, child.error.type) == ("failed", 0, "ParentFailed")
+    store.close()
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_child_that_runs_whatever_its_parents_do_runs_once_without_the_deleted_one(kind, tmp_path):
+    store, pool = opened(kind, tmp_path), ScriptedPool()
+    loop = make(store, pool)
+    with_ended_parent(store, on_parent_failure="run")
+    after_claim_of(store, "c", lambda: store.delete(["p"]))
+    loop.turn(NOW)
+    pool.ends(pool.has[0], result=1)
+    loop.turn(NOW + 0.1)
+    assert (status(store, "c"), store.get(["c"])[0].attempts) == (["completed"], 1)
+    store.close()
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_revived_child_runs_without_the_parents_that_were_deleted_before(kind, tmp_path):
+    store, pool = opened(kind, tmp_path), ScriptedPool()
+    loop = make(store, pool)
+    with_ended_parent(store)
+    (child,) = store.get(["c"])
+    store.update([(cancel(child, NOW), ())])
+    store.delete(["p"])
+    store.update([(revive(store.get(["c"])[0], NOW), ())])
+    loop.turn(NOW)
+    assert [task.id for task in pool.has] == ["c"]
+    store.close()
+
+
+@pytest.mark.parametrize("change", ["cancel", "cancel and revive", "delete"])
+def test_a_child_that_changed_while_its_parent_was_deleted_does_not_run_in_the_old_version(store, pool, change):
+    loop = make(store, pool)
+    with_ended_parent(store)
+
+    def interfere():
+        (child,) = store.get(["c"])
+        store.update([(cancel(child, NOW), ())])
+        store.delete(["p"])
+        if change == "cancel and revive":
+            store.update([(revive(store.get(["c"])[0], NOW), ())])
+        elif change == "delete":
+            store.delete(["c"])
+
+    after_claim_of(store, "c", interfere)
+    loop.turn(NOW)
+    assert (pool.has, loop.held) == ([], {})
+    loop.turn(NOW + 0.1)
+    assert [task.version for task in pool.has] == ([6] if change == "cancel and revive" else [])
+
+
+def test_where_the_child_of_a_deleted_parent_cannot_be_read_all_that_was_claimed_comes_back(store, pool, monkeypatch):
+    loop = make(store, pool)
+    with_ended_parent(store)
+    add(store, "x")
+    after_claim_of(store, "c", lambda: store.delete(["p"]))
+    get = store.get
+
+    def away_for_children(ids, **options):
+        if "c" in ids:
+            raise StoreError("the disk is gone")
+        return get(ids, **options)
+
+    monkeypatch.setattr(store, "get", away_for_children)
+    loop.turn(NOW)
+    assert (pool.has, loop.held) == ([], {})
+    monkeypatch.undo()
+    for turn in range(1, 4):
+        loop.turn(NOW + turn)
+    assert [(task.id, task.attempts) for task in pool.has] == [("x", 1)]
+    assert store.get(["c"])[0].error.type == "ParentFailed"
 
 
 # --- clocks that leap -------------------------------------------------------------------------------------------------

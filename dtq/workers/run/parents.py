@@ -8,7 +8,7 @@ Workers see nothing but their socket, so the results travel with the call. A tas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -49,15 +49,27 @@ class Parents(dict[str, Any]):
         return cls(got.get("results", {}), got.get("missing", {}))
 
 
-def gather(get: Callable[[list[str]], Sequence[Task]], children: Sequence[Task], limit: int) -> dict[str, bytes]:
-    """For each child, by id, what its parents left. A child whose parents left more than `limit` bytes is not in
-    it."""
+class Gathered(NamedTuple):
+    """What `gather` found. `left` is by the child's id. `orphans` are the children that need a parent that is no longer
+    stored: their own records tell whether they may run."""
+
+    left: dict[str, bytes]
+    orphans: list[Task]
+
+
+def gather(get: Callable[[list[str]], Sequence[Task]], children: Sequence[Task], limit: int) -> Gathered:
+    """Read what the parents of these children left. A child whose parents left more than `limit` bytes is not in
+    `left`."""
     wanted = list(dict.fromkeys(parent for child in children for parent in child.after))
     known: dict[str, msgspec.Raw | str] = {}
     for start in range(0, len(wanted), LOOK):
         known.update((parent.id, _left_by(parent)) for parent in get(wanted[start : start + LOOK]))
     handed = ((child.id, _hand(child, known, limit)) for child in children)
-    return {child_id: body for child_id, body in handed if body}
+    left = {child_id: body for child_id, body in handed if body}
+    if len(known) == len(wanted):
+        return Gathered(left, [])
+    strict = (child for child in children if child.on_parent_failure == "fail")
+    return Gathered(left, [child for child in strict if not known.keys() >= set(child.after)])
 
 
 def too_large(child: Task, limit: int) -> ErrorInfo:
