@@ -1,8 +1,8 @@
-"""Bugs, for the test that plants them in the processes of a siege: `python planted.py NAME ORDERS`, instead of
+"""Bugs that a test plants in the processes of a chaos run: `python planted.py NAME ORDERS`, instead of
 `python -m dtq.testing.chaos.node ORDERS`.
 
-Each is a function that breaks something of dtq in its own process, in a way in which a queue may well be broken, and
-is entered with the promise that must be seen broken then.
+Each bug is a function that breaks one thing of dtq in its own process, as a queue may well be broken. It is registered
+with the promise that a chaos run must see broken.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from msgspec.structs import replace
 
+from dtq.queue import attempts
 from dtq.queue.loop import Loop
 from dtq.stores.shared.peers import Fates
 from dtq.stores.sqlite import dependencies, schema
@@ -29,13 +31,20 @@ PLANTED: dict[str, tuple[Callable[[], None], str, int]] = {}
 
 
 def breaks(promise: str, seed: int = SEED):
-    """Enters a bug, with a seed whose faults bring it out."""
+    """Register a bug, with the promise that it breaks and a seed whose faults bring it out."""
 
     def enter(plant: Callable[[], None]) -> Callable[[], None]:
         PLANTED[plant.__name__] = plant, promise, seed
         return plant
 
     return enter
+
+
+def patch(owner: Any, name: str, value: object) -> None:
+    """Replace what `owner` has under this name. Fail where it has nothing: dtq would never use the new value."""
+    if not hasattr(owner, name):
+        raise AttributeError(f"{owner.__name__} has no {name}: this bug breaks nothing; name what it is called now")
+    setattr(owner, name, value)
 
 
 @breaks("no_stale_write_is_accepted", seed=FREEZES)
@@ -48,13 +57,15 @@ def fencing_off() -> None:
         now = {id: version for id, version, *_ in db.execute(schema.STANDING, (ids,))}
         return update(self, db, [(replace(task, version=now[task.id]), then) for task, then in outcomes])
 
-    SQLiteStore._update = planted
+    patch(SQLiteStore, "_update", planted)
 
 
 @breaks("only_the_faulty_lose_their_tasks")
 def lease_never_renewed() -> None:
     """A heartbeat is heard, and leaves the lease as it was."""
-    schema.RENEW = schema.RENEW.replace("lease_until = ?", "lease_until = max(lease_until, 0 * ?)")
+    broken = schema.RENEW.replace("lease_until = ?", "lease_until = max(lease_until, 0 * ?)")
+    assert broken != schema.RENEW, "RENEW sets the lease in another way now"
+    patch(schema, "RENEW", broken)
 
 
 @breaks("completed_means_done")
@@ -66,7 +77,7 @@ def acknowledged_before_it_ran() -> None:
         take(self, pool, tasks, now)
         self._store.update([(succeed(task, "early", now), ()) for task in tasks if not task.doom])
 
-    Loop._take = planted
+    patch(Loop, "_take", planted)
 
 
 @breaks("only_the_faulty_lose_their_tasks")
@@ -78,12 +89,12 @@ def reap_ignores_live_nodes() -> None:
         nodes = self.database.read(lambda db: db.execute(schema.NODES).fetchall())
         return Fates([id for id, peer, _ in nodes if peer != mine], [])
 
-    SQLiteStore._fates = planted
+    patch(SQLiteStore, "_fates", planted)
 
 
 @breaks("everything_ends")
 def nothing_is_reaped() -> None:
-    SQLiteStore.reap = lambda *_: []
+    patch(SQLiteStore, "reap", lambda *_: [])
 
 
 @breaks("nothing_acknowledged_is_lost")
@@ -97,7 +108,7 @@ def acknowledged_before_it_is_stored() -> None:
         add(self, [task for task in now if known.issuperset(task.after)])
         return [task.id for task in tasks]
 
-    SQLiteStore.add = planted
+    patch(SQLiteStore, "add", planted)
 
 
 @breaks("no_stale_write_is_accepted")
@@ -109,17 +120,17 @@ def given_twice() -> None:
         tasks = claim(self, *args)
         return tasks + [task for task in self.find(status=Status.PROCESSING, limit=1) if tasks and task not in tasks]
 
-    SQLiteStore.claim = planted
+    patch(SQLiteStore, "claim", planted)
 
 
 @breaks("children_wait_for_their_parents")
 def children_do_not_wait() -> None:
-    dependencies._begun = lambda task, standing: replace(task, status=Status.PENDING)
+    patch(dependencies, "_begun", lambda task, standing: replace(task, status=Status.PENDING))
 
 
 @breaks("no_limit_is_exceeded")
 def limits_forgotten() -> None:
-    Lanes.gates = lambda *_: []
+    patch(Lanes, "gates", lambda *_: [])
 
 
 @breaks("only_the_faulty_lose_their_tasks")
@@ -132,7 +143,7 @@ def outcomes_dropped() -> None:
         update(self, db, stored)
         return {task.id for task, _ in outcomes}
 
-    SQLiteStore._update = planted
+    patch(SQLiteStore, "_update", planted)
 
 
 @breaks("runs_are_paid_for")
@@ -144,15 +155,13 @@ def deaths_cost_nothing() -> None:
         died = report.error is not None and report.error.type == "WorkerDied"
         self._end(release(task)) if died else finish(self, task, report)
 
-    Loop._finish = planted
+    patch(Loop, "_finish", planted)
 
 
 @breaks("runs_are_paid_for")
 def interruptions_cost_nothing() -> None:
     """What a dead node had goes back as if it had never been touched."""
-    from dtq.queue import attempts
-
-    attempts.interrupt = lambda task, now: replace(interrupt(task, now), interruptions=0)
+    patch(attempts, "interrupt", lambda task, now: replace(interrupt(task, now), interruptions=0))
 
 
 @breaks("only_what_was_accepted_is_told", seed=FREEZES)
@@ -165,8 +174,8 @@ def refused_outcomes_are_told() -> None:
         commit(self, now, **how)
         tell(self, [replace(task, version=task.version + 1) for task, _ in outcomes], now)
 
-    Loop._tell_of_endings = lambda *_: None
-    Loop._commit = planted
+    patch(Loop, "_tell_of_endings", lambda *_: None)
+    patch(Loop, "_commit", planted)
 
 
 if __name__ == "__main__":

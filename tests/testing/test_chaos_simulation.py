@@ -21,13 +21,21 @@ PLANTED: list[tuple[dict[str, type], str]] = []
 
 
 def breaks(promise: str):
-    """Enters a broken store or loop, with the promise that the first schedule to find it must see broken."""
+    """Register a broken store or loop, and the promise that the first schedule to find it must see broken."""
 
     def enter(part: type) -> type:
+        overrides_what_exists(part)
         PLANTED.append(({"make_store" if issubclass(part, MemoryStore) else "make_loop": part}, promise))
         return part
 
     return enter
+
+
+def overrides_what_exists(part: type) -> None:
+    """Fail where a broken part defines a method that its base does not have: dtq would never call it."""
+    for name, value in vars(part).items():
+        if callable(value):
+            assert hasattr(part.__base__, name), f"{part.__base__.__name__}.{name}, which {part.__name__} breaks, is gone"
 
 
 @breaks("no_stale_write_is_accepted")
@@ -112,12 +120,14 @@ class DropsOutcomes(Loop):
 
 @breaks("only_what_was_accepted_is_told")
 class SweepsBeforeItCommits(Loop):
-    """Takes over its own tasks, whose results are at hand, and tells of those all the same."""
+    """Takes over its own tasks while their results still wait to be stored, and keeps those results."""
 
     def _beat(self, now):
         beats = super()._beat(now)
         if beats:
+            waiting, self._outcomes = self._outcomes, []
             self._sweep(now)
+            self._outcomes = [*waiting, *self._outcomes]
         return beats
 
 
