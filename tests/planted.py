@@ -17,8 +17,7 @@ from msgspec.structs import replace
 from dtq.queue import attempts
 from dtq.queue.loop import Loop
 from dtq.stores.shared.peers import Fates
-from dtq.stores.sqlite import dependencies, schema
-from dtq.stores.sqlite.lanes import Lanes
+from dtq.stores.sqlite import choice, dependencies, schema
 from dtq.stores.sqlite.rows import json_list
 from dtq.stores.sqlite.store import SQLiteStore
 from dtq.task.model import Status
@@ -130,7 +129,7 @@ def children_do_not_wait() -> None:
 
 @breaks("no_limit_is_exceeded")
 def limits_forgotten() -> None:
-    patch(Lanes, "gates", lambda *_: [])
+    patch(choice, "read_gates", lambda *_: [])
 
 
 @breaks("only_the_faulty_lose_their_tasks")

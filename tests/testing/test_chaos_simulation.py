@@ -35,7 +35,9 @@ def overrides_what_exists(part: type) -> None:
     """Fail where a broken part defines a method that its base does not have: dtq would never call it."""
     for name, value in vars(part).items():
         if callable(value):
-            assert hasattr(part.__base__, name), f"{part.__base__.__name__}.{name}, which {part.__name__} breaks, is gone"
+            assert hasattr(part.__base__, name), (
+                f"{part.__base__.__name__}.{name}, which {part.__name__} breaks, is gone"
+            )
 
 
 @breaks("no_stale_write_is_accepted")
