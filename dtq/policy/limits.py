@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush
+from itertools import chain, islice
 from math import ceil, inf
 from typing import Any, NamedTuple
 
@@ -208,6 +209,7 @@ class _Contender:
         self.kind = kind
         self.behind: Iterator[Head] | None = None
         self.gates = [(gate, gate.limit.bucket(lane)) for gate in kind.gates if gate.limit.covers(lane)]
+        self.is_free = not self.gates and not kind.shared
 
     def closed_until(self) -> float:
         """Return until when its own limits close this lane."""
@@ -215,7 +217,7 @@ class _Contender:
 
     def start(self, head: Head, now: float) -> bool:
         """Let this task of the lane through its gates. Return whether they were open."""
-        if not self.gates and not self.kind.shared:
+        if self.is_free:
             return True
         at = counts_from(head[1], now)
         if self.kind.closed_until() > at:
@@ -304,6 +306,9 @@ class _Picking:
         priority, mark, head, contender = heappop(self.order)
         if contender is contender.kind.last:
             self.read(contender.kind)
+        if not self.order and not is_shared and contender.is_free:
+            self.serve_alone(head, contender)
+            return
         key = contender.lane[2]
         if self.marks.get(key, mark) > mark:  # another lane of this key had its turn since
             heappush(self.order, (priority, self.marks[key], head, contender))
@@ -317,9 +322,17 @@ class _Picking:
             if len(self.picked.heads) < self.n:
                 self.go_on(contender)
 
-    def go_on(self, contender: _Contender) -> None:
-        """Enter the next task of a lane that was served."""
+    def serve_alone(self, head: Head, contender: _Contender) -> None:
+        """Take what is left to take from the only lane, which has no limits: there is nothing to compare."""
+        heads = chain([head], self.heads_behind(contender))
+        self.picked.heads.extend((contender.lane, head) for head in islice(heads, self.n - len(self.picked.heads)))
+
+    def heads_behind(self, contender: _Contender) -> Iterator[Head]:
         if contender.behind is None:
             contender.behind = self.behind(contender.lane)
-        if (head := next(contender.behind, None)) is not None:
+        return contender.behind
+
+    def go_on(self, contender: _Contender) -> None:
+        """Enter the next task of a lane that was served."""
+        if (head := next(self.heads_behind(contender), None)) is not None:
             heappush(self.order, (head[0], self.marks[contender.lane[2]], head, contender))

@@ -59,6 +59,7 @@ class Status(StrEnum):
 
 WAITING = frozenset({Status.BLOCKED, Status.PENDING, Status.RETRYING})
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+PROCESSING = Status.PROCESSING  # for what runs once a task: the look into the enumeration takes longer than to compare
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from heapq import nsmallest
 from itertools import islice
+from operator import attrgetter
 
 from msgspec.structs import replace
 
@@ -24,8 +25,10 @@ from dtq.policy.limits import Kind
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.stores.memory.turns import Turns
 from dtq.stores.protocol import Node, Outcome, Stats, count_up, doom_by, stand_ins
-from dtq.task.model import STATE, WAITING, Status, Task
+from dtq.task.model import PROCESSING, STATE, WAITING, Status, Task
 from dtq.task.transitions import brief_of
+
+_state = attrgetter(*STATE)
 
 
 class Index(Turns):
@@ -136,19 +139,24 @@ class Index(Turns):
         old = self._tasks.get(task.id)
         if old is not None:
             self._count(old, -1)
+            self._leave(old)
         self._count(task, 1)
         self._set(task)
         if task.after:
             self._hold_parents(task)
-        self._processing.pop(task.id, None)
-        self._room.leave(task)
         self._enter(task)
 
     def _enter(self, task: Task) -> None:
-        if task.status == Status.PROCESSING:
-            self._processing[task.id] = None
-        elif task.status in WAITING:
+        if task.status in WAITING:
             self._room.enter(task, self._seq[task.id])
+        elif task.status == PROCESSING:
+            self._processing[task.id] = None
+
+    def _leave(self, task: Task) -> None:
+        if task.status in WAITING:
+            self._room.leave(task)
+        elif task.status == PROCESSING:
+            self._processing.pop(task.id, None)
 
     def _set(self, task: Task) -> None:
         self._tasks[task.id] = task
@@ -197,7 +205,7 @@ class Index(Turns):
             doom = doom_by(parent.id, Status.CANCELLED, child.on_parent_failure == "fail")
             if child.doom:
                 continue
-            if child.status != Status.PROCESSING:
+            if child.status != PROCESSING:
                 self._settle_child(child, doom)
             elif doom:
                 self._set(replace(child, doom=doom))
@@ -229,7 +237,7 @@ class Index(Turns):
 
     def _take(self, task: Task, worker: str, lease: float, now: float) -> Task:
         taken = replace(
-            task, status=Status.PROCESSING, version=task.version + 1, attempts=task.attempts + (not task.doom),
+            task, status=PROCESSING, version=task.version + 1, attempts=task.attempts + (not task.doom),
             worker=worker, started_at=now, lease_until=now + lease, progress=0.0, note="",
         )  # fmt: skip
         self._put(taken)
@@ -249,7 +257,8 @@ class Index(Turns):
             self._give_up_key(self._tasks[task_id])
         self._add(planted)
         for task_id in accepted:
-            self._settle_children(self._tasks[task_id])
+            if task_id in self._children:
+                self._settle_children(self._tasks[task_id])
         self._place_lanes(self._room)
         return set(accepted)
 
@@ -265,8 +274,8 @@ class Index(Turns):
     def _advance(self, task: Task) -> bool:
         """Apply the outcome. Return True if a terminal task waits again."""
         stored = self._tasks[task.id]
-        state = {name: getattr(task, name) for name in STATE}
-        if stored.status == Status.PROCESSING and task.status in WAITING:
+        state = dict(zip(STATE, _state(task), strict=True))
+        if stored.status == PROCESSING and task.status in WAITING:
             state["doom"] = task.doom or stored.doom  # its parent may have been deleted while it ran
         self._put(replace(stored, version=stored.version + 1, **state))
         return stored.is_terminal and task.status in WAITING
@@ -295,7 +304,7 @@ class Index(Turns):
 
     def _renew(self, task: Task, lease: float, now: float) -> bool:
         stored = self._tasks.get(task.id)
-        if stored is None or stored.status != Status.PROCESSING:
+        if stored is None or stored.status != PROCESSING:
             return False
         if (stored.version, stored.worker) != (task.version, task.worker):
             return False
@@ -354,7 +363,7 @@ class Index(Turns):
         return self._remove(ids)
 
     def _remove(self, ids: Iterable[str]) -> int:
-        gone = [task for task in self._stored(dict.fromkeys(ids)) if task.status != Status.PROCESSING]
+        gone = [task for task in self._stored(dict.fromkeys(ids)) if task.status != PROCESSING]
         self._deleted = max([self._deleted, *(task.version for task in gone)])
         for task in gone:
             self._delete(self._tasks[task.id])  # looked up anew: it may be the child of one before it
@@ -368,9 +377,8 @@ class Index(Turns):
     def _forget(self, task: Task) -> None:
         self._let_parents_go(task)
         self._count(task, -1)
-        self._room.leave(task)
+        self._leave(task)
         del self._tasks[task.id], self._id[self._seq.pop(task.id)]
-        self._processing.pop(task.id, None)
         if task.key is not None and self._keys.get(task.key) == task.id:
             del self._keys[task.key]
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush, merge
+from heapq import heapify, heappop, heappush, heapreplace, merge
 from math import inf
 from typing import NamedTuple, TypeVar
 
@@ -41,11 +41,15 @@ def in_order(heap: list[T]) -> Iterator[T]:
     """Yield the entries of a heap, smallest first, and leave it as it is: none is smaller than the one above it."""
     ahead = [(heap[0], 0)] if heap else []
     while ahead:
-        entry, at = heappop(ahead)
+        entry, at = ahead[0]
         yield entry
-        for below in (2 * at + 1, 2 * at + 2):
-            if below < len(heap):
-                heappush(ahead, (heap[below], below))
+        below = 2 * at + 1
+        if below < len(heap):
+            heapreplace(ahead, (heap[below], below))
+        else:
+            heappop(ahead)
+        if below + 1 < len(heap):
+            heappush(ahead, (heap[below + 1], below + 1))
 
 
 class Place(NamedTuple):

@@ -47,8 +47,8 @@ class ReadyQueue:
 
     def leave(self, task: Task) -> None:
         """The task is no longer to be claimed, if it was; from the heaps it goes when it comes up."""
-        if doomed := self._doomed.get((task.queue, task.type)):
-            doomed.pop(task.id, None)
+        if task.doom:
+            self._doomed[task.queue, task.type].pop(task.id, None)
         self.touched[task.lane] = None
 
     def move_due(self, now: float) -> None:
@@ -105,7 +105,7 @@ class ReadyQueue:
 
     def _is_ready(self, head: Head) -> bool:
         task = self._due(head[1], head[2])
-        return task is not None and -task.priority == head[0]
+        return task is not None and task.priority == -head[0]
 
     def oldest(self) -> float | None:
         """The earliest due time of all that waits for nothing but its time or a worker."""

@@ -18,7 +18,7 @@ from typing import Any
 from dtq.policy.limits import EACH, Gate, Kind, Lane, Limit, Picked, Selector, Share, closed_until, pick
 from dtq.stores.memory.lane_order import LaneOrder
 from dtq.stores.memory.ready import ReadyQueue
-from dtq.task.model import Status, Task
+from dtq.task.model import PROCESSING, Task
 
 STEP = 64  # lanes, and two for each task asked for, that a claim moves: opened again, or merged into one shelf
 
@@ -40,12 +40,13 @@ class Turns:
 
     def _count(self, task: Task, by: int) -> None:
         self._counts[task.queue, task.type, task.status] += by
-        if task.status == Status.PROCESSING:
-            self._running[task.lane] += by
+        if task.status == PROCESSING:
+            lane = task.lane
+            self._running[lane] += by
             if by < 0:
-                self._order.free(task.limit_key)
-            if not self._running[task.lane]:
-                del self._running[task.lane]
+                self._order.free(lane[2])
+            if not self._running[lane]:
+                del self._running[lane]
 
     def _let_in(self, now: float, n: int) -> None:
         """Move a bounded number of lanes, before a claim of n, to where they belong by now."""
@@ -107,10 +108,10 @@ class Turns:
         kinds = [
             (queue, type)
             for queue, type, status in self._counts
-            if status == Status.PROCESSING and limit.queue in (None, queue) and limit.type in (None, type)
+            if status == PROCESSING and limit.queue in (None, queue) and limit.type in (None, type)
         ]
         if key is None:
-            return sum(self._counts[*kind, Status.PROCESSING] for kind in kinds)
+            return sum(self._counts[*kind, PROCESSING] for kind in kinds)
         return sum(self._running[*kind, key] for kind in kinds if (*kind, key) in self._running)
 
     def _place_lanes(self, room: ReadyQueue) -> None:
