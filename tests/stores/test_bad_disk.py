@@ -203,7 +203,8 @@ BATCHES = 12
 CLIENT = """
 import os, sys
 from dtq.stores import open_store
-from dtq.task.model import Task, succeed
+from dtq.task.model import Task
+from dtq.task.transitions import succeed
 store = open_store(sys.argv[1])
 os.write(2, b"ACK ready\\n")
 for n in range(int(sys.argv[2])):

@@ -213,7 +213,8 @@ def lanes_of(path) -> int:
 HAMMER = """
 import sys
 from dtq.stores.sqlite.store import SQLiteStore
-from dtq.task.model import Task, succeed
+from dtq.task.model import Task
+from dtq.task.transitions import succeed
 store, name, done = SQLiteStore(sys.argv[1], durability="relaxed"), sys.argv[2], 0
 for n in range(300):
     store.add([Task(type="a", id=f"{name}-{n}", limit_key=f"k{n % 3}", run_at=1000.0, created_at=1000.0)])
