@@ -52,7 +52,7 @@ def to_json(value: Any) -> bytes:
 def is_too_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
     """Return whether more than `limit` arrays and objects stand within each other in this JSON. No recursion, and next
     to no time where there are no more than `limit` of them at all."""
-    if data.count(b"[") + data.count(b"{") <= limit:
+    if len(data) <= 2 * limit or data.count(b"[") + data.count(b"{") <= limit:
         return False
     brackets = _STRING.sub(b"", data).translate(_AS_ONE_KIND, _NO_BRACKETS)
     for _ in range(limit):

@@ -104,7 +104,12 @@ class SQLiteStore(Forkable):
 
     def _without_taken(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> tuple[list[str], list[Task]]:
         """For each task the id that stands for it, and the tasks whose id and key are free."""
-        taken = {row[0] for row in db.execute(schema.IDS_AMONG, (json_list(task.id for task in tasks),))}
+        found = (
+            db.execute(schema.ID, (tasks[0].id,))
+            if len(tasks) == 1
+            else db.execute(schema.IDS_AMONG, (json_list(task.id for task in tasks),))
+        )
+        taken = {row[0] for row in found}
         keys = [task.key for task in tasks if task.key is not None]
         holders = dict(db.execute(schema.KEYS_AMONG, (json_list(keys),))) if keys else {}
         ids, new = [], []
