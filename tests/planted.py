@@ -166,14 +166,14 @@ def interruptions_cost_nothing() -> None:
 @breaks("only_what_was_accepted_is_told", seed=FREEZES)
 def refused_outcomes_are_told() -> None:
     """Listeners hear of every outcome, whether the store took it or not."""
-    tell, commit = Loop._tell_of_endings, Loop._commit
+    tell, commit = Loop._emit_endings, Loop._commit
 
     def planted(self, now, **how):
         outcomes = self._outcomes
         commit(self, now, **how)
         tell(self, [replace(task, version=task.version + 1) for task, _ in outcomes], now)
 
-    patch(Loop, "_tell_of_endings", lambda *_: None)
+    patch(Loop, "_emit_endings", lambda *_: None)
     patch(Loop, "_commit", planted)
 
 

@@ -72,7 +72,7 @@ class Node(TaskQueue):
     def __init__(self, store: str, **options: Any) -> None:
         super().__init__(store, **options)
         self.where = store
-        self.size = sum(group.spec.size for group in self._staff)
+        self.size = sum(group.spec.size for group in self._groups)
         self.drained, self.given_back = False, 0
         self.at_end: Callable[[], None] = lambda: None
         for name, listener in _TOLD.items():
@@ -80,13 +80,13 @@ class Node(TaskQueue):
 
     def drain(self, seconds: float) -> None:
         """Begins nothing more, and ends when nothing runs, or after so many seconds. A second call changes the time."""
-        self._give_up_at = time.monotonic() + seconds
+        self._stop_at = time.monotonic() + seconds
         self._post(self._loop.drain)
 
-    def _leave(self) -> None:
-        self.drained, self.given_back = self._loop.is_drained(), len(self._loop.held)
+    def _sign_off(self) -> None:
+        self.drained, self.given_back = self._loop.is_drained(), len(self._loop.claimed)
         try:
-            super()._leave()
+            super()._sign_off()
         finally:
             self.at_end()
 
@@ -148,12 +148,12 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _tell_of_failure(event: Event) -> None:
+def _emit_failure(event: Event) -> None:
     if task := event.task:
         log.error("task %s (%s) failed after %d attempts: %s", task.id, task.type, task.attempts, _line(task.error))
 
 
-def _tell_of_retry(event: Event) -> None:
+def _emit_retry(event: Event) -> None:
     if task := event.task:
         log.warning(
             "task %s (%s) failed, attempt %d of %d, and runs again in %.3g s: %s",
@@ -161,7 +161,7 @@ def _tell_of_retry(event: Event) -> None:
         )  # fmt: skip
 
 
-def _tell_of_exit(event: Event) -> None:
+def _emit_exit(event: Event) -> None:
     """Of a worker that has gone in any other way than it should."""
     number, code = event.data["signal"], event.data["exit_code"]
     if number or code or not event.data["pid"]:
@@ -174,4 +174,4 @@ def _line(text: object) -> str:
 
 
 _TIME = "%Y-%m-%dT%H:%M:%S"
-_TOLD = {"task:failed": _tell_of_failure, "task:retrying": _tell_of_retry, "worker:exited": _tell_of_exit}
+_TOLD = {"task:failed": _emit_failure, "task:retrying": _emit_retry, "worker:exited": _emit_exit}

@@ -60,7 +60,7 @@ class AlertWebhook:
         from dtq.webhooks import delivery
 
         async with asyncio.timeout(delivery.TIMEOUT):
-            await delivery.post(delivery.Message.of(self.payload(alert), id, self.secrets), self.guard)
+            await delivery.post(delivery.SignedRequest.of(self.payload(alert), id, self.secrets), self.guard)
 
 
 class Hook:

@@ -1,4 +1,4 @@
-"""Attempts: what a node holds, and how each of its attempts ends. Reads no store.
+"""AttemptTracker: what a node holds, and how each of its attempts ends. Reads no store.
 
     pools --reports--> hear ----> succeed, fail, release ... (dtq.task.model) ----+
     claim, reap -----> _outcome: doomed, interrupted, a tick ---------------+--> _outcomes --> Loop commits them
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from dtq.errors import StoreError
 from dtq.policy import cron
 from dtq.queue.events import Emitter
-from dtq.queue.guards import PATIENCE, Aside, Trouble, failed
+from dtq.queue.guards import GIVE_UP_AFTER, BestEffort, ErrorBackoff, failed
 from dtq.queue.scheduler import Scheduler
 from dtq.stores.protocol import Outcome
 from dtq.task.model import EXPIRED, Status, Task
@@ -30,43 +30,43 @@ from dtq.workers.metrics.node import NodeMetrics
 log = logging.getLogger("dtq")
 
 
-class Attempts:
+class AttemptTracker:
     """For the loop's thread alone."""
 
     def __init__(
-        self, id: str, staff: Sequence[WorkerGroup], events: Emitter, ticker: Scheduler, ahead: Callable[[], float],
+        self, id: str, groups: Sequence[WorkerGroup], events: Emitter, scheduler: Scheduler, ahead: Callable[[], float],
         chance: Callable[[], float], monotonic: Callable[[], float],
     ) -> None:  # fmt: skip
         self.id = id
-        self.held: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
+        self.claimed: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
         self.draining = False
         self.failure = ""  # why the loop has given up; it drains then
-        self._staff = staff
+        self._groups = groups
         self._events = events
         self._ahead = ahead  # seconds by which the clock of the loop is ahead of the workers'
         self._chance = chance
         self._monotonic = monotonic
-        self._meter = NodeMetrics(monotonic)
-        self._ticker = ticker
+        self._metrics_of_node = NodeMetrics(monotonic)
+        self._scheduler = scheduler
         self._outcomes: list[Outcome] = []
         self._now = 0.0  # the time of this turn
-        self._next_beat = 0.0
-        self._trouble = Trouble(monotonic)
-        self._aside = Aside()
+        self._next_heartbeat = 0.0
+        self._backoff = ErrorBackoff(monotonic)
+        self._best_effort = BestEffort()
 
     # --- hear: reports become outcomes
 
-    def _hear(self, now: float) -> None:
-        for group in self._staff:
+    def _collect(self, now: float) -> None:
+        for group in self._groups:
             try:
                 said = group.pool.poll()
             except Exception as error:
-                self._hold_on(error)  # what it has to say, it says later
+                self._back_off(error)  # what it has to say, it says later
                 continue
-            self._aside.do("the meter", self._meter.hear, said)
+            self._best_effort.run("the meter", self._metrics_of_node.hear, said)
             for report in said:
                 try:
-                    self._hear_one(report, now)
+                    self._apply(report, now)
                 except Exception as error:
                     self._blame(report, error, now)
 
@@ -74,7 +74,7 @@ class Attempts:
         task = getattr(report, "task", None)
         task = task and self._current(task)
         if task is None:
-            self._hold_on(error)
+            self._back_off(error)
         else:
             self._fail(task, error, now)
 
@@ -93,10 +93,10 @@ class Attempts:
         )  # fmt: skip
         return failed(claimed, error, self._now, self._chance)
 
-    def _hear_one(self, report: Report, now: float) -> None:
+    def _apply(self, report: Report, now: float) -> None:
         if isinstance(report, WorkerChanged):
-            self._next_beat = now  # others want to know
-            self._tell_of_worker(report, now)
+            self._next_heartbeat = now  # others want to know
+            self._emit_worker(report, now)
         elif (task := self._current(report.task)) is None:
             return  # cancelled, or lost to another node: whatever became of it is no longer ours to say
         elif isinstance(report, Finished):
@@ -107,14 +107,14 @@ class Attempts:
             if self._events.hears("task:started"):
                 self._events.emit("task:started", report.at + self._ahead(), task, report.worker)
         elif isinstance(report, Progressed):
-            self.held[task.id] = task = replace(task, progress=report.percent, note=report.note)
+            self.claimed[task.id] = task = replace(task, progress=report.percent, note=report.note)
             self._events.emit("task:progress", now, task)
         elif isinstance(report, Logged):
             self._events.emit("task:log", now, task, text=report.text)
 
     def _current(self, task: Task) -> Task | None:
         """The task as it is held, if this very attempt is."""
-        held = self.held.get(task.id)
+        held = self.claimed.get(task.id)
         return held if held is not None and held.version == task.version else None
 
     def _finish(self, task: Task, report: Finished) -> None:
@@ -129,10 +129,10 @@ class Attempts:
             self._end(fail(task, report.error, ended_at, self._chance, final=report.final, delay=report.delay))
 
     def _end(self, task: Task) -> None:
-        del self.held[task.id]
+        del self.claimed[task.id]
         self._outcomes.append((task, ()))
 
-    def _tell_of_worker(self, report: WorkerChanged, now: float) -> None:
+    def _emit_worker(self, report: WorkerChanged, now: float) -> None:
         self._events.emit(
             f"worker:{report.state}", now, None, f"{self.id}/{report.worker}", pid=report.pid, signal=report.signal,
             exit_code=report.exit_code, reason=report.reason,
@@ -144,12 +144,12 @@ class Attempts:
         """Return the outcome of a task that is not to be run: it came doomed, or its node died."""
         try:
             if task.type == cron.TYPE and task.doom:
-                return self._ticker.fire([task], now)[0]
+                return self._scheduler.fire([task], now)[0]
             return (end_doomed(task, now) if task.doom else interrupt(task, now)), ()
         except Exception as error:
             return failed(task, error, now, self._chance), ()
 
-    def _give_back(self, tasks: list[Task]) -> None:
+    def _requeue(self, tasks: list[Task]) -> None:
         for task in tasks:
             self.drop(task.id)  # an earlier attempt, of which nobody has said yet that it is lost
             self._outcomes.append((release(task), ()))
@@ -157,10 +157,10 @@ class Attempts:
     def _release(self, tasks: Iterable[Task]) -> None:
         """Give back these claimed tasks, of which none was dispatched, as far as they are still held."""
         for task in tasks:
-            if task.id in self.held:
+            if task.id in self.claimed:
                 self._end(release(task))
 
-    def _disregard(self, tasks: Iterable[Task]) -> None:
+    def _discard_stale(self, tasks: Iterable[Task]) -> None:
         """Drop the outcomes of these tasks, which were claimed or taken over just now: they are of attempts that were
         lost before, and were heard meanwhile."""
         if self._outcomes:
@@ -171,27 +171,27 @@ class Attempts:
 
     def drop(self, task_id: str) -> None:
         """The attempt is no longer ours: it is stopped, and what it gives is not heard."""
-        if task := self.held.pop(task_id, None):
-            for group in self._staff:
-                self._aside.do("the stop of a task", group.pool.stop, task)
+        if task := self.claimed.pop(task_id, None):
+            for group in self._groups:
+                self._best_effort.run("the stop of a task", group.pool.stop, task)
 
     def end_by_request(self, task: Task) -> None:
         """Stop the attempt of a task that was cancelled here in this version, if it runs. A later attempt, which began
         after a retry, goes on."""
-        self._meter.count([task])
-        held = self.held.get(task.id)
+        self._metrics_of_node.count([task])
+        held = self.claimed.get(task.id)
         if held is not None and held.version < task.version:
             self.drop(task.id)
 
-    def _hold(self, tasks: Iterable[Task]) -> None:
+    def _track(self, tasks: Iterable[Task]) -> None:
         """Hold these attempts. An earlier one of the same task, whose loss was not reported yet, is stopped."""
         new = {task.id: task for task in tasks}
-        for task_id in self.held.keys() & new.keys():
+        for task_id in self.claimed.keys() & new.keys():
             self.drop(task_id)
-        self.held.update(new)
+        self.claimed.update(new)
 
     def workers(self) -> list[backend.WorkerInfo]:
-        return [worker for group in self._staff for worker in group.pool.workers()]
+        return [worker for group in self._groups for worker in group.pool.workers()]
 
     def drain(self) -> None:
         """No more claims; what has not started comes back."""
@@ -199,41 +199,41 @@ class Attempts:
         self.recall()
 
     def recall(self) -> None:
-        for group in self._staff:
-            self._aside.do("the recall of tasks", group.pool.recall)
+        for group in self._groups:
+            self._best_effort.run("the recall of tasks", group.pool.recall)
 
     def is_drained(self) -> bool:
-        return self.draining and not self.held and not self._outcomes
+        return self.draining and not self.claimed and not self._outcomes
 
     # --- what goes wrong, and what is told
 
-    def _hold_on(self, error: Exception) -> None:
+    def _back_off(self, error: Exception) -> None:
         """No task is to blame: keep claims and outcomes, and try again after a growing while."""
         is_away = isinstance(error, StoreError)
         what = "the store failed; work goes on and outcomes are kept" if is_away else "a step of the loop failed"
-        self._trouble.note(error, what)
-        if self._trouble.is_hopeless and not self.failure:
-            self.failure = f"no turn was good for {PATIENCE:g} s: {self._trouble.words}"
+        self._backoff.note(error, what)
+        if self._backoff.is_exhausted and not self.failure:
+            self.failure = f"no turn was good for {GIVE_UP_AFTER:g} s: {self._backoff.words}"
             self.drain()
 
-    def _tell_of_endings(self, ended: Iterable[Task], now: float) -> None:
+    def _emit_endings(self, ended: Iterable[Task], now: float) -> None:
         for task in ended:
             if task.error is not None and task.error.type == EXPIRED:
                 self._events.emit("task:expired", now, task)
-            if name := _ENDINGS.get(task.status):
+            if name := _EVENT_OF_STATUS.get(task.status):
                 self._events.emit(name, now, task, task.worker)
 
-    def _tell_of_successors(self, outcomes: Iterable[Outcome], accepted: Container[str], now: float) -> None:
+    def _emit_successors(self, outcomes: Iterable[Outcome], accepted: Container[str], now: float) -> None:
         if self._events.hears("task:added"):
             for task, successors in outcomes:
                 for successor in successors if task.id in accepted else ():
                     self._events.emit("task:added", now, successor)
 
 
-_ENDINGS: Mapping[Status, str] = {
+_EVENT_OF_STATUS: Mapping[Status, str] = {
     Status.COMPLETED: "task:completed",
     Status.FAILED: "task:failed",
     Status.RETRYING: "task:retrying",
     Status.CANCELLED: "task:cancelled",
 }
-OF_ENDINGS = frozenset({*_ENDINGS.values(), "task:expired"})
+ENDING_EVENTS = frozenset({*_EVENT_OF_STATUS.values(), "task:expired"})

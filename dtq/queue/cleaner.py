@@ -6,8 +6,8 @@ from dtq.queue import dead_letters
 from dtq.stores.protocol import Store
 from dtq.task.model import TERMINAL
 
-CLEANUP = 60.0  # seconds between clean-ups
-PURGES = 10  # steps of the clean-up in one beat: a store removes up to a thousand tasks in each
+CLEANUP_INTERVAL = 60.0  # seconds between clean-ups
+STEPS_PER_HEARTBEAT = 10  # steps of the clean-up in one beat: a store removes up to a thousand tasks in each
 
 
 class Cleaner:
@@ -22,9 +22,9 @@ class Cleaner:
         self._next = 0.0
 
     def turn(self, now: float) -> None:
-        if self._age is not None and not now < self._next <= now + CLEANUP:
-            has_more = all(self._remove_old(now, self._age) for _ in range(PURGES))
-            self._next = now if has_more else now + CLEANUP
+        if self._age is not None and not now < self._next <= now + CLEANUP_INTERVAL:
+            has_more = all(self._remove_old(now, self._age) for _ in range(STEPS_PER_HEARTBEAT))
+            self._next = now if has_more else now + CLEANUP_INTERVAL
 
     def _remove_old(self, now: float, age: float) -> bool:
         """Do one step. Return whether there is more."""

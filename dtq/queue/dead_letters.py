@@ -24,8 +24,8 @@ from dtq.task.model import Status, Task
 from dtq.task.transitions import fell_with_its_parent, revive
 
 T = TypeVar("T")
-PAGE = 1000  # brief tasks that are read at once
-WHOLE = 50  # whole tasks that are read and changed at once: each may carry megabytes
+BRIEF_PER_READ = 1000  # brief tasks that are read at once
+WHOLE_PER_READ = 50  # whole tasks that are read and changed at once: each may carry megabytes
 FAILED = frozenset({Status.FAILED})
 LONG_AGO = 1.0  # UTC seconds: what ended before this was marked to be purged
 
@@ -74,13 +74,13 @@ class DeadLetters:
         return dict(sorted(counts.items(), key=lambda entry: -entry[1]))
 
     def _matching(
-        self, after: str = "", first: int = PAGE, *, brief: bool = True, queue: str | None = None,
+        self, after: str = "", first: int = BRIEF_PER_READ, *, brief: bool = True, queue: str | None = None,
         type: str | None = None, error: str | None = None, since: float | None = None,
     ) -> Iterator[Task]:  # fmt: skip
         """Yield them by id. Of the store, `first` are read at once, then more at a time."""
         names.check_filters(queue=queue, type=type)
         wanted: dict[str, Any] = {"status": Status.FAILED, "queue": queue, "type": type, "finished_after": since}
-        largest = PAGE if brief else WHOLE
+        largest = BRIEF_PER_READ if brief else WHOLE_PER_READ
         limit = min(first, largest)
         while page := self._store.find(after=after, limit=limit, brief=brief, **wanted):
             yield from (task for task in page if error in (None, _error(task)))
@@ -135,9 +135,9 @@ def sweep(store: Store, now: float, age: float | None, limit: int | None) -> boo
     aged = age is not None and store.purge(now - age, FAILED) > 0
     excess = 0 if limit is None else store.stats().counts[Status.FAILED] - limit
     if excess > 0:
-        for ids in _pages(_ids(store.find(status=Status.FAILED, limit=min(excess, PAGE), brief=True))):
+        for ids in _pages(_ids(store.find(status=Status.FAILED, limit=min(excess, BRIEF_PER_READ), brief=True))):
             _remove(store, ids)
-    return aged or excess > PAGE
+    return aged or excess > BRIEF_PER_READ
 
 
 def _remove(store: Store, ids: Sequence[str], before: float = inf) -> int:
@@ -160,7 +160,7 @@ def _ids(tasks: Iterable[Task]) -> list[str]:
 
 
 def _pages(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + WHOLE] for start in range(0, len(items), WHOLE))
+    return (items[start : start + WHOLE_PER_READ] for start in range(0, len(items), WHOLE_PER_READ))
 
 
 def _error(task: Task) -> str:

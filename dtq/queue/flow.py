@@ -9,28 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
 from dtq.errors import TaskCancelled, TaskFailed, UnknownTask
-from dtq.queue.handle import Handle, Watcher
-from dtq.stores.protocol import Outcome, Store
+from dtq.queue.handle import Handle, TaskSource
 from dtq.task.graph import name_in, prefix
 from dtq.task.model import TERMINAL, Status, Task
 from dtq.task.transitions import cancel, fell_with_its_parent, revive
 
-PAGE = 1000
+IDS_PER_READ = 1000
 FlowStatus = Literal["running", "completed", "failed", "cancelled"]
-
-
-class Keeper(Watcher, Protocol):
-    """What a flow needs of the queue or the manager that it comes from."""
-
-    store: Store
-    clock: Callable[[], float]
-
-    def apply(self, outcomes: Sequence[Outcome]) -> list[Task]: ...
 
 
 class FlowState(msgspec.Struct, frozen=True):
@@ -56,26 +46,26 @@ class FlowState(msgspec.Struct, frozen=True):
 class Flow:
     """A graph of tasks that was added in one call. `ids` are those of its tasks, in the order of their names in it."""
 
-    def __init__(self, id: str, ids: Sequence[str], keeper: Keeper) -> None:
+    def __init__(self, id: str, ids: Sequence[str], source: TaskSource) -> None:
         self.id = id
         self.ids = list(ids)
-        self._keeper = keeper
+        self._source = source
         self._look = 1.0 + len(self.ids) / 1000  # seconds between looks at all of them, at least
 
     @classmethod
-    def find(cls, id: str, keeper: Keeper) -> Flow:
+    def find(cls, id: str, source: TaskSource) -> Flow:
         """The flow of this id, as far as its tasks are still stored. Raises UnknownTask where none is."""
         ids: list[str] = []
         after = start = prefix(id)
         limit = 1  # enough to see that there is no such flow
-        while page := keeper.store.find(after=after, limit=limit, brief=True):
+        while page := source.store.find(after=after, limit=limit, brief=True):
             ids += [task.id for task in page if task.id.startswith(start)]
-            after, limit = page[-1].id, min(10 * limit, PAGE)
+            after, limit = page[-1].id, min(10 * limit, IDS_PER_READ)
             if not after.startswith(start):
                 break
         if not ids:
             raise UnknownTask(f"no flow has the id {id!r}: it was never added, or all of it was cleaned up")
-        return cls(id, ids, keeper)
+        return cls(id, ids, source)
 
     # --- look
 
@@ -87,7 +77,7 @@ class Flow:
         task_id = prefix(self.id) + name
         if task_id not in self.ids:
             raise UnknownTask(f"flow {self.id} has no task {name!r}")
-        return Handle(task_id, self._keeper)
+        return Handle(task_id, self._source)
 
     def name(self, task_id: str) -> str:
         """The name of one of its tasks in it."""
@@ -96,7 +86,7 @@ class Flow:
     def tasks(self, *, brief: bool = False) -> list[Task]:
         """Return all that are still stored, as they are now; with `brief`, without payload, result, history, log and
         traceback."""
-        return self._keeper.store.get(self.ids, brief=brief)
+        return self._source.store.get(self.ids, brief=brief)
 
     def state(self) -> FlowState:
         """How far it is; the properties below are of one look each."""
@@ -117,7 +107,7 @@ class Flow:
     def results(self) -> dict[str, Any]:
         """name -> result, of those that have completed by now."""
         completed = [task.id for task in self.tasks(brief=True) if task.status == Status.COMPLETED]
-        return {self.name(task.id): task.result for task in self._keeper.store.get(completed)}
+        return {self.name(task.id): task.result for task in self._source.store.get(completed)}
 
     # --- wait
 
@@ -131,7 +121,7 @@ class Flow:
                     f"flow {self.id}: {len(unfinished):,} of {len(self):,} tasks have not ended after {timeout} s"
                 )
             with suppress(TimeoutError, UnknownTask):  # nobody is told of a task that is deleted
-                self._keeper.wait_for(unfinished[-1], min(left, self._look))
+                self._source.wait_for(unfinished[-1], min(left, self._look))
         return self.status
 
     def result(self, timeout: float | None = None) -> Any:
@@ -145,7 +135,7 @@ class Flow:
         last = [task for task in tasks if task.id not in awaited]
         if any(task.status != Status.COMPLETED for task in last):
             raise self._failure(tasks)
-        values = [task.result for task in self._keeper.store.get([task.id for task in last])]
+        values = [task.result for task in self._source.store.get([task.id for task in last])]
         return values[0] if len(values) == 1 else values
 
     def _failure(self, tasks: Sequence[Task]) -> TaskFailed | TaskCancelled:
@@ -154,7 +144,7 @@ class Flow:
         if not failed:
             return TaskCancelled(f"flow {self.id} was cancelled before it came to its result")
         first = min(failed, key=lambda task: (fell_with_its_parent(task), task.finished_at or 0.0))
-        return TaskFailed(next(iter(self._keeper.store.get([first.id])), first))
+        return TaskFailed(next(iter(self._source.store.get([first.id])), first))
 
     # --- change
 
@@ -170,9 +160,9 @@ class Flow:
         """In one commit; again for those of which somebody else was faster."""
         changed: set[str] = set()
         while ids := [task.id for task in self.tasks(brief=True) if wanted(task) and task.id not in changed]:
-            now = self._keeper.clock()
-            outcomes = [(transition(task, now), ()) for task in self._keeper.store.get(ids) if wanted(task)]
-            changed |= {task.id for task in self._keeper.apply(outcomes)}
+            now = self._source.clock()
+            outcomes = [(transition(task, now), ()) for task in self._source.store.get(ids) if wanted(task)]
+            changed |= {task.id for task in self._source.apply(outcomes)}
         return len(changed)
 
     def __repr__(self) -> str:

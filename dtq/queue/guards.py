@@ -1,9 +1,9 @@
 """Guards of the loop: what one task breaks, it breaks for itself; what no task is to blame for, the loop waits out.
 
 a step on one task raises    --> internal_error: the attempt fails, with the traceback
-the store refuses a batch    --> Sieve: halves, until the outcome to blame is alone, and fails
-anything else raises         --> Trouble: logged once, tried again after 0.05 to 2 s; hopeless after 30 s
-what no task waits for fails --> Aside: logged once, and passed over
+the store refuses a batch    --> BatchCommit: halves, until the outcome to blame is alone, and fails
+anything else raises         --> ErrorBackoff: logged once, tried again after 0.05 to 2 s; hopeless after 30 s
+what no task waits for fails --> BestEffort: logged once, and passed over
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dtq.webhooks import deliveries
 
 log = logging.getLogger("dtq")
 
-SHORTEST, LONGEST = 0.05, 2.0  # seconds until what failed is tried again; doubled each time
-PATIENCE = 30.0  # seconds without one good turn, after which a node ends
-REFUSALS = 3  # in a row, after which a StoreError may be the fault of one outcome
-QUIET = 10.0  # seconds in which a trouble that comes and goes is not told of again
-KNOWN = 100  # different failures that Aside remembers
+MIN_BACKOFF, MAX_BACKOFF = 0.05, 2.0  # seconds until what failed is tried again; doubled each time
+GIVE_UP_AFTER = 30.0  # seconds without one good turn, after which a node ends
+MAX_REFUSALS = 3  # in a row, after which a StoreError may be the fault of one outcome
+LOG_INTERVAL = 10.0  # seconds in which a trouble that comes and goes is not told of again
+MAX_REMEMBERED = 100  # different failures that BestEffort remembers
 _OF_THE_MACHINE = (StoreError, OSError, MemoryError)
-HandIn = Callable[[Sequence[Outcome]], None]
-STRANGER: Outcome = (Task(type="dtq.nothing", id="dtq.nothing", version=1, status=Status.CANCELLED), ())  # never stored
+Update = Callable[[Sequence[Outcome]], None]
+NO_OP: Outcome = (Task(type="dtq.nothing", id="dtq.nothing", version=1, status=Status.CANCELLED), ())  # never stored
 
 
 def failed(task: Task, error: Exception, now: float, chance: Callable[[], float]) -> Task:
@@ -41,18 +41,18 @@ def failed(task: Task, error: Exception, now: float, chance: Callable[[], float]
         return fail(task, info, now, lambda: 0.0, final=True)
 
 
-def announced(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
+def with_deliveries(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
     """Add the webhook deliveries to the outcomes. A delivery that cannot be made does not stop its outcome."""
     try:
-        return deliveries.announced(outcomes, now)
+        return deliveries.with_deliveries(outcomes, now)
     except Exception as error:
         if len(outcomes) > 1:
-            return [told for outcome in outcomes for told in announced([outcome], now)]
+            return [told for outcome in outcomes for told in with_deliveries([outcome], now)]
         log.error("task %s: its webhook cannot be sent", outcomes[0][0].id, exc_info=error)
         return outcomes
 
 
-class Sieve:
+class BatchCommit:
     """Hands outcomes to the store, and finds the one that the store cannot take.
 
     `update` asks the store directly; `instead` returns the failure that replaces an outcome. After `commit`, `left` has
@@ -69,58 +69,58 @@ class Sieve:
         self._instead = instead
         self._refusals = 0  # in a row
 
-    def commit(self, outcomes: Sequence[Outcome], hand_in: HandIn) -> None:
-        """Store all outcomes with `hand_in`. Raises what the store raises where no outcome is to blame."""
+    def commit(self, outcomes: Sequence[Outcome], update: Update) -> None:
+        """Store all outcomes with `update`. Raises what the store raises where no outcome is to blame."""
         self.left = outcomes
         try:
-            hand_in(outcomes)
+            update(outcomes)
         except Exception as error:
             self._refusals += 1
-            if isinstance(error, _OF_THE_MACHINE) and self._refusals < REFUSALS:
+            if isinstance(error, _OF_THE_MACHINE) and self._refusals < MAX_REFUSALS:
                 raise
-            self._sift(outcomes, hand_in, error)
+            self._bisect(outcomes, update, error)
         self.left, self._refusals = (), 0
 
-    def _sift(self, outcomes: Sequence[Outcome], hand_in: HandIn, error: Exception) -> None:
+    def _bisect(self, outcomes: Sequence[Outcome], update: Update, error: Exception) -> None:
         self._require_store()
         if len(outcomes) == 1:
-            self._blame(outcomes[0], hand_in, error)
+            self._isolate(outcomes[0], update, error)
             return
         middle = len(outcomes) // 2
         for half in (outcomes[:middle], outcomes[middle:]):
             try:
-                hand_in(half)
+                update(half)
             except Exception as refusal:
-                self._sift(half, hand_in, refusal)
+                self._bisect(half, update, refusal)
             else:
-                self._interrupt(half)
+                self._mark_stored(half)
 
-    def _blame(self, outcome: Outcome, hand_in: HandIn, error: Exception) -> None:
+    def _isolate(self, outcome: Outcome, update: Update, error: Exception) -> None:
         """The store took another outcome after it refused this one. If it does so again, this one is to blame."""
         try:
-            hand_in([outcome])
+            update([outcome])
         except Exception:
             self._require_store()
-            self._fail(outcome[0], hand_in, error)
-        self._interrupt([outcome])
+            self._fail(outcome[0], update, error)
+        self._mark_stored([outcome])
 
-    def _fail(self, task: Task, hand_in: HandIn, error: Exception) -> None:
+    def _fail(self, task: Task, update: Update, error: Exception) -> None:
         try:
-            hand_in([(self._instead(task, error), ())])
+            update([(self._instead(task, error), ())])
         except Exception:
             self._require_store()
             log.exception("task %s: the store takes no outcome of it; its lease runs out", task.id)
 
-    def _interrupt(self, outcomes: Sequence[Outcome]) -> None:
+    def _mark_stored(self, outcomes: Sequence[Outcome]) -> None:
         done = {(task.id, task.version) for task, _ in outcomes}
         self.left = [(task, planted) for task, planted in self.left if (task.id, task.version) not in done]
 
     def _require_store(self) -> None:
         """Raise where the store takes nothing, not even an outcome that changes nothing."""
-        self._update([STRANGER])
+        self._update([NO_OP])
 
 
-class Trouble:
+class ErrorBackoff:
     """What keeps the loop from its work, and how long to wait for its end."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -137,19 +137,19 @@ class Trouble:
     def note(self, error: Exception, what: str) -> None:
         """This turn is not a good one. Log the error if it is the first of its kind since the last good turn."""
         if self.error is None:
-            self.wait = min(self.wait * 2 or SHORTEST, LONGEST)
+            self.wait = min(self.wait * 2 or MIN_BACKOFF, MAX_BACKOFF)
         self.error = error
         self.words = printable(describe(error))[:MAX_WORDS]
-        if self._is_news(type(error)):
+        if self._should_log(type(error)):
             log.error("%s: %s", what, error, exc_info=None if isinstance(error, StoreError) else error)
         if not isinstance(error, StoreError) and self._since is None:
             self._since = self._monotonic()
 
-    def _is_news(self, kind: type) -> bool:
-        """Return whether to log it: once in a row of bad turns, and once in QUIET seconds where good ones come
+    def _should_log(self, kind: type) -> bool:
+        """Return whether to log it: once in a row of bad turns, and once in LOG_INTERVAL seconds where good ones come
         between."""
         told, now = self._told.get(kind), self._monotonic()
-        if told == inf or (told is not None and now - told < QUIET):
+        if told == inf or (told is not None and now - told < LOG_INTERVAL):
             return False
         self._told[kind] = inf
         return True
@@ -161,20 +161,20 @@ class Trouble:
             self._told = {kind: min(told, self._monotonic()) for kind, told in self._told.items()}
 
     @property
-    def is_hopeless(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Return whether no turn was good for too long. A store that says it is away may take as long as it needs."""
         if self.error is None or isinstance(self.error, StoreError) or self._since is None:
             return False
-        return self._monotonic() - self._since >= PATIENCE
+        return self._monotonic() - self._since >= GIVE_UP_AFTER
 
 
-class Aside:
+class BestEffort:
     """Does what no task waits for: metrics, events, clean-up. What fails here is logged once and passed over."""
 
     def __init__(self) -> None:
         self._told: set[tuple[str, str]] = set()
 
-    def do(self, what: str, action: Callable[..., object], *args: object) -> None:
+    def run(self, what: str, action: Callable[..., object], *args: object) -> None:
         """Call the action. Raises StoreError alone."""
         try:
             action(*args)
@@ -182,6 +182,6 @@ class Aside:
             raise
         except Exception as error:
             key = what, type(error).__name__
-            if key not in self._told and len(self._told) < KNOWN:
+            if key not in self._told and len(self._told) < MAX_REMEMBERED:
                 self._told.add(key)
                 log.exception("%s failed; the node goes on", what)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -16,11 +16,12 @@ from math import inf
 from typing import Any, Protocol
 
 from dtq.errors import DTQError, TaskCancelled, TaskFailed, UnknownTask
+from dtq.stores.protocol import Outcome, Store
 from dtq.sync.condition import SafeFuture
 from dtq.task.model import Status, Task
 
-LOOK = 1.0  # seconds between looks at the store where no hint comes
-BATCH = 100  # tasks that are read at once: each may carry megabytes
+POLL_INTERVAL = 1.0  # seconds between looks at the store where no hint comes
+TASKS_PER_READ = 100  # tasks that are read at once: each may carry megabytes
 
 
 class Waiters:
@@ -57,17 +58,17 @@ class Waiters:
             if not left:
                 del self._futures[task_id]
 
-    def settle(self, tasks: Iterable[Task]) -> None:
+    def resolve(self, tasks: Iterable[Task]) -> None:
         """Resolve the futures of those tasks that have ended."""
         for task in tasks:
             if task.id in self._futures and task.is_terminal:
-                self._resolve(task.id, lambda future, task=task: future.set_result(task))  # type: ignore[misc]
+                self._complete(task.id, lambda future, task=task: future.set_result(task))  # type: ignore[misc]
 
     def fail(self, task_id: str, error: DTQError) -> None:
         """Raise the error in all that wait for this task."""
-        self._resolve(task_id, lambda future: future.set_exception(error))
+        self._complete(task_id, lambda future: future.set_exception(error))
 
-    def _resolve(self, task_id: str, resolve: Callable[[Future[Task]], None]) -> None:
+    def _complete(self, task_id: str, resolve: Callable[[Future[Task]], None]) -> None:
         """Resolve all futures of a task, and drop them only then: where an interrupt comes between, the next look in
         the store resolves the others."""
         with self._lock:
@@ -78,7 +79,7 @@ class Waiters:
         if futures:
             self._drop(task_id, futures)
 
-    def give_up(self, why: str, for_good: bool = True) -> None:
+    def fail_all(self, why: str, for_good: bool = True) -> None:
         """Raise DTQError in all that wait. `for_good`: and in all that will, as `require_open` does."""
         if for_good:
             self.over = self.over or why
@@ -95,11 +96,11 @@ class Waiters:
         whole. Those that are gone fail with UnknownTask."""
         with self._lock:
             ids = list(self._futures)
-        for start in range(0, len(ids), BATCH):
-            batch = ids[start : start + BATCH]
+        for start in range(0, len(ids), TASKS_PER_READ):
+            batch = ids[start : start + TASKS_PER_READ]
             tasks = get(batch, brief=True)
             if ended := [task.id for task in tasks if task.is_terminal]:
-                self.settle(get(ended))
+                self.resolve(get(ended))
             for task_id in set(batch).difference(task.id for task in tasks):
                 self.fail(task_id, UnknownTask(f"task {task_id} was deleted or cleaned up while it was waited for"))
 
@@ -108,33 +109,37 @@ def wait(future: Future[Task], timeout: float | None) -> Task:
     """Return the result of the future. Raises TimeoutError. It looks again every second: the thread that resolved it
     may have been interrupted before it woke this one."""
     give_up_at = time.monotonic() + (inf if timeout is None else timeout)
-    while (left := give_up_at - time.monotonic()) > LOOK:
+    while (left := give_up_at - time.monotonic()) > POLL_INTERVAL:
         with suppress(TimeoutError):
-            return future.result(LOOK)
+            return future.result(POLL_INTERVAL)
     return future.result(max(0.0, left))
 
 
-class Watcher(Protocol):
-    """What a handle needs of the queue or the manager that it comes from."""
+class TaskSource(Protocol):
+    """What handles and flows need of the queue or the manager that they come from."""
+
+    store: Store
+    clock: Callable[[], float]
 
     def get(self, task_id: str) -> Task: ...
     def cancel(self, task_id: str) -> Task: ...
     def wait_for(self, task_id: str, timeout: float | None = None) -> Task: ...
     def future_of(self, task_id: str) -> Future[Task]: ...
+    def apply(self, outcomes: Sequence[Outcome]) -> list[Task]: ...
 
 
 class Handle:
     """A task that was added: its `id`, and its state, which is looked up each time."""
 
-    __slots__ = ("_watcher", "id")
+    __slots__ = ("_source", "id")
 
-    def __init__(self, id: str, watcher: Watcher) -> None:
+    def __init__(self, id: str, source: TaskSource) -> None:
         self.id = id
-        self._watcher = watcher
+        self._source = source
 
     @property
     def task(self) -> Task:
-        return self._watcher.get(self.id)
+        return self._source.get(self.id)
 
     @property
     def status(self) -> Status:
@@ -151,12 +156,12 @@ class Handle:
         where the task is deleted; DTQError where the queue is closed, or its loop fails, before the task ends. After
         the `shutdown` of a queue whose store was passed in and is still open, it waits for other nodes of that store.
         """
-        return _value(self._watcher.wait_for(self.id, timeout))
+        return _value(self._source.wait_for(self.id, timeout))
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio  # where something is awaited it is there already; elsewhere nobody needs it
 
-        future = self._watcher.future_of(self.id)
+        future = self._source.future_of(self.id)
         try:
             task = yield from asyncio.wrap_future(future).__await__()
         finally:
@@ -164,7 +169,7 @@ class Handle:
         return _value(task)
 
     def cancel(self) -> Task:
-        return self._watcher.cancel(self.id)
+        return self._source.cancel(self.id)
 
     def __repr__(self) -> str:
         return f"<Handle {self.id}>"

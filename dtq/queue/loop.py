@@ -34,10 +34,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from dtq.errors import StoreError
-from dtq.queue.attempts import OF_ENDINGS, Attempts
+from dtq.queue.attempts import ENDING_EVENTS, AttemptTracker
 from dtq.queue.cleaner import Cleaner
 from dtq.queue.events import Emitter
-from dtq.queue.guards import SHORTEST, Sieve, announced
+from dtq.queue.guards import MIN_BACKOFF, BatchCommit, with_deliveries
 from dtq.queue.handle import Waiters
 from dtq.queue.scheduler import Scheduler
 from dtq.stores.protocol import Node, Outcome, Store, ahead_of_here
@@ -51,42 +51,42 @@ from dtq.workers.run import parents
 
 log = logging.getLogger("dtq")
 
-BEAT = 1.0  # seconds between heartbeats, and between looks for dead nodes
-REAP = 100  # tasks taken over in one turn
+HEARTBEAT = 1.0  # seconds between heartbeats, and between looks for dead nodes
+REAPED_PER_TURN = 100  # tasks taken over in one turn
 
 
-class Loop(Attempts):
+class Loop(AttemptTracker):
     """One node's loop. All methods are called by one thread, except `post`."""
 
     def __init__(
-        self, store: Store, staff: Sequence[WorkerGroup], events: Emitter, endings: Waiters, *, lease: float = 30.0,
+        self, store: Store, groups: Sequence[WorkerGroup], events: Emitter, waiters: Waiters, *, lease: float = 30.0,
         types: Callable[[], Iterable[str]] = tuple, cleanup_age: float | None = 86400.0,
         dead_age: float | None = None, dead_limit: int | None = None, max_parents: int = parents.MAX_PARENTS,
-        ticks: bool = True, each_beat: Callable[[], None] = lambda: None, ahead: Callable[[], float] | None = None,
+        ticks: bool = True, each_heartbeat: Callable[[], None] = lambda: None, ahead: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
         ahead = ahead or partial(ahead_of_here, store)
-        super().__init__(id, staff, events, Scheduler(store, id, lease), ahead, chance, monotonic)
+        super().__init__(id, groups, events, Scheduler(store, id, lease), ahead, chance, monotonic)
         self._store = store
         self.idle = True  # nothing held, and nothing found at the last look
-        self._endings = endings
+        self._waiters = waiters
         self._lease = lease
-        self._interval = min(BEAT, lease / 3)  # seconds between heartbeats
+        self._interval = min(HEARTBEAT, lease / 3)  # seconds between heartbeats
         self._reap_from = 0.0  # nothing is taken over before
         self._types = types
         self._cleaner = Cleaner(store, cleanup_age, dead_age, dead_limit)
         self._max_parents = max_parents
         self._ticks = ticks
-        self._each_beat = each_beat
+        self._each_heartbeat = each_heartbeat
         self._census: list[backend.WorkerInfo] = []  # as last taken
         self._metrics: dict[str, Any] = {}
         self._began = 0.0  # this turn, by the monotonic clock
         self._posts: deque[Callable[[], None]] = deque()
         self._started_at = 0.0
         self._answered_at = float("-inf")  # by `monotonic`
-        self._careful = False  # a dispatch has failed: the next claim is of one task, so that the one to blame is known
-        self._sieve = Sieve(lambda outcomes: store.update(outcomes), self._instead)
+        self._one_by_one = False  # claim one task next: a dispatch failed
+        self._batch = BatchCommit(lambda outcomes: store.update(outcomes), self._instead)
 
     def post(self, action: Callable[[], None]) -> None:
         """Has the action done at the beginning of the next turn, by the loop's thread. From any thread."""
@@ -100,26 +100,26 @@ class Loop(Attempts):
     @property
     def trouble(self) -> Exception | None:
         """Return what went wrong in the last turn without a task being to blame; None while all is well."""
-        return self._trouble.error
+        return self._backoff.error
 
     def turn(self, now: float) -> float:
         """Do all that can be done now. Return the time by which the next turn is due."""
         self._notice_leap(now)
-        self._trouble.begin_turn()
+        self._backoff.begin_turn()
         self._do_posts()
-        self._hear(now)
+        self._collect(now)
         due = now
         try:
             due = self._serve(now)
         except Exception as error:
-            self._hold_on(error)
-        self._trouble.end_turn()
+            self._back_off(error)
+        self._backoff.end_turn()
         pools = min(self._pool_deadlines(now), default=float("inf"))
-        if self._trouble.wait:
-            return min(now + self._trouble.wait, max(pools, now + SHORTEST))
+        if self._backoff.wait:
+            return min(now + self._backoff.wait, max(pools, now + MIN_BACKOFF))
         if self._posts or self._outcomes:  # that came in this turn: the wake-up may be spent
             return now
-        return min(due, self._next_beat, self._next_tick(), pools)
+        return min(due, self._next_heartbeat, self._next_schedule(), pools)
 
     def _notice_leap(self, now: float) -> None:
         """After a sleep of the machine, or where its clock was set forward, leases have run out and their nodes live:
@@ -127,15 +127,16 @@ class Loop(Attempts):
         before, began = self._now, self._began
         self._now, self._began = now, self._monotonic()
         if before and (now - before) - (self._began - began) > 2 * self._interval:
-            self._reap_from = now + 2 * BEAT
+            self._reap_from = now + 2 * HEARTBEAT
 
     def _serve(self, now: float) -> float:
         """Do what needs the store. Return when there may be more to do."""
-        beats = self._beat(now)
-        self._tick(now)
+        beats = self._heartbeat(now)
+        self._fire_schedules(now)
         self._commit(now, listens=not beats)
         if beats:  # only now: what has ended here must not be taken over from us, least of all by us
-            self._sweep(now)
+            self._reap(now)
+            self._maintain(now)
             self._commit(now)
         due = self._claim(now)
         if beats:
@@ -150,53 +151,53 @@ class Loop(Attempts):
                 log.exception("an action that was posted to the loop failed; the node goes on")
 
     def _pool_deadlines(self, now: float) -> Iterator[float]:
-        for group in self._staff:
+        for group in self._groups:
             try:
                 seconds = group.pool.deadline()
             except Exception as error:
-                self._hold_on(error)
+                self._back_off(error)
             else:
                 if seconds is not None:
                     yield now + seconds
 
     # --- beat and sweep: once a second
 
-    def _beat(self, now: float) -> bool:
+    def _heartbeat(self, now: float) -> bool:
         """Says whether it was time."""
-        if now < self._next_beat <= now + BEAT:  # further off than that: the clock was set back
+        if now < self._next_heartbeat <= now + HEARTBEAT:  # further off than that: the clock was set back
             return False
-        self._next_beat = now + self._interval
+        self._next_heartbeat = now + self._interval
         self._started_at = self._started_at or now
         try:
-            lost = self._store.heartbeat(self.node(now), list(self.held.values()), self._lease, now)
+            lost = self._store.heartbeat(self.node(now), list(self.claimed.values()), self._lease, now)
         except Exception as error:
-            self._next_beat = now
+            self._next_heartbeat = now
             if not isinstance(error, StoreError):  # what a handler said of its progress may be what cannot be written
-                self.held = {id: replace(task, progress=0.0, note="") for id, task in self.held.items()}
+                self.claimed = {id: replace(task, progress=0.0, note="") for id, task in self.claimed.items()}
             raise
         for task_id in lost:
             self.drop(task_id)
         return True
 
-    def _sweep(self, now: float) -> None:
-        if not now < self._reap_from <= now + 2 * BEAT:  # further off than that: the clock was set back
-            self._reap(now)
-        self._aside.do("the clean-up", self._cleaner.turn, now)
-        self._aside.do("the look for webhooks", self._each_beat)
+    def _maintain(self, now: float) -> None:
+        self._best_effort.run("the clean-up", self._cleaner.turn, now)
+        self._best_effort.run("the look for webhooks", self._each_heartbeat)
 
     def _reap(self, now: float) -> None:
+        if now < self._reap_from <= now + 2 * HEARTBEAT:  # further off than that: the clock was set back
+            return
         try:
-            lost = self._store.reap(self.id, REAP, self._lease, now)
+            lost = self._store.reap(self.id, REAPED_PER_TURN, self._lease, now)
         except Exception:
-            self._next_beat = now
+            self._next_heartbeat = now
             raise
-        self._disregard(lost)
+        self._discard_stale(lost)
         self._outcomes += [self._outcome(task, now) for task in lost]
 
     def node(self, now: float) -> Node:
-        self._aside.do("the census of the workers", self._take_census)
+        self._best_effort.run("the census of the workers", self._take_census)
         busy = sum(worker.outstanding > 0 for worker in self._census)
-        metrics = {**self._metrics, "trouble": self._trouble.words} if self._trouble.words else self._metrics
+        metrics = {**self._metrics, "trouble": self._backoff.words} if self._backoff.words else self._metrics
         types = tuple(sorted(self._types()))
         return Node(
             self.id, socket.gethostname(), os.getpid(), self._started_at, now, len(self._census), busy, types,
@@ -205,16 +206,16 @@ class Loop(Attempts):
 
     def _take_census(self) -> None:
         self._census = self.workers()
-        self._metrics = self._meter.reading(self._census)
+        self._metrics = self._metrics_of_node.reading(self._census)
 
     # --- tick
 
-    def _tick(self, now: float) -> None:
+    def _fire_schedules(self, now: float) -> None:
         if self._ticks and not self.draining:
-            self._outcomes += self._ticker.turn(now)
+            self._outcomes += self._scheduler.turn(now)
 
-    def _next_tick(self) -> float:
-        return self._ticker.due if self._ticks and not self.draining else float("inf")
+    def _next_schedule(self) -> float:
+        return self._scheduler.due if self._ticks and not self.draining else float("inf")
 
     # --- commit
 
@@ -223,22 +224,22 @@ class Loop(Attempts):
             return
         kept, self._outcomes = self._outcomes, []
         try:
-            self._sieve.commit(kept, partial(self._hand_in, now, listens))
+            self._batch.commit(kept, partial(self._update, now, listens))
         finally:
-            if self._sieve.left:
-                self._outcomes = [*self._sieve.left, *self._outcomes]
+            if self._batch.left:
+                self._outcomes = [*self._batch.left, *self._outcomes]
 
-    def _hand_in(self, now: float, listens: bool, kept: Sequence[Outcome]) -> None:
-        outcomes = announced(kept, now)
-        with while_waiting(partial(self._hear, now)) if listens else nullcontext():  # outcomes for the next time
+    def _update(self, now: float, listens: bool, kept: Sequence[Outcome]) -> None:
+        outcomes = with_deliveries(kept, now)
+        with while_waiting(partial(self._collect, now)) if listens else nullcontext():  # outcomes for the next time
             accepted = self._store.update(outcomes)
         ended = [task for task, _ in outcomes if task.id in accepted]
-        self._aside.do("an event", self._tell_of_successors, outcomes, accepted, now)
-        self._aside.do("the meter", self._meter.count, ended)
-        if self._endings or self._events.hears_any(OF_ENDINGS):
+        self._best_effort.run("an event", self._emit_successors, outcomes, accepted, now)
+        self._best_effort.run("the meter", self._metrics_of_node.count, ended)
+        if self._waiters or self._events.hears_any(ENDING_EVENTS):
             ended = [replace(task, version=task.version + 1) for task in ended]  # as they are stored
-            self._aside.do("an event", self._tell_of_endings, ended, now)
-            self._aside.do("the notice of an ending", self._endings.settle, ended)
+            self._best_effort.run("an event", self._emit_endings, ended, now)
+            self._best_effort.run("the notice of an ending", self._waiters.resolve, ended)
 
     # --- claim
 
@@ -247,17 +248,17 @@ class Loop(Attempts):
         if self.draining:
             return float("inf")
         short, at = False, now  # a claim found less than was wanted; when it was made
-        for group in self._staff:
+        for group in self._groups:
             for n, types in group.pool.capacity():
                 at = self._by_now(now)  # a rate that is told an earlier time lets pass too much
-                n = 1 if self._careful else n
-                with while_waiting(partial(self._hear, now)):
+                n = 1 if self._one_by_one else n
+                with while_waiting(partial(self._collect, now)):
                     tasks = self._store.claim(
                         self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority
                     )
                 self._answered_at = self._monotonic()
                 short |= len(tasks) < n
-                self._disregard(tasks)
+                self._discard_stale(tasks)
                 if deliveries.TYPE in types:
                     tasks = self._without_forged(tasks, now)
                 self._take(group.pool, tasks, now)
@@ -286,27 +287,27 @@ class Loop(Attempts):
         self._outcomes += [self._outcome(task, now) for task in doomed]
         runnable = [task for task in tasks if not task.doom] if doomed else tasks
         if self._is_late(runnable, now):
-            self._give_back(runnable)
+            self._requeue(runnable)
         elif runnable:
-            self._hold(runnable)
+            self._track(runnable)
             left = self._left_by_parents(runnable, now)
             self._do_posts()  # a handler that was registered before its task was added comes before it here too
-            self._dispatch(pool, [task for task in runnable if task.id in self.held], left, now)
+            self._dispatch(pool, [task for task in runnable if task.id in self.claimed], left, now)
 
     def _dispatch(self, pool: backend.WorkerBackend, tasks: list[Task], left: Mapping[str, bytes], now: float) -> None:
         """A pool reports a task that it cannot hand over. Where it raises all the same, a lone task is to blame; of
         several all go back, and come again one by one."""
         try:
             pool.dispatch(tasks, left) if left else pool.dispatch(tasks)
-            self._careful = False
+            self._one_by_one = False
         except (OSError, MemoryError) as error:
-            self._give_back(tasks)
-            self._hold_on(error)
+            self._requeue(tasks)
+            self._back_off(error)
         except Exception as error:
-            self._careful = len(tasks) > 1
-            if self._careful:
+            self._one_by_one = len(tasks) > 1
+            if self._one_by_one:
                 log.error("a pool has failed to take %d tasks: they come again one by one", len(tasks), exc_info=error)
-                self._give_back(tasks)
+                self._requeue(tasks)
             else:
                 self._fail(tasks[0], error, now)
 
@@ -324,7 +325,7 @@ class Loop(Attempts):
             raise
         self._release(overtaken)
         for task in children:
-            if task.id not in left and task.id in self.held:
+            if task.id not in left and task.id in self.claimed:
                 error = parents.too_large(task, self._max_parents)
                 self._end(fail(task, error, now, self._chance, final=True))
         return left
@@ -363,15 +364,15 @@ class Loop(Attempts):
             raise StoreError(f"the store cannot be read: {type(error).__name__}: {error}") from error
 
     def _note_idleness(self, now: float, short: bool) -> None:
-        was_idle, self.idle = self.idle, short and not self.held and not self._outcomes
+        was_idle, self.idle = self.idle, short and not self.claimed and not self._outcomes
         if self.idle and not was_idle:
             self._events.emit("queue:idle", now)
 
     # --- end
 
-    def leave(self, now: float) -> None:
+    def sign_off(self, now: float) -> None:
         """The last words: what still runs is given back as if it had not begun, and the node takes its leave."""
-        self._outcomes += [(release(task), ()) for task in self.held.values()]
-        self.held.clear()
+        self._outcomes += [(release(task), ()) for task in self.claimed.values()]
+        self.claimed.clear()
         self._commit(now)
         self._store.heartbeat(self.node(now), (), 0, now)

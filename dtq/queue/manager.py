@@ -40,7 +40,7 @@ from dtq.webhooks import deliveries
 
 MIB = 1 << 20
 GIB = 1 << 30
-PAGE = 10_000  # tasks, at most, that `find` gives at once
+MAX_FOUND = 10_000  # tasks, at most, that `find` gives at once
 
 
 class QueueManager(Forkable):
@@ -71,8 +71,8 @@ class QueueManager(Forkable):
         self.events = Emitter()
         self.dead = DeadLetters(self.store, self.clock, self.apply)
         self.schedules = Schedules(self.store, self.clock, self._task)
-        self._endings = Waiters()
-        self._poller = ResultPoller(self.store, self._endings, self._has_loop)
+        self._waiters = Waiters()
+        self._poller = ResultPoller(self.store, self._waiters, self._has_loop)
         self.follow_forks()
 
     # --- put in
@@ -182,7 +182,7 @@ class QueueManager(Forkable):
         names.check_filters(queue=queue, type=type)
         if status is not None and status not in set(Status):
             raise InvalidTask(f"status is {status!r}; allowed: one of {', '.join(Status)}")
-        _check_limit("limit", limit, PAGE)
+        _check_limit("limit", limit, MAX_FOUND)
         find = partial(
             self.store.find, status=status, queue=queue, type=type, finished_after=finished_after, brief=brief
         )
@@ -225,7 +225,7 @@ class QueueManager(Forkable):
 
     def apply(self, outcomes: Sequence[Outcome]) -> list[Task]:
         """Hands in many changes in one commit, tells of them, and gives the tasks of which nobody else was faster."""
-        accepted = self.store.update(deliveries.announced(outcomes, self.clock()))
+        accepted = self.store.update(deliveries.with_deliveries(outcomes, self.clock()))
         changed = [replace(task, version=task.version + 1) for task, _ in outcomes if task.id in accepted]
         for task in changed:
             if task.is_terminal:
@@ -236,7 +236,7 @@ class QueueManager(Forkable):
 
     def _ended(self, task: Task) -> None:
         self.events.emit(f"task:{task.status}", self.clock(), task)
-        self._endings.settle([task])
+        self._waiters.resolve([task])
 
     def delete(self, *task_ids: str) -> int:
         """Remove these tasks, except those that run (cancel them first). Return how many were removed. What waits for
@@ -338,10 +338,10 @@ class QueueManager(Forkable):
     def future_of(self, task_id: str) -> Future[Task]:
         """Return a future of the ended task; cancel it to stop waiting. Raises UnknownTask."""
         names.can_exist(task_id)
-        future = self._endings.future(task_id)
+        future = self._waiters.future(task_id)
         try:
-            self._endings.settle([self.get(task_id)])  # it may have ended before it was waited for
-            self._endings.require_open(task_id)
+            self._waiters.resolve([self.get(task_id)])  # it may have ended before it was waited for
+            self._waiters.require_open(task_id)
             if not future.done():
                 self._poller.start()
         except BaseException:
@@ -367,11 +367,11 @@ class QueueManager(Forkable):
 
     def in_child(self) -> None:
         """After a fork: this is a manager of its own, and what waits or listens is in the parent."""
-        self._endings.in_child()
+        self._waiters.in_child()
         self._poller.in_child()
 
     def close(self) -> None:
-        self._endings.give_up("the queue was closed", for_good=self._owns_store)
+        self._waiters.fail_all("the queue was closed", for_good=self._owns_store)
         self._poller.close()
         self.events.close()
         if self._owns_store:

@@ -19,44 +19,44 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dtq.errors import StoreError
-from dtq.queue.handle import LOOK, Waiters
+from dtq.queue.handle import POLL_INTERVAL, Waiters
 from dtq.stores.protocol import Store
 from dtq.sync.wakeup import Wakeup
 
 log = logging.getLogger("dtq")
 
 LINGER = 1.0  # seconds that the thread outlives its last waiter: a new thread for each result would cost more
-BESIDE_A_LOOP = 0.02  # seconds, at least, between two looks while a loop resolves all that ends here
-REST = 2  # times as long as a look took, the thread rests after it
-END_WITHIN = 10.0  # seconds that `close` waits for a look at a store that does not answer
-TROUBLE = 2.0  # seconds, at most, until a store that failed is asked again
+MIN_INTERVAL_BESIDE_LOOP = 0.02  # seconds, at least, between two looks while a loop resolves all that ends here
+REST_FACTOR = 2  # times as long as a look took, the thread rests after it
+JOIN_TIMEOUT = 10.0  # seconds that `close` waits for a look at a store that does not answer
+MAX_STORE_BACKOFF = 2.0  # seconds, at most, until a store that failed is asked again
 
 
 class ResultPoller:
-    """Looks for the endings of `endings` in `store`, on a thread of its own. `has_loop` returns whether a loop reads
+    """Looks for the waiters of `waiters` in `store`, on a thread of its own. `has_loop` returns whether a loop reads
     the store's descriptor at this moment; that loop calls `hint` instead. All methods may be called by any thread."""
 
-    def __init__(self, store: Store, endings: Waiters, has_loop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, store: Store, waiters: Waiters, has_loop: Callable[[], bool] = lambda: False) -> None:
         self._store = store
-        self._endings = endings
+        self._waiters = waiters
         self._has_loop = has_loop
         self._lock = threading.Lock()
-        self._run: Run | None = None
+        self._run: PollerThread | None = None
 
     def start(self) -> None:
         """Look from now on, until nothing is waited for any more."""
         with self._lock:
             if self._run is None or not self._run.thread.is_alive():
-                run = Run(self._poll)
+                run = PollerThread(self._poll)
                 run.start()
                 self._run = run  # only now: Ctrl-C may come while the thread is started
 
     def hint(self) -> None:
         """Look soon: the store has changed."""
-        if self._endings:
+        if self._waiters:
             with self._lock:
                 if self._run is not None:
-                    self._run.bell.ring()
+                    self._run.wakeup.ring()
 
     def in_child(self) -> None:
         """After a fork: the thread is the parent's."""
@@ -71,22 +71,22 @@ class ResultPoller:
 
     # --- on the thread ---------------------------------------------------------------------------------------------
 
-    def _poll(self, run: Run) -> None:
+    def _poll(self, run: PollerThread) -> None:
         while not run.ended.is_set() and self._is_needed(run):
             try:
                 began = time.monotonic()
-                sources = self._sources(run.bell)  # first: a store may announce changes only from here on
-                self._endings.check(self._store.get)
-                self._rest(run, REST * (time.monotonic() - began))
+                sources = self._sources(run.wakeup)  # first: a store may announce changes only from here on
+                self._waiters.check(self._store.get)
+                self._rest(run, REST_FACTOR * (time.monotonic() - began))
                 self._wait(run, sources)
-                run.trouble = 0.0
+                run.backoff = 0.0
             except Exception as error:
-                self._hold_on(run, error)
+                self._back_off(run, error)
 
-    def _is_needed(self, run: Run) -> bool:
+    def _is_needed(self, run: PollerThread) -> bool:
         with self._lock:
             now = time.monotonic()
-            if self._endings:
+            if self._waiters:
                 run.needed_at = now
             if now < run.needed_at + LINGER:
                 return True
@@ -94,43 +94,43 @@ class ResultPoller:
                 self._run = None
             return False
 
-    def _sources(self, bell: Wakeup) -> select.poll:
+    def _sources(self, wakeup: Wakeup) -> select.poll:
         """What ends a wait. `poll`, because `select` fails for descriptors above 1,023."""
         sources = select.poll()
-        sources.register(bell, select.POLLIN)
+        sources.register(wakeup, select.POLLIN)
         if not self._has_loop():
             sources.register(self._store.fileno(), select.POLLIN)
         return sources
 
-    def _rest(self, run: Run, seconds: float) -> None:
-        run.ended.wait(max(seconds, BESIDE_A_LOOP) if self._has_loop() else seconds)
+    def _rest(self, run: PollerThread, seconds: float) -> None:
+        run.ended.wait(max(seconds, MIN_INTERVAL_BESIDE_LOOP) if self._has_loop() else seconds)
 
-    def _wait(self, run: Run, sources: select.poll) -> None:
-        """Return after a hint, or LOOK seconds. Raises StoreError where the store's descriptor is of no use."""
-        for fd, event in sources.poll(LOOK * 1000):
-            if fd == run.bell.fileno():
-                run.bell.wait(0)
+    def _wait(self, run: PollerThread, sources: select.poll) -> None:
+        """Wait for a hint, POLL_INTERVAL seconds at most. Raise StoreError if the store's descriptor is closed."""
+        for fd, event in sources.poll(POLL_INTERVAL * 1000):
+            if fd == run.wakeup.fileno():
+                run.wakeup.wait(0)
             elif not event & select.POLLIN:
                 raise StoreError("the store cannot be watched: its descriptor is closed")
             elif not run.ended.is_set():
                 self._store.wait(0)
 
-    def _hold_on(self, run: Run, error: Exception) -> None:
-        if not run.trouble and self._endings:
+    def _back_off(self, run: PollerThread, error: Exception) -> None:
+        if not run.backoff and self._waiters:
             log.warning("the store failed while results were waited for; it is asked again: %r", error)
-        run.trouble = min(run.trouble * 2 or 0.05, TROUBLE)
-        run.ended.wait(run.trouble)
+        run.backoff = min(run.backoff * 2 or 0.05, MAX_STORE_BACKOFF)
+        run.ended.wait(run.backoff)
 
 
-class Run:
+class PollerThread:
     """One life of the poller's thread."""
 
-    def __init__(self, poll: Callable[[Run], None]) -> None:
-        self.bell = Wakeup()
+    def __init__(self, poll: Callable[[PollerThread], None]) -> None:
+        self.wakeup = Wakeup()
         self.ended = threading.Event()
         self.needed_at = time.monotonic()
-        self.trouble = 0.0  # seconds until the store is asked again; 0 while all is well
-        self.thread = threading.Thread(target=self._live, args=[poll], name="dtq-results", daemon=True)
+        self.backoff = 0.0  # seconds until the store is asked again; 0 while all is well
+        self.thread = threading.Thread(target=self._main, args=[poll], name="dtq-results", daemon=True)
 
     def start(self) -> None:
         try:
@@ -139,15 +139,15 @@ class Run:
             self.ended.set()
             raise
 
-    def _live(self, poll: Callable[[Run], None]) -> None:
+    def _main(self, poll: Callable[[PollerThread], None]) -> None:
         try:
             poll(self)
         finally:
-            self.bell.close()
+            self.wakeup.close()
 
     def end(self) -> None:
         self.ended.set()
         with suppress(OSError):  # it has just ended by itself
-            self.bell.ring()
+            self.wakeup.ring()
         if self.thread.is_alive() and self.thread is not threading.current_thread():
-            self.thread.join(END_WITHIN)
+            self.thread.join(JOIN_TIMEOUT)

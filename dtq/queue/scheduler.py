@@ -12,9 +12,9 @@ from dtq.task.model import Task
 
 log = logging.getLogger("dtq")
 
-LOOK = 1.0  # seconds, at most, between looks: another process may add a schedule
-PAUSE = 0.05  # seconds, at least, between looks: what comes due next may be a task of any kind
-BATCH = 25  # ticks in one turn
+MAX_INTERVAL = 1.0  # seconds, at most, between looks: another process may add a schedule
+MIN_INTERVAL = 0.05  # seconds, at least, between looks: what comes due next may be a task of any kind
+TICKS_PER_TURN = 25  # ticks in one turn
 
 
 class Scheduler:
@@ -28,15 +28,15 @@ class Scheduler:
 
     def turn(self, now: float) -> list[Outcome]:
         """The outcomes of the ticks whose time has come. Raises StoreError where none could be claimed."""
-        if now < self.due <= now + LOOK:  # further off than that: the clock was set back
+        if now < self.due <= now + MAX_INTERVAL:  # further off than that: the clock was set back
             return []
-        ticks = self._store.claim(self._node, BATCH, self._lease, now, {cron.TYPE}, {cron.QUEUE})
+        ticks = self._store.claim(self._node, TICKS_PER_TURN, self._lease, now, {cron.TYPE}, {cron.QUEUE})
         outcomes = self.fire(ticks, now)
         try:
             self.due = self._next_look(now, outcomes)
         except Exception as error:  # the ticks are claimed: they must not wait for their lease to end
             log.warning("no look at what comes next: %s", error)
-            self.due = now + PAUSE
+            self.due = now + MIN_INTERVAL
         return outcomes
 
     def fire(self, ticks: Sequence[Task], now: float) -> list[Outcome]:
@@ -58,9 +58,11 @@ class Scheduler:
             return {}
 
     def _next_look(self, now: float, outcomes: list[Outcome]) -> float:
-        if len(outcomes) == BATCH or any(not tick.is_terminal and (tick.expires or 0) <= now for tick, _ in outcomes):
+        if len(outcomes) == TICKS_PER_TURN or any(
+            not tick.is_terminal and (tick.expires or 0) <= now for tick, _ in outcomes
+        ):
             return now
         due = [tick.expires for tick, _ in outcomes if tick.expires is not None and not tick.is_terminal]
         if (other := self._store.next_due(now)) is not None:
             due.append(other)
-        return min(now + LOOK, max(now + PAUSE, min(due, default=now + LOOK)))
+        return min(now + MAX_INTERVAL, max(now + MIN_INTERVAL, min(due, default=now + MAX_INTERVAL)))

@@ -19,7 +19,7 @@ from dtq.task import names
 from dtq.task.model import Status, Task
 from dtq.task.transitions import cancel
 
-PAGE = 1000
+SCHEDULES_PER_READ = 1000
 Check = Callable[[Mapping[str, Any]], Task]  # from options to the task that they describe; raises InvalidTask
 
 
@@ -49,7 +49,7 @@ class Schedules:
 
     def __iter__(self) -> Iterator[Schedule]:
         after = ""
-        while page := self._store.find(queue=cron.QUEUE, type=cron.TYPE, after=after, limit=PAGE):
+        while page := self._store.find(queue=cron.QUEUE, type=cron.TYPE, after=after, limit=SCHEDULES_PER_READ):
             yield from (cron.shown(tick) for tick in page if _stands(tick))
             after = page[-1].id
 

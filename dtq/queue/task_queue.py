@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from dtq.errors import DTQError, UnknownType
-from dtq.queue.guards import Trouble
+from dtq.queue.guards import ErrorBackoff
 from dtq.queue.loop import Loop
 from dtq.queue.manager import MIB, QueueManager
 from dtq.stores.protocol import Node, Store
@@ -41,7 +41,7 @@ from dtq.workers.run.parents import MAX_PARENTS
 log = logging.getLogger("dtq")
 
 T = TypeVar("T")
-LOOK = 1.0  # seconds between looks at the store where no hint comes
+POLL_INTERVAL = 1.0  # seconds between looks at the store where no hint comes
 
 
 class TaskQueue(QueueManager):
@@ -97,24 +97,24 @@ class TaskQueue(QueueManager):
         self.registry = Registry(pickles=executor not in ("thread", "inline"))
         for type, handler in (handlers or {}).items():
             self.registry.register(type, handler)
-        self._courier = WebhookHandler(secrets or {}, webhook_networks, webhook_http)
+        self._webhook_handler = WebhookHandler(secrets or {}, webhook_networks, webhook_http)
         super().__init__(store, backlog_limit=backlog_limit, max_payload=max_payload, clock=clock)
         self._inline = executor == "inline"
-        self._staff = groups.make_executors(specs, executor, max_tasks_per_worker, max_result)
+        self._groups = groups.make_executors(specs, executor, max_tasks_per_worker, max_result)
         self._loop = Loop(
-            self.store, self._staff, self.events, self._endings, types=self.registry.types, lease=lease, chance=chance,
+            self.store, self._groups, self.events, self._waiters, types=self.registry.types, lease=lease, chance=chance,
             cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
-            max_parents=max_parents, ticks=not self._inline, each_beat=self._call_courier,
+            max_parents=max_parents, ticks=not self._inline, each_heartbeat=self._register_webhook_handler,
             ahead=(lambda: self.clock() - time.time()) if clock else None,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
-        self._give_up_at = float("inf")  # by the monotonic clock
+        self._stop_at = float("inf")  # by the monotonic clock
         self._idle = Condition()
         self._state: Literal["new", "running", "stopped", "client"] = "new"
-        self._gone: Future[None] = SafeFuture()  # the loop's thread is at its end
+        self._loop_ended: Future[None] = SafeFuture()  # the loop's thread is at its end
         self._is_shut = False  # all that belongs to it has ended
         self._failure = ""  # why the loop has ended without being asked to
-        self._deaf = Trouble(time.monotonic)
+        self._wait_backoff = ErrorBackoff(time.monotonic)
 
     @property
     def node(self) -> str:
@@ -137,25 +137,25 @@ class TaskQueue(QueueManager):
         if self._state != "new":
             raise DTQError("a TaskQueue is started once: make a new one on the same store")
         self._state = "running"
-        for group in self._staff:
+        for group in self._groups:
             group.pool.start()
         for type in self.registry.types():
             self._define(type)
         atexit.register(self.shutdown, timeout=0, force=True)
         _after_each_cell("register", self._refresh)
         if not self._inline:
-            self._staff[0].pool.watch(self.store.fileno())
-            for group in self._staff[1:]:
-                self._staff[0].pool.watch(group.pool.fileno())
-            self._thread = threading.Thread(target=self._live, name="dtq-loop", daemon=True)
+            self._groups[0].pool.watch(self.store.fileno())
+            for group in self._groups[1:]:
+                self._groups[0].pool.watch(group.pool.fileno())
+            self._thread = threading.Thread(target=self._main, name="dtq-loop", daemon=True)
             self._thread.start()
         return self
 
-    def _live(self) -> None:
+    def _main(self) -> None:
         try:
             self._run()
         finally:
-            self._gone.set_result(None)
+            self._loop_ended.set_result(None)
 
     def _run(self) -> None:
         try:
@@ -168,16 +168,16 @@ class TaskQueue(QueueManager):
         except BaseException as error:  # an interrupt that has reached this thread, say
             self._fail(repr(error), error)
         finally:
-            self._leave()
+            self._sign_off()
 
     def _is_over(self) -> bool:
-        return bool(self._loop.failure) or self._loop.is_drained() or time.monotonic() >= self._give_up_at
+        return bool(self._loop.failure) or self._loop.is_drained() or time.monotonic() >= self._stop_at
 
     def _fail(self, why: str, error: BaseException | None = None) -> None:
         """Everybody who waits here hears of it; what was added stays in the store."""
         log.error("the loop of %s has failed, and its workers are stopped: %s", self.node, why, exc_info=error)
         self._failure = why
-        self._endings.give_up(f"the loop failed: {why} (see the log)")
+        self._waiters.fail_all(f"the loop failed: {why} (see the log)")
         with self._idle:
             self._idle.notify_all()
 
@@ -185,31 +185,31 @@ class TaskQueue(QueueManager):
         if self._loop.idle:
             with self._idle:
                 self._idle.notify_all()
-        self._deaf.begin_turn()
+        self._wait_backoff.begin_turn()
         try:
-            self._listen(max(0.0, min(due - self.clock(), LOOK)))
+            self._listen(max(0.0, min(due - self.clock(), POLL_INTERVAL)))
         except Exception as error:  # it goes on by looking at the store itself
-            self._deaf.note(error, "this node hears of no changes, and looks for them now and then")
-            time.sleep(self._deaf.wait)
+            self._wait_backoff.note(error, "this node hears of no changes, and looks for them now and then")
+            time.sleep(self._wait_backoff.wait)
             return
-        self._deaf.end_turn()
+        self._wait_backoff.end_turn()
 
     def _listen(self, seconds: float) -> None:
-        self._staff[0].pool.wait(seconds)
-        for group in self._staff[1:]:
+        self._groups[0].pool.wait(seconds)
+        for group in self._groups[1:]:
             group.pool.wait(0)
         if self.store.wait(0):
             self._poller.hint()
 
-    def _leave(self) -> None:
+    def _sign_off(self) -> None:
         """Workers first: what is given back to the store must not run any more."""
-        for group in self._staff:
+        for group in self._groups:
             try:
-                group.pool.close(kill=bool(self._loop.held))
+                group.pool.close(kill=bool(self._loop.claimed))
             except Exception:
                 log.exception("a pool of %s could not be closed", self.node)
         try:
-            self._loop.leave(self.clock())
+            self._loop.sign_off(self.clock())
         except Exception as error:
             log.error("the store failed while %s was leaving; its tasks will be taken over: %s", self.node, error)
 
@@ -223,12 +223,12 @@ class TaskQueue(QueueManager):
             self._state = "stopped"
             _after_each_cell("unregister", self._refresh)
         if self._state == "stopped" and not self._is_shut:
-            self._give_up_at = min(self._give_up_at, time.monotonic() + (0 if force else timeout))
+            self._stop_at = min(self._stop_at, time.monotonic() + (0 if force else timeout))
             self._post(self._loop.drain)
             if self._thread is None:
-                self._leave()
+                self._sign_off()
             elif self._thread is not threading.current_thread():
-                self._gone.result()  # a `join` that is interrupted takes a living thread for dead (CPython 3.11)
+                self._loop_ended.result()  # a `join` that is interrupted takes a living thread for dead (CPython 3.11)
                 self._thread.join()
             self.events.emit("queue:shutdown", self.clock())
             super().close()
@@ -240,7 +240,7 @@ class TaskQueue(QueueManager):
     def close(self) -> None:
         if self._state == "new":
             self._state = "stopped"
-            for group in self._staff:
+            for group in self._groups:
                 group.pool.close(kill=True)
             super().close()
             self._is_shut = True
@@ -250,7 +250,7 @@ class TaskQueue(QueueManager):
         """After a fork: the node, its loop and its workers are the parent's, and this is a client of the store."""
         super().in_child()
         self._idle = Condition()
-        self._loop.held = {}
+        self._loop.claimed = {}
         self._thread = None
         if self._state == "stopped":
             self._is_shut = True
@@ -289,16 +289,19 @@ class TaskQueue(QueueManager):
         return decorate
 
     def _define(self, type: str) -> None:
-        for group in self._staff:
+        for group in self._groups:
             group.pool.define(type, self.registry.source(type), self.registry.function(type))
 
-    def _call_courier(self) -> None:
+    def _register_webhook_handler(self) -> None:
         """He comes with the first delivery there is: each type that workers wait for makes a turn longer."""
         if not self._inline and deliveries.TYPE not in self.registry:
             waiting = self.store.stats().types.get(deliveries.TYPE, {})
             if any(waiting.get(status) for status in WAITING) and webhook_handler.is_installed():
                 self.registry.enter(
-                    deliveries.TYPE, self._courier, webhook_handler.CONCURRENCY, give_up_on=webhook_handler.GIVE_UP_ON
+                    deliveries.TYPE,
+                    self._webhook_handler,
+                    webhook_handler.CONCURRENCY,
+                    give_up_on=webhook_handler.GIVE_UP_ON,
                 )
                 self._define(deliveries.TYPE)
 
@@ -332,7 +335,7 @@ class TaskQueue(QueueManager):
         if self._inline:
             self._run_inline()
         else:
-            self._staff[0].pool.wake()
+            self._groups[0].pool.wake()
 
     def _run_inline(self) -> None:
         """Runs all there is to run, and leaps over the time until a retry instead of waiting for it."""
@@ -357,7 +360,7 @@ class TaskQueue(QueueManager):
     def get(self, task_id: str) -> Task:
         """The task as it is now, with the progress of one that runs here. Raises UnknownTask."""
         task = super().get(task_id)
-        held = self._loop.held.get(task_id)
+        held = self._loop.claimed.get(task_id)
         return held if held is not None and held.version == task.version else task
 
     def _ended(self, task: Task) -> None:
@@ -376,7 +379,7 @@ class TaskQueue(QueueManager):
         """Let this pool have `size` workers from now on: 0 to 1,000. `pool` is its name, or its position where there
         are several. Raises DTQError where there is no such pool, or the size is not allowed."""
         groups.check_size(size)
-        group = groups.named(self._staff, pool)
+        group = groups.named(self._groups, pool)
         if self._state in ("stopped", "client"):
             raise DTQError(
                 "the queue is shut down, or the parent's, and has no workers to resize: make a new TaskQueue"
@@ -406,7 +409,7 @@ class TaskQueue(QueueManager):
                     f"nobody is at work here, and {left.unfinished} tasks have not ended: start the queue first"
                 )
             with self._idle:
-                self._idle.wait(min(seconds, LOOK))
+                self._idle.wait(min(seconds, POLL_INTERVAL))
 
     def _require_loop(self) -> None:
         if self._failure:
@@ -421,7 +424,7 @@ class TaskQueue(QueueManager):
     def _post(self, action: Callable[[], None]) -> None:
         if self._state != "client":
             self._loop.post(action)
-            self._staff[0].pool.wake()
+            self._groups[0].pool.wake()
 
     def _ask(self, question: Callable[[], T]) -> T:
         """Return the answer of the loop's thread, or raise what the question raises there. It may look at what only
@@ -432,7 +435,7 @@ class TaskQueue(QueueManager):
         self._post(partial(_answer, answer, question))
         while self._thread.is_alive():
             with suppress(TimeoutError):
-                return answer.result(LOOK)
+                return answer.result(POLL_INTERVAL)
         return answer.result(0) if answer.done() else question()  # the loop had ended before it came to this
 
 

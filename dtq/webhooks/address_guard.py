@@ -17,7 +17,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 _NAT64 = IPv6Network("64:ff9b::/96")
-_MOST_IPV4 = 0xFFFFFFFF
+_IPV4_MASK = 0xFFFFFFFF
 
 
 class Refused(Exception):
@@ -41,23 +41,23 @@ class AddressGuard:
         for text in addresses:
             address = ip_address(text.partition("%")[0])
             if not (
-                is_public(address) or any(seen in network for seen in _faces(address) for network in self._networks)
+                is_public(address) or any(seen in network for seen in _unwrapped(address) for network in self._networks)
             ):
                 raise Refused(f"{host} is {text}, no public address; webhook_networks can allow it")
 
 
 def is_public(address: Address) -> bool:
     """Whether it is the address of somebody on the internet, whatever it is wrapped in."""
-    real = _faces(address)[-1]
+    real = _unwrapped(address)[-1]
     return real.is_global and not (real.is_multicast or real.is_reserved or getattr(real, "is_site_local", False))
 
 
-def _faces(address: Address) -> list[Address]:
+def _unwrapped(address: Address) -> list[Address]:
     """The address, and the IPv4 address that it leads to: mapped, translated (NAT64), or tunnelled (6to4)."""
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _NAT64:
-            inner = IPv4Address(int(address) & _MOST_IPV4)
+            inner = IPv4Address(int(address) & _IPV4_MASK)
         if inner is not None:
             return [address, inner]
     return [address]

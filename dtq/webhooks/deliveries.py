@@ -31,7 +31,7 @@ TIMEOUT = 30.0
 Outcome = tuple[Task, Sequence[Task]]
 
 
-def announced(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
+def with_deliveries(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
     """The outcomes, with the deliveries that those who come to an end plant."""
     if all(task.webhook is None for task, _ in outcomes):
         return outcomes

@@ -36,13 +36,13 @@ class Gone(Exception):
     """The receiver has answered 410: it wants no more of these."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class SignedRequest(msgspec.Struct, frozen=True):
     url: str
     headers: dict[str, str]
     content: bytes
 
     @classmethod
-    def of(cls, payload: dict[str, Any], id: str, secrets: Secrets) -> Message:
+    def of(cls, payload: dict[str, Any], id: str, secrets: Secrets) -> SignedRequest:
         """Raises LookupError where a secret is not known here."""
         content, now = to_json(payload["body"]), datetime.now(UTC)
         headers = {
@@ -62,7 +62,7 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-class Guarded(httpcore.AsyncNetworkBackend):
+class GuardedBackend(httpcore.AsyncNetworkBackend):
     """Makes connections: the name is resolved once, looked at, and what was looked at is what is connected to."""
 
     def __init__(
@@ -91,23 +91,23 @@ class Guarded(httpcore.AsyncNetworkBackend):
 
 
 async def post(
-    message: Message, guard: AddressGuard, backend: httpcore.AsyncNetworkBackend | None = None
+    message: SignedRequest, guard: AddressGuard, backend: httpcore.AsyncNetworkBackend | None = None
 ) -> dict[str, Any]:
     """Delivers, and gives {"status": 204}. Raises what the type of the delivery is retried, or given up, for."""
     url = httpcore.URL(message.url)
     guard.check_scheme(url.scheme.decode())
     async with (
-        httpcore.AsyncConnectionPool(network_backend=backend or Guarded(guard)) as pool,
+        httpcore.AsyncConnectionPool(network_backend=backend or GuardedBackend(guard)) as pool,
         pool.stream("POST", url, headers=list(message.headers.items()), content=message.content) as response,
     ):
         if not 200 <= response.status < 300:
-            await _refuse(response, url.host.decode())
+            await _raise_for_status(response, url.host.decode())
         return {"status": response.status}
 
 
-async def _refuse(response: httpcore.Response, host: str) -> None:
+async def _raise_for_status(response: httpcore.Response, host: str) -> None:
     """Raises what such an answer means."""
-    said = f"{host} answered {response.status}{await _beginning(response)}"
+    said = f"{host} answered {response.status}{await _excerpt(response)}"
     if response.status == 410:
         raise Gone(f"{said}: it wants no more of these")
     if 300 <= response.status < 400:
@@ -117,7 +117,7 @@ async def _refuse(response: httpcore.Response, host: str) -> None:
     raise DeliveryError(said)
 
 
-async def _beginning(response: httpcore.Response) -> str:
+async def _excerpt(response: httpcore.Response) -> str:
     body = b""
     async for chunk in response.aiter_stream():
         body += chunk

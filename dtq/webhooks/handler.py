@@ -39,6 +39,6 @@ class WebhookHandler:
     async def __call__(self, payload: dict[str, Any], context: Any) -> dict[str, Any]:
         from dtq.webhooks import delivery
 
-        message = delivery.Message.of(payload, context.task_id, self.secrets)
+        message = delivery.SignedRequest.of(payload, context.task_id, self.secrets)
         async with asyncio.timeout(delivery.TIMEOUT):
             return await delivery.post(message, self.guard)

@@ -556,6 +556,6 @@ def test_waiting_for_a_task_that_is_deleted_is_answered_404_and_a_client_that_le
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(f"{url}/{id}/wait?timeout=30", timeout=0.3)
         give_up_at = time.monotonic() + 10
-        while manager._endings:
+        while manager._waiters:
             assert time.monotonic() < give_up_at, "its place is kept"
             time.sleep(0.01)

@@ -159,7 +159,7 @@ def test_a_store_that_fails_while_results_are_fetched_loses_no_task(monkeypatch)
     loop.turn(NOW)
     monkeypatch.undo()
     assert pool.has == []
-    assert not loop.held
+    assert not loop.claimed
     loop.turn(NOW + 1)
     ((ids, parents),) = pool.has
     assert sorted(ids) == ["c", "x"]

@@ -106,7 +106,7 @@ def test_whatever_one_call_of_the_store_raises_every_task_comes_to_its_end(error
         plant(store)
         run(loop, pool, clock, 60)
         store.method = ""
-        assert (loop.failure, loop.trouble, loop.held) == ("", None, {})
+        assert (loop.failure, loop.trouble, loop.claimed) == ("", None, {})
         ends = {task.id: str(task.status) for task in store.find() if task.type == "a"}
         assert ends == {
             "first": "completed", "fails": "failed", "child": "completed", "hooked": "completed", "late": "completed",
@@ -127,7 +127,7 @@ def test_a_store_that_never_answers_ends_the_node_and_loses_nothing(error, metho
         assert loop.failure == ""
     else:
         assert type(error).__name__ in loop.failure
-        assert guards.PATIENCE <= clock.now - NOW <= guards.PATIENCE + 10
+        assert guards.GIVE_UP_AFTER <= clock.now - NOW <= guards.GIVE_UP_AFTER + 10
         assert loop.draining
     assert sum("failed" in record.message for record in caplog.records if record.name == "dtq") <= 3
     store.method = ""
@@ -178,7 +178,7 @@ def test_where_even_its_failure_is_refused_a_task_is_left_to_its_lease(store_and
     refusing(store, ValueError("no"), lambda task: task.id == "x" and task.interruptions == 0)
     run(loop, pool, clock, 10)
     assert status(store, "y") == ["completed"]
-    assert loop.held == {}
+    assert loop.claimed == {}
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_pool_that_never_works_ends_the_node(store_and_loop):
     pool.poll = broken
     run(loop, pool, clock, 60)
     assert "Bad file descriptor" in loop.failure
-    loop.leave(clock.now)
+    loop.sign_off(clock.now)
     assert status(store, "x") == ["pending"]
     assert store.get(["x"])[0].attempts == 0
 
@@ -307,13 +307,13 @@ def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, m
         raise OSError(errno.EMFILE, "Too many open files")
 
     for part, name in (
-        (loop._meter, "hear"),
-        (loop._meter, "reading"),
+        (loop._metrics_of_node, "hear"),
+        (loop._metrics_of_node, "reading"),
         (loop._cleaner, "turn"),
         (loop._events, "emit"),
     ):
         monkeypatch.setattr(part, name, broken)
-    loop._each_beat = broken
+    loop._each_heartbeat = broken
     loop.post(broken)
     run(loop, pool, clock, 5)
     assert (status(store, "x"), loop.failure) == (["completed"], "")
@@ -323,7 +323,7 @@ def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, m
 def test_the_outcome_that_shows_whether_a_store_is_well_changes_nothing(kind, tmp_path):
     store = opened(kind, tmp_path)
     add(store, "x")
-    assert store.update([guards.STRANGER]) == set()
+    assert store.update([guards.NO_OP]) == set()
     assert (store.stats().total, status(store, "x")) == (1, ["pending"])
     store.close()
 
@@ -384,7 +384,7 @@ def test_a_delay_that_is_no_number_blocks_no_other_outcome(tmp_path):
 def test_a_broken_store_ends_a_node_with_an_error_and_everybody_who_waits_hears_of_it(
     executor, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(guards, "PATIENCE", 0.5)
+    monkeypatch.setattr(guards, "GIVE_UP_AFTER", 0.5)
     store = SQLiteStore(tmp_path / "queue.db")
     with TaskQueue(store, {"echo": echo}, pool_size=1, executor=executor) as queue:
         assert queue.add("echo", 1).result(WAIT) == 1

@@ -222,11 +222,11 @@ def test_where_the_results_of_parents_cannot_be_fetched_all_that_was_claimed_com
 
     monkeypatch.setattr(store, "get", away)
     loop.turn(NOW + 1)
-    assert (pool.has, loop.held) == ([], {})
+    assert (pool.has, loop.claimed) == ([], {})
     monkeypatch.undo()
     loop.turn(NOW + 2)
     assert {(task.id, task.attempts) for task in pool.has} == {("child", 1), ("other", 1)}
-    assert set(loop.held) == {"child", "other"}
+    assert set(loop.claimed) == {"child", "other"}
 
 
 @pytest.mark.parametrize("room", [2, 0])
@@ -377,7 +377,7 @@ def test_a_child_that_changed_while_its_parent_was_deleted_does_not_run_in_the_o
 
     after_claim_of(store, "c", interfere)
     loop.turn(NOW)
-    assert (pool.has, loop.held) == ([], {})
+    assert (pool.has, loop.claimed) == ([], {})
     loop.turn(NOW + 0.1)
     assert [task.version for task in pool.has] == ([6] if change == "cancel and revive" else [])
 
@@ -396,7 +396,7 @@ def test_where_the_child_of_a_deleted_parent_cannot_be_read_all_that_was_claimed
 
     monkeypatch.setattr(store, "get", away_for_children)
     loop.turn(NOW)
-    assert (pool.has, loop.held) == ([], {})
+    assert (pool.has, loop.claimed) == ([], {})
     monkeypatch.undo()
     for turn in range(1, 4):
         loop.turn(NOW + turn)
@@ -517,7 +517,7 @@ def test_a_task_that_is_retried_right_after_its_cancel_keeps_its_new_attempt(sto
         loop.post(lambda: loop.end_by_request(cancelled))
         loop.turn(NOW + 0.2)
     new = pool.has[-1]
-    assert (new.version, list(loop.held.values())) == (5, [new])
+    assert (new.version, list(loop.claimed.values())) == (5, [new])
     assert pool.stopped == [old]
     pool.ends(old, result="old")
     pool.ends(new, result="new")
@@ -582,11 +582,11 @@ def test_of_a_task_that_is_taken_over_the_outcome_of_the_lost_attempt_is_not_tol
         return update(outcomes)
 
     pool.ends(y, result=2)
-    loop._beat(NOW + 29)
+    loop._heartbeat(NOW + 29)
     loop._interval = 100.0
     store.update = busy
-    loop._next_beat = NOW + 60
-    loop._hear(NOW + 60)
+    loop._next_heartbeat = NOW + 60
+    loop._collect(NOW + 60)
     loop._commit(NOW + 60)
     loop._reap(NOW + 60)
     loop._commit(NOW + 60)

@@ -368,7 +368,7 @@ def test_a_pool_is_resized_by_its_name(path):
 
 
 def test_a_resize_that_the_pool_cannot_do_fails_its_caller(queue, monkeypatch):
-    monkeypatch.setattr(queue._staff[0].pool, "resize", lambda size: 1 / 0)
+    monkeypatch.setattr(queue._groups[0].pool, "resize", lambda size: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         queue.resize(2)
     monkeypatch.undo()
@@ -409,7 +409,7 @@ def test_who_waits_for_a_task_is_told_when_the_queue_is_closed(path, make):
     waiting = threading.Thread(target=lambda: errors.append(_error_of(handle.result)))
     errors = []
     waiting.start()
-    wait_until(lambda: queue._endings)
+    wait_until(lambda: queue._waiters)
     queue.close()
     waiting.join(WAIT)
     assert "had not ended when the queue was closed" in str(errors[0])

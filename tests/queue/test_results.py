@@ -126,7 +126,7 @@ def test_many_are_waited_for_by_one_thread(waiter, elsewhere):
     waiting = [threading.Thread(target=lambda h=handle: results.append(h.result(WAIT))) for handle in handles[::10]]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: len(waiter._endings._futures) == len(waiting))
+    wait_until(lambda: len(waiter._waiters._futures) == len(waiting))
     assert len(pollers()) == 1
     while finish(elsewhere):
         pass
@@ -145,7 +145,7 @@ def test_nothing_runs_while_nothing_is_waited_for(waiter, elsewhere):
 
 def test_a_waiter_that_comes_while_the_thread_is_about_to_end_is_served(tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr("dtq.queue.poller.LINGER", 0.0)
-    monkeypatch.setattr("dtq.queue.poller.LOOK", 0.001)
+    monkeypatch.setattr("dtq.queue.poller.POLL_INTERVAL", 0.001)
     with QueueManager(tmp_path / "q.db") as manager:
         for _ in range(200):
             handle = manager.add("a")
@@ -319,7 +319,7 @@ def test_when_the_loop_fails_result_and_join_raise_with_the_reason(tmp_path, err
     for call in (queue.join, handle.result):
         joining.append(threading.Thread(target=collect, args=[call]))
         joining[-1].start()
-    wait_until(lambda: queue._endings)
+    wait_until(lambda: queue._waiters)
     queue._loop.turn = fail
     for thread in joining:
         thread.join(WAIT)
@@ -346,16 +346,16 @@ def test_a_cancelled_await_releases_its_future_at_once(waiter):
         handle = waiter.add("a", delay=60)
         one, two = asyncio.ensure_future(_result(handle)), asyncio.ensure_future(_result(handle))
         await asyncio.sleep(0.05)
-        assert len(waiter._endings._futures[handle.id]) == 2
+        assert len(waiter._waiters._futures[handle.id]) == 2
         one.cancel()
         await asyncio.wait([one])
-        left = len(waiter._endings._futures[handle.id])
+        left = len(waiter._waiters._futures[handle.id])
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(two, 0.05)
         return left
 
     assert asyncio.run(cancel_one_of_two()) == 1
-    assert not waiter._endings
+    assert not waiter._waiters
 
 
 async def _result(handle):
@@ -366,7 +366,7 @@ def test_a_timeout_and_an_interrupt_release_their_future_too(waiter, monkeypatch
     handle = waiter.add("a", delay=60)
     with pytest.raises(TimeoutError, match=r"is still pending after 0\.01 s"):
         handle.result(0.01)
-    assert not waiter._endings
+    assert not waiter._waiters
 
     def interrupted(self, timeout):
         raise KeyboardInterrupt
@@ -375,5 +375,5 @@ def test_a_timeout_and_an_interrupt_release_their_future_too(waiter, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         handle.result()
     monkeypatch.undo()
-    assert not waiter._endings
+    assert not waiter._waiters
     assert handle.status == Status.PENDING

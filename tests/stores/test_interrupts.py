@@ -236,7 +236,7 @@ def test_endings_that_an_interrupt_kept_are_told_at_the_next_look(presses):
             endings.check(lambda ids, brief=False: [ended for id in ids if id == "a"])
             return all(future.result(1) is ended for future in futures)
 
-        return lambda: endings.settle([ended]), check
+        return lambda: endings.resolve([ended]), check
 
     assert at_every_moment(presses, several) > 5
 

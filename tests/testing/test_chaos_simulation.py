@@ -115,20 +115,20 @@ class ForgetsLimits(MemoryStore):
 class DropsOutcomes(Loop):
     """When the store refuses outcomes, they are gone."""
 
-    def _hold_on(self, error):
+    def _back_off(self, error):
         self._outcomes.clear()
-        return super()._hold_on(error)
+        return super()._back_off(error)
 
 
 @breaks("only_what_was_accepted_is_told")
 class SweepsBeforeItCommits(Loop):
     """Takes over its own tasks while their results still wait to be stored, and keeps those results."""
 
-    def _beat(self, now):
-        beats = super()._beat(now)
+    def _heartbeat(self, now):
+        beats = super()._heartbeat(now)
         if beats:
             waiting, self._outcomes = self._outcomes, []
-            self._sweep(now)
+            self._reap(now)
             self._outcomes = [*waiting, *self._outcomes]
         return beats
 
@@ -137,8 +137,8 @@ class SweepsBeforeItCommits(Loop):
 class InterruptsForNothing(Loop):
     """Gives back what a dead node had as if it had never been touched."""
 
-    def _sweep(self, now):
-        super()._sweep(now)
+    def _reap(self, now):
+        super()._reap(now)
         self._outcomes = [(replace(task, interruptions=0), planted) for task, planted in self._outcomes]
 
 

@@ -25,19 +25,21 @@ from dtq.task.model import ErrorInfo, Task
 from dtq.task.transitions import cancel, end_doomed, fail, interrupt, succeed
 from dtq.webhooks import deliveries, delivery
 from dtq.webhooks.address_guard import AddressGuard, Refused, Secrets, is_public
-from dtq.webhooks.delivery import DeliveryError, Gone, Guarded, Message, post
+from dtq.webhooks.delivery import DeliveryError, Gone, GuardedBackend, SignedRequest, post
 from dtq.webhooks.handler import WebhookHandler
 
 NOW = 1_700_000_000.0
 
 
 def message(url, secret="shop", id="t:webhook-2"):
-    return Message.of({"url": url, "secret": secret, "body": {"type": "task.completed"}}, id, Secrets({"shop": SECRET}))
+    return SignedRequest.of(
+        {"url": url, "secret": secret, "body": {"type": "task.completed"}}, id, Secrets({"shop": SECRET})
+    )
 
 
 def send(url, *, networks=("127.0.0.0/8",), http=True, resolve=delivery.resolve, inner=None, **options):
     guard = AddressGuard(networks, http)
-    return asyncio.run(post(message(url, **options), guard, Guarded(guard, resolve, inner)))
+    return asyncio.run(post(message(url, **options), guard, GuardedBackend(guard, resolve, inner)))
 
 
 # --- what is planted
@@ -180,7 +182,7 @@ def test_a_receiver_verifies_what_it_gets():
 def test_while_a_secret_is_replaced_both_sign():
     other = "whsec_" + base64.b64encode(b"b" * 32).decode()
     both = Secrets({"shop": f"{other} {SECRET}"})
-    given = Message.of({"url": "", "secret": "shop", "body": 1}, "x", both)
+    given = SignedRequest.of({"url": "", "secret": "shop", "body": 1}, "x", both)
     for secret in (SECRET, other):
         assert Standard(secret).verify(given.content, given.headers) == 1
 
@@ -414,7 +416,7 @@ def test_each_ending_is_told_once_and_verified(tmp_path, caplog, quick):
         assert told[tasks[0].id]["data"]["result"] == 42
         assert (len(receiver.got), receiver.bad) == (3, [])
         assert queue.stats().types[deliveries.TYPE]["completed"] == 3
-        shown = repr(queue.find(limit=100)) + repr(queue._courier) + repr(vars(queue.registry)) + caplog.text
+        shown = repr(queue.find(limit=100)) + repr(queue._webhook_handler) + repr(vars(queue.registry)) + caplog.text
     raw = SECRET.removeprefix("whsec_")
     assert raw not in shown
     assert not any(raw.encode() in file.read_bytes() for file in tmp_path.iterdir() if file.is_file())

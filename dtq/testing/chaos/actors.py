@@ -222,7 +222,7 @@ class Node:
         try:
             due = self.loop.turn(self._world.now + self._skew) - self._skew
             if self.loop.is_drained():
-                self.loop.leave(self._world.now + self._skew)
+                self.loop.sign_off(self._world.now + self._skew)
                 self._die("has left")
         except StoreError:
             due = self._world.now + 0.1  # while leaving: once more

@@ -72,7 +72,7 @@ def work(orders: Orders) -> None:
     handlers = {TYPE: str(Path(__file__).with_name("work.py"))}
     queue = TaskQueue(store, handlers, WORKERS, lease=orders.lease, clock=clock)
     queue._loop.id = orders.name
-    pool: Any = queue._staff[0].pool
+    pool: Any = queue._groups[0].pool
     pool.dispatch = watched_dispatch(pool.dispatch, witness, failpoint, orders.name)
     for name in ENDINGS:
         queue.on(name, lambda event: _note(event, witness, orders.name))
