@@ -137,7 +137,7 @@ def healthy(tmp_path_factory):
     store.set_lane(type="held", paused=True)
     store.add([_task(n, key=f"key {n}", payload={"text": "x" * n, "n": [n]}) for n in range(7)])
     store.add([_task(7, after=("task-06",), webhook=Webhook("https://a.example"))])
-    store.persist()
+    store.checkpoint()
     for task in store.claim("w", 3, 30, NOW, {"a"}):
         store.update([(succeed(task, {"ok": True}, NOW), ())])
     store.add([_task(8), _task(9), _task(10)])

@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from dtq.policy.limits import Gate
-from dtq.stores.file.replica import Change, Replica
+from dtq.stores.file.changes import Change
+from dtq.stores.file.replica import Replica
 from dtq.stores.file.store import FileStore
 from dtq.stores.memory.store import MemoryStore
 from dtq.stores.protocol import Stats
@@ -440,8 +441,8 @@ class ForgetsWhatOthersDeleted(Replica):
 class WritesNoDeletedVersion(Replica):
     """Knows the highest deleted version and does not write it down."""
 
-    def take(self, journal: int):
-        if change := super().take(journal):
+    def drain(self, journal: int):
+        if change := super().drain(journal):
             change.deleted = 0
         return change
 

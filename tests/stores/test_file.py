@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.queue.manager import QueueManager
+from dtq.stores.file.changes import Moved
 from dtq.stores.file.disk import Disk
 from dtq.stores.file.journal import Diverged, Journal, format_line, parse
-from dtq.stores.file.replica import Moved
 from dtq.stores.file.store import FileStore
 from dtq.stores.open import open_store
 from dtq.stores.protocol import Node, Store
@@ -104,7 +104,7 @@ def test_a_label_that_is_damaged_keeps_no_queue_from_starting(tmp_path, caplog):
     (tmp_path / "format").write_text("dtq filf store 1\n")
     opened(tmp_path).close()
     assert (tmp_path / "format").read_text() == "dtq file store 1\n"
-    assert "is damaged, and written anew: b'dtq filf store 1" in caplog.text
+    assert "is damaged, and written again: b'dtq filf store 1" in caplog.text
 
 
 def test_the_label_of_somebody_else_is_refused(tmp_path):
@@ -179,7 +179,7 @@ def test_who_finds_another_process_writing_files_leaves_it_to_that_one(tmp_path,
     store.add([task(1)])
     with closing(Lockfile(f"{tmp_path}/persist.lock")) as other:
         assert other.try_lock()
-        store.persist()
+        store.checkpoint()
     assert task_files(tmp_path) == []
     assert caplog.text == ""
     store.close()
@@ -198,7 +198,7 @@ def test_a_start_does_not_mind_that_another_process_is_writing_files(tmp_path):
         place(path, data)
 
     disk.place = rename_after_a_start
-    store.persist()
+    store.checkpoint()
     assert [ids(other) for other in starts] == [["t0", "t1", "t2"]] * 5
     for other in (*starts, store):
         other.close()
@@ -207,9 +207,9 @@ def test_a_start_does_not_mind_that_another_process_is_writing_files(tmp_path):
 def test_the_file_of_a_deleted_task_goes(tmp_path):
     store = opened(tmp_path)
     store.add([task(1), task(2)])
-    store.persist()
+    store.checkpoint()
     store.delete(["t1"])
-    store.persist()
+    store.checkpoint()
     assert [path.name for path in task_files(tmp_path)] == ["t2.json"]
     store.close()
 
@@ -352,7 +352,7 @@ def live(store: FileStore, chance: random.Random, told) -> None:
         elif deed == "delete" and len(everything(store)) > 8:
             lasts = bool(store.delete([t.id for t in everything(store)[:4]]))
         elif deed == "persist" and chance.random() < 0.5:
-            store.persist()
+            store.checkpoint()
         told(lasts)
 
 
@@ -412,7 +412,7 @@ def filled(directory: Path) -> FileStore:
     """Three tasks in files, and in the journal three more, with a change of each of the first."""
     store = opened(directory)
     store.add([task(n) for n in (1, 2, 3)])
-    store.persist()
+    store.checkpoint()
     for number, claimed in enumerate(store.claim("w", 3, 30, NOW, {"a"}), 4):
         store.update([(succeed(claimed, "r", NOW), [task(number)])])
     return store
@@ -463,7 +463,7 @@ def test_a_task_file_that_is_cut_at_any_byte_is_put_aside_and_its_neighbours_sta
         store.abandon()
         assert len(list((tmp_path / "cut" / "quarantine").iterdir())) == 1
         shutil.rmtree(tmp_path / "cut")
-    assert "is damaged, or no file of this queue, and was moved to" in caplog.text
+    assert "is damaged, or is not a file of this queue, and was moved to" in caplog.text
 
 
 def test_a_file_that_took_the_number_or_the_id_of_another_task_does_that_one_no_harm(tmp_path, caplog):
@@ -492,7 +492,7 @@ def test_what_else_lies_among_the_tasks_is_put_aside(tmp_path, caplog):
     store = opened(tmp_path)
     assert len(ids(store)) == 6
     assert sorted(os.listdir(tmp_path / "quarantine")) == ["alien.json", "directory", "picture.png"]
-    assert caplog.text.count("or no file of this queue") == 3
+    assert caplog.text.count("or is not a file of this queue") == 3
     store.close()
 
 
@@ -522,7 +522,7 @@ def test_limits_that_nobody_can_read_are_put_aside_and_said_to_be_lost(tmp_path,
     store = opened(tmp_path)
     assert len(ids(store)) == 6
     assert sorted(os.listdir(tmp_path / "quarantine")) == ["queue-copy.json", "queue.json"]
-    assert "the limits of this queue are lost, and nothing is held to them: set them again" in caplog.text
+    assert "the limits of this queue are lost and no longer apply: set them again" in caplog.text
     store.close()
 
 
@@ -598,7 +598,7 @@ def test_who_has_slept_through_many_journals_sees_what_is(tmp_path):
     assert ids(sleeper) == ["t1"]
     for n in range(2, 6):
         busy.add([task(n)])
-        busy.persist()
+        busy.checkpoint()
     busy.delete(["t1"])
     assert ids(sleeper) == ["t2", "t3", "t4", "t5"]
     assert sleeper.add([task(6)]) == ["t6"]
@@ -627,7 +627,7 @@ def test_a_process_that_only_looks_does_not_pile_up_what_has_gone_stale(tmp_path
         busy.update([(succeed(t, None, NOW), ()) for t in busy.claim("w", 200, 30, NOW, {"a"})])
         busy.purge(NOW + 1, {"completed"})
         watching.stats()
-    room = watching._ledger._replica._room
+    room = watching._directory._replica._room
     assert len(room._expiring) + len(room._later) < 3000
     busy.close()
     watching.close()
@@ -715,15 +715,15 @@ def test_a_line_is_what_was_made():
 
 def test_a_reader_sees_that_the_story_is_another_one(tmp_path):
     writer, reader = Journal(tmp_path, Disk()), Journal(tmp_path, Disk())
-    writer.begin()
+    writer.read_all()
     writer.append([b"one", b"two"], flush=False)
-    reader.begin()
+    reader.read_all()
     for story in (b"", format_line(0, b"one"), format_line(0, b"1") + format_line(1, b"2") + format_line(1, b"3")):
         (tmp_path / "journal-1").write_bytes(story)
         with pytest.raises(Diverged):
-            list(reader.news(alone=False))
+            list(reader.read_new(is_writer=False))
         (tmp_path / "journal-1").write_bytes(format_line(0, b"one") + format_line(1, b"two"))
-        reader.begin()
+        reader.read_all()
     writer.close()
     reader.close()
 

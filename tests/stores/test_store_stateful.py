@@ -393,7 +393,7 @@ class FileAgrees(StoresAgree):
 
     @rule(which=st.integers(0, 1))
     def persist(self, which):
-        self.stores[which].persist()
+        self.stores[which].checkpoint()
 
     def teardown(self):
         super().teardown()

@@ -1,9 +1,8 @@
-"""Directory: the directory of a file store as this process has it open: how it is written, followed, brought up to
-date.
+"""Directory: the directory of a file store, as one process has it open.
 
-write(work) --> GroupCommit: one at a time --> Replica changes --> journal: appended, flushed, done
-look(look)  --> what others have appended --> Replica --> an answer
-persist()   --> Replica, the tasks that changed --> TaskFiles: their files --> old journals go
+write(work)    one transaction at a time (GroupCommit) --> Replica changes --> append to the journal --> flush
+read(look)     apply to the Replica what others have appended --> answer
+checkpoint()   tasks that changed, from the Replica --> task files --> remove old journals
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from dtq.errors import InvalidTask, StoreError
+from dtq.stores.file.changes import Change, Entry
 from dtq.stores.file.disk import Disk
 from dtq.stores.file.journal import Diverged, Journal
-from dtq.stores.file.replica import Change, Entry, Replica
+from dtq.stores.file.replica import Replica
 from dtq.stores.file.salvage import PROBLEMS, salvaged
 from dtq.stores.file.task_files import TaskFiles
 from dtq.stores.shared.group_commit import Batch, GroupCommit, Job
@@ -39,8 +39,8 @@ _to_json = msgspec.json.Encoder().encode
 _change = msgspec.json.Decoder(Change).decode
 
 
-class Files(NamedTuple):
-    """What the files have to say so that these journals may go."""
+class Checkpoint(NamedTuple):
+    """What the task files must hold before these journals may be removed."""
 
     journals: list[int]
     entries: list[Entry]
@@ -49,37 +49,39 @@ class Files(NamedTuple):
 
 
 class Directory:
-    """Raises StoreError, with the directory in it, where it cannot be opened, written or read, or is not one of ours.
+    """The files below `directory`, and the Replica of them in memory.
 
-    Without `flush`, nothing waits for the disk. The task files are brought up to date each `interval` seconds.
+    Without `flush`, no call waits for the disk. A checkpoint is written every `interval` seconds. Raises StoreError,
+    which names the directory, where it cannot be opened, read or written, or does not belong to a file store.
     """
 
     def __init__(self, directory: Path, flush: bool, interval: float, disk: Disk) -> None:
         self.directory = directory
-        with self.named_errors("opened"):  # once: the others may use another name, and this process may chdir
+        with self.named_errors("opened"):  # resolved once: peers may use another path to it, and this process may chdir
             self.directory = directory = Path(os.path.realpath(directory))
         self._label = directory / "format"
         self._flush = flush
         self._interval = interval
         self._disk = disk
-        self._begin_to_live()
+        self._reset()
         self.watch = ChangeWatcher(directory / "nodes", self._has_news)
         with self.named_errors("opened"):
-            self._occupy()
-            self._shelf = TaskFiles(directory, disk)
+            self._make_or_check()
+            self._task_files = TaskFiles(directory, disk)
             self._journal = Journal(directory, disk)
-            self._turnstile = GroupCommit(f"{directory}/lock", self._carry)
-            self._turnstile.run(lambda _: None, flush=False)
+            self._group_commit = GroupCommit(f"{directory}/lock", self._commit)
+            self._group_commit.run(lambda _: None, flush=False)  # reads everything
 
-    def _begin_to_live(self) -> None:
+    def _reset(self) -> None:
+        """Set what a forked child must not share with its parent."""
         self._lock = threading.Lock()  # of the replica and the journal
         self._replica: Replica | None = None  # None: to be read from the files
-        self._written: list[bytes] = []  # by the transaction that is under way
+        self._written: list[bytes] = []  # changes of the current transaction
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
-    def _occupy(self) -> None:
-        """Makes the directory where it is missing; refuses one of somebody else, or of a newer dtq."""
+    def _make_or_check(self) -> None:
+        """Make the directory where it is missing. Refuse one of a newer dtq, or with other files in it."""
         self.directory.mkdir(exist_ok=True)
         found = self._label.read_bytes() if self._label.exists() else FORMAT
         if found not in (FORMAT, b"") and not self._is_damaged(found):
@@ -92,70 +94,76 @@ class Directory:
             raise StoreError(f"{self.directory} holds {min(names - OURS)!r} and is no queue: use an empty directory")
 
     def _is_damaged(self, label: bytes) -> bool:
-        """Whether it is that of no dtq, in a directory that is one of ours nevertheless."""
-        is_ours = any(self.directory.glob("journal-*")) and not re.fullmatch(rb"dtq file store \d+\n", label)
-        if is_ours:
-            log.warning("%s is damaged, and written anew: %r", self._label, label[:40])
+        """Return whether a directory of ours has a label that no version of dtq writes. Write the label again then."""
+        is_damaged = any(self.directory.glob("journal-*")) and not re.fullmatch(rb"dtq file store \d+\n", label)
+        if is_damaged:
+            log.warning("%s is damaged, and written again: %r", self._label, label[:40])
             self._disk.place(str(self._label), FORMAT)
-        return is_ours
+        return is_damaged
 
     @contextmanager
     def named_errors(self, verb: str) -> Iterator[None]:
+        """Raise StoreError for an OSError: "<directory> cannot be <verb>: ..."."""
         try:
             yield
         except OSError as error:
             raise StoreError(f"{self.directory} cannot be {verb}: {error}") from error
 
-    # --- one commit
+    # --- write: one transaction
 
     def write(self, work: Callable[[Replica], T], *, flush: bool, wake: Wake = "all") -> T:
-        """The value of `work`, committed; all of it or, raising, nothing. With `flush` it is on the disk by then."""
+        """Return the value of `work`, committed as a whole. Raise, and store nothing, where it fails.
+
+        With `flush` it is on the disk on return. `wake` says which waiting processes are woken.
+        """
         with self.named_errors("written, and nothing was stored"):
-            peers = self.watch.peers  # made now if need be: after the commit nothing may fail any more
-            value = self._turnstile.run(work, flush=flush and self._flush)
-            self._begin_to_persist()
+            peers = self.watch.peers  # may open files, which can fail: never after the commit
+            value = self._group_commit.run(work, flush=flush and self._flush)
+            self._start_checkpoints()
             peers.wake(wake)
             return value
 
-    def _carry(self, batch: Batch[Replica]) -> None:
-        """Do all jobs, and append what they have changed: that is the commit. Behind it there is no moment at which an
-        interrupt could come before `is_done`."""
+    def _commit(self, batch: Batch[Replica]) -> None:
+        """Do all jobs of a batch and append what they changed: that is the commit.
+
+        No interrupt can come between the append and `is_done`.
+        """
         with self._lock:
             try:
                 self._written = []
-                self._read_up(alone=True)
+                self._catch_up(is_writer=True)
                 for job in batch.jobs:
-                    self._perform(job)
+                    self._do(job)
                 if self._written:
                     self._journal.append(self._written, flush=batch.flush)
                 batch.is_done = True
             except BaseException:
-                self._replica = None  # it knows of what was not written
+                self._replica = None  # it holds changes that were not written
                 raise
 
-    def _perform(self, job: Job[Replica, Any]) -> None:
-        """Does the work, and keeps what it has changed for the journal. What fails half-way is forgotten."""
-        replica = self._replica or self._begin()
+    def _do(self, job: Job[Replica, Any]) -> None:
+        """Do one job and keep its change for the journal. Undo a job that fails half-way, by reading all again."""
+        replica = self._replica or self._load()
         job.error = None
         try:
             job.value = job.work(replica)
-            if change := replica.take(self._journal.number):
+            if change := replica.drain(self._journal.number):
                 self._written.append(_to_json(change))
         except InvalidTask as error:  # raised before anything was changed
             job.error = error
         except Exception as error:
             job.error = error
-            self._begin()
+            self._load()
 
-    def _begin(self) -> Replica:
-        """Reads the files, the journals, and what the transaction has done by now. For who holds the lock."""
+    def _load(self) -> Replica:
+        """Read the task files, the journals, and the changes of the current transaction. Needs the lock."""
         if not self._label.exists():
             self._disk.place(str(self._label), FORMAT)
         replica = Replica()
-        replica.apply(self._shelf.others(), 0)
-        replica.apply(Change(put=list(self._shelf.entries())), 0)
-        replica.dirty.clear()  # what comes from the files need not be written to them
-        lines, damaged = self._journal.begin()
+        replica.apply(self._task_files.others(), 0)
+        replica.apply(Change(put=list(self._task_files.entries())), 0)
+        replica.dirty.clear()  # what was read from task files need not be written to them
+        lines, damaged = self._journal.read_all()
         for number, body in [*lines, *((self._journal.number, body) for body in self._written)]:
             try:
                 change = _change(body)
@@ -163,64 +171,64 @@ class Directory:
                 damaged.append(body)
                 change = salvaged(body)
             replica.apply(change, number)
-        self._shelf.keep_damaged(damaged)
+        self._task_files.keep_damaged(damaged)
         replica.settle_orphans()
         self._replica = replica
         return replica
 
-    # --- look
+    # --- read
 
-    def look(self, look: Callable[[Replica], T]) -> T:
-        """What `look` sees in the replica when it has caught up."""
+    def read(self, look: Callable[[Replica], T]) -> T:
+        """Return what `look` returns for the replica, after everything committed so far is applied to it."""
         with self.named_errors("read"):
             with self._lock:
-                if self._read_up(alone=False) and self._replica is not None:
+                if self._catch_up(is_writer=False) and self._replica is not None:
                     return look(self._replica)
-            return self._turnstile.run(look, flush=False)  # which begins anew
+            return self._group_commit.run(look, flush=False)  # reads everything again
 
-    def _read_up(self, *, alone: bool) -> bool:
-        """Applies what others have appended; False where everything has to be read anew."""
+    def _catch_up(self, *, is_writer: bool) -> bool:
+        """Apply what others have appended. Return False where everything must be read again."""
         if self._replica is not None:
             try:
-                for number, body in self._journal.news(alone=alone):
+                for number, body in self._journal.read_new(is_writer=is_writer):
                     self._replica.apply(_change(body), number)
             except (Diverged, *PROBLEMS):
                 self._replica = None
-            except BaseException:  # it knows a half of something
+            except BaseException:  # a change may be half applied
                 self._replica = None
                 raise
         return self._replica is not None
 
-    # --- the files, now and then
+    # --- checkpoint: bring the task files up to date
 
-    def _begin_to_persist(self) -> None:
+    def _start_checkpoints(self) -> None:
         with self._lock:
             if self._thread is None and not self._closing.is_set():
-                thread = threading.Thread(target=self._persist_now_and_then, name="dtq-files", daemon=True)
+                thread = threading.Thread(target=self._checkpoint_regularly, name="dtq-files", daemon=True)
                 thread.start()
-                self._thread = thread  # only now: an interrupt may have come before the thread began
+                self._thread = thread  # only now: an interrupt may have come before the thread started
 
-    def _persist_now_and_then(self) -> None:
+    def _checkpoint_regularly(self) -> None:
         while not self._closing.wait(self._interval):
             try:
-                self.persist()
+                self.checkpoint()
             except StoreError as error:
                 log.warning("the task files are not up to date, the journal is: %s", error)
 
-    def persist(self) -> None:
-        """Brings the task files up to date, and drops the journals that they make superfluous; one process at a time
-        does it."""
+    def checkpoint(self) -> None:
+        """Bring the task files up to date and remove the journals that are no longer needed. Return at once where
+        another process is doing so."""
         with self.named_errors("written"), closing(Lockfile(f"{self.directory}/persist.lock")) as file:
-            if file.try_lock():  # else another process is at it
-                self._persist_alone()
+            if file.try_lock():
+                self._write_checkpoint()
 
-    def _persist_alone(self) -> None:
-        if files := self._turnstile.run(self._turn_over, flush=False):
-            self._shelf.put(files.entries, files.gone, files.others)
-            self._turnstile.run(lambda _: self._journal.remove(files.journals), flush=False)
+    def _write_checkpoint(self) -> None:
+        if checkpoint := self._group_commit.run(self._rotate, flush=False):
+            self._task_files.put(checkpoint.entries, checkpoint.gone, checkpoint.others)
+            self._group_commit.run(lambda _: self._journal.remove(checkpoint.journals), flush=False)
 
-    def _turn_over(self, replica: Replica) -> Files | None:
-        """Begins a new journal; gives what the files have to say before the old ones may go."""
+    def _rotate(self, replica: Replica) -> Checkpoint | None:
+        """Begin a new journal. Return what must be in the task files before the old ones may be removed."""
         journals = self._journal.numbers()
         replica.dirty = {number: ids for number, ids in replica.dirty.items() if number in journals}
         if self._journal.is_empty and len(journals) == 1:
@@ -228,39 +236,39 @@ class Directory:
         ids = set().union(*replica.dirty.values())
         self._journal.rotate()
         entries = replica.entries(ids)
-        return Files(journals, entries, ids - {entry.task.id for entry in entries}, replica.all_but_tasks())
+        return Checkpoint(journals, entries, ids - {entry.task.id for entry in entries}, replica.all_but_tasks())
 
-    # --- others, end
+    # --- other processes, close
 
     def _has_news(self) -> bool:
         with self._lock:
             return self._journal.has_news()
 
     def in_child(self) -> None:
-        """After a fork: everything is read again when it is needed. Threads, locks and descriptors are the parent's."""
+        """Forget, after a fork, the parent's threads, locks and descriptors. Everything is read again when needed."""
         is_closed = self._closing.is_set()
-        self._begin_to_live()
+        self._reset()
         if is_closed:
             self._closing.set()
         with suppress(OSError):
             self._journal.close()
         self._journal = Journal(self.directory, self._disk)
-        self._turnstile.in_child()
+        self._group_commit.in_child()
         self.watch.in_child()
 
     def close(self, leave: Callable[[Peers], None] = Peers.close) -> None:
-        """Bring the task files up to date if no other process has the queue open, and let go of the directory. `leave`
-        is what becomes of this process among its peers."""
+        """Write a checkpoint if no other process has the store open, and close. `leave` takes this process out of its
+        peers."""
         self._end_thread()
-        with suppress(StoreError):  # the journal has it all
+        with suppress(StoreError):  # the journal has everything
             if self._thread is not None and not self.watch.peers.living():
-                self.persist()
-        self._let_go(leave)
+                self.checkpoint()
+        self._release(leave)
 
     def abandon(self) -> None:
-        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        """Close without telling other processes, as if this process were killed; for tests of crashes."""
         self._end_thread()
-        self._let_go(Peers.abandon)
+        self._release(Peers.abandon)
 
     def _end_thread(self) -> None:
         with self._lock:
@@ -268,6 +276,6 @@ class Directory:
         if self._thread is not None:
             self._thread.join()
 
-    def _let_go(self, leave: Callable[[Peers], None]) -> None:
+    def _release(self, leave: Callable[[Peers], None]) -> None:
         self.watch.close(leave)
-        self._turnstile.close(self._journal.close)
+        self._group_commit.close(self._journal.close)

@@ -1,5 +1,4 @@
-"""Disk: all that the file store does to files goes through here, so that a test, or a lesson, can put a slow, a full or
-a dying one in its place."""
+"""Disk: every write of the file store to a file. Tests and lessons replace it with one that is slow, full or fails."""
 
 from __future__ import annotations
 
@@ -10,29 +9,31 @@ _flush = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class Disk:
-    """What is appended or placed survives `kill -9`; a power cut it survives once `flush` or `flush_all` has
-    returned."""
+    """Writes to files. What is appended or placed survives `kill -9`; once `flush` or `flush_all` has returned, it also
+    survives a power cut."""
 
     def create(self, path: str) -> int:
-        """A new, empty file, to be read and appended to."""
+        """Create an empty file. Return a descriptor that reads and appends."""
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._flush_directory(os.path.dirname(path))
         return descriptor
 
     def append(self, descriptor: int, data: bytes) -> None:
-        """Raises OSError where not all of it could be written; some of it may have been."""
+        """Append `data`. Raise OSError where not all of it could be written; a part may have been."""
         written = os.write(descriptor, data)
-        while written < len(data):  # a disk that is full, or a signal that came between
+        while written < len(data):  # the disk is full, or a signal came in between
             written += os.write(descriptor, data[written:])
 
     def flush(self, descriptor: int) -> None:
+        """Wait until all that was appended to this file is on the disk."""
         _flush(descriptor)
 
     def cut(self, descriptor: int, size: int) -> None:
+        """Shorten the file to `size` bytes."""
         os.ftruncate(descriptor, size)
 
     def place(self, path: str, data: bytes) -> None:
-        """The file has this content from now on: at any moment either all of it, or what was there before."""
+        """Replace the content of the file in one step: readers see all of it, or what was there before."""
         folder, name = os.path.split(path)
         beside = f"{folder}/.{name}"
         with open(beside, "wb", buffering=0) as file:
@@ -40,11 +41,12 @@ class Disk:
         os.replace(beside, path)
 
     def remove(self, path: str) -> None:
+        """Remove the file, if it is there."""
         with suppress(FileNotFoundError):
             os.unlink(path)
 
     def flush_all(self) -> None:
-        """Whatever was placed, anywhere: one call for thousands of files."""
+        """Wait until everything placed so far is on the disk: one call for thousands of files."""
         os.sync()
 
     def _flush_directory(self, path: str) -> None:

@@ -1,12 +1,12 @@
-"""Journal: the order in which everything happened, as lines at the end of a file. A line that is there has happened.
+"""Journal: every change in the order of its commit, one line each. A change is committed once its line is complete.
 
-    journal-7   3f2a9c01 4711 {"put":[...]}       checksum, number, and what changed, as JSON
+    journal-7   3f2a9c01 4711 {"put":[...]}       checksum, line number, and the change as JSON
                 91d00b7e 4712 {"moved":[...]}
-                a8                                a torn line: its writer died, and it has not happened
-    journal-8   when the tasks are in files of their own, a new journal begins, and the old one goes
+                a8                                a torn line: its writer died, so it does not count
+    journal-8   a checkpoint begins a new journal; the old one is removed once the task files are written
 
-One process at a time appends, behind a lock; everybody may read at any time. Lines are numbered without a gap, so that
-a reader sees when what it has read is not what has stood: then it has to begin anew.
+One process at a time appends, and holds a lock; every process may read at any time. Lines are numbered without gaps, so
+that a reader notices when the journal no longer continues what it has read: it then has to read everything again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ NAME = "journal-"
 
 
 class Diverged(Exception):
-    """What was read before is not what stands in the journal now: all has to be read anew."""
+    """The journal does not continue what was read before: everything must be read again."""
 
 
 class Journal:
-    """The journals of a directory, of which it reads on and appends to the last one."""
+    """The journals of a directory. Reads and appends continue in the last one."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory = directory
-        self.number = 0  # of the file that is read; 0 before `begin`
+        self.number = 0  # of the journal that is read; 0 before `read_all`
         self._disk = disk
         self._file = -1
         self._offset = 0
@@ -40,27 +40,31 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing was read from, or appended to, the last journal."""
         return self._offset == 0
 
     def path(self, number: int) -> str:
         return f"{self.directory}/{NAME}{number}"
 
     def numbers(self) -> list[int]:
-        """Of the files that are there, oldest first."""
+        """Return the numbers of the journals on the disk, oldest first."""
         names = (name.removeprefix(NAME) for name in os.listdir(self.directory) if name.startswith(NAME))
         return sorted(int(name) for name in names if name.isdecimal())
 
     # --- read
 
     def has_news(self) -> bool:
+        """Return whether there is something to read that was not read yet."""
         return os.fstat(self._file).st_size != self._offset or os.path.exists(self.path(self.number + 1))
 
-    def news(self, *, alone: bool) -> Iterator[tuple[int, bytes]]:
-        """What was appended since the last look: in which journal, and what. `alone` is who holds the lock: it cuts off
-        a torn line. Raises Diverged."""
+    def read_new(self, *, is_writer: bool) -> Iterator[tuple[int, bytes]]:
+        """Yield what was appended since the last read, each line with the number of its journal.
+
+        `is_writer`: the caller holds the lock, so a torn line is cut off. Raises Diverged.
+        """
         while True:
             has_successor = os.path.exists(self.path(self.number + 1))  # if so, nothing more is appended to this one
-            yield from ((self.number, body) for body in self._read_on(cut=alone))
+            yield from ((self.number, body) for body in self._read_on(cut=is_writer))
             if not has_successor:
                 break
             self._open(self.number + 1)
@@ -84,8 +88,9 @@ class Journal:
         if torn and cut:
             self._disk.cut(self._file, self._offset)
 
-    def begin(self) -> tuple[list[tuple[int, bytes]], list[bytes]]:
-        """Reads all journals from the start: what they hold, and the lines that are damaged. For who holds the lock."""
+    def read_all(self) -> tuple[list[tuple[int, bytes]], list[bytes]]:
+        """Read all journals from the start. Return their lines, each with the number of its journal, and the damaged
+        lines. Needs the lock."""
         if not self.numbers():
             os.close(self._disk.create(self.path(1)))
         whole, damaged = [], []
@@ -100,7 +105,7 @@ class Journal:
         return whole, damaged
 
     def _lines(self) -> list[bytes]:
-        """All complete lines; what is behind the last one is cut off."""
+        """Return all complete lines. Cut off a torn one at the end."""
         size = os.fstat(self._file).st_size
         *lines, torn = os.pread(self._file, size, 0).split(b"\n")
         self._offset = size - len(torn)
@@ -113,10 +118,10 @@ class Journal:
         self.close()
         self._file, self.number, self._offset = file, number, 0
 
-    # --- write: for who holds the lock, and has read all that is new
+    # --- write: needs the lock, and that everything new was read
 
     def append(self, bodies: Sequence[bytes], *, flush: bool) -> None:
-        """Raises OSError where they cannot be written; then it is as if it had not been tried."""
+        """Append one line for each body. Raise OSError where that fails; nothing is appended then."""
         lines = b"".join(map(format_line, count(self._next_line), bodies))
         offset, next_line = self._offset + len(lines), self._next_line + len(bodies)
         try:
@@ -124,27 +129,27 @@ class Journal:
             if flush:
                 self._disk.flush(self._file)
         except BaseException:
-            with suppress(OSError):  # what is torn is cut off by the next one who writes
-                self._take_back()
+            with suppress(OSError):  # the next writer cuts off a torn line
+                self._undo_append()
             raise
         self._offset, self._next_line = offset, next_line
 
-    def _take_back(self) -> None:
-        """Cuts off what was written. Whole lines of it may have been read: then what follows stands in a new journal,
-        lest a reader take it for what he knows."""
-        was_seen = b"\n" in os.pread(self._file, os.fstat(self._file).st_size, self._offset)
+    def _undo_append(self) -> None:
+        """Cut off what was written. Begin a new journal where other processes may have read complete lines of it, or
+        they would take what follows for what they have read."""
+        may_be_read = b"\n" in os.pread(self._file, os.fstat(self._file).st_size, self._offset)
         self._disk.cut(self._file, self._offset)
-        if was_seen:
+        if may_be_read:
             os.close(self._disk.create(self.path(self.number + 1)))
 
     def rotate(self) -> None:
-        """Begins a new journal; the old one is complete, and on the disk."""
+        """Begin a new journal. The old one is complete and on the disk."""
         self._disk.flush(self._file)
         os.close(self._disk.create(self.path(self.number + 1)))
         self._open(self.number + 1)
 
     def remove(self, numbers: Iterable[int]) -> None:
-        """Oldest first: what is left must always be the end of the story."""
+        """Remove these journals, oldest first: those that are left must be the last ones, also after a crash."""
         for number in sorted(numbers):
             self._disk.remove(self.path(number))
 
@@ -155,12 +160,13 @@ class Journal:
 
 
 def format_line(number: int, body: bytes) -> bytes:
+    """Return the line of a change, with its newline."""
     content = b"%d %s" % (number, body)
     return b"%08x %s\n" % (crc32(content), content)
 
 
 def parse(line: bytes) -> tuple[int, bytes] | None:
-    """Number and body of a line without its newline; None where it is damaged."""
+    """Return number and body of a line without its newline, or None where it is damaged."""
     checksum, _, content = line.partition(b" ")
     number, _, body = content.partition(b" ")
     if checksum != b"%08x" % crc32(content) or not number.isdigit():

@@ -1,88 +1,56 @@
-"""Replica: an Index that notes what changes in it, and that is brought up to date by what another one has noted.
+"""Replica: all tasks in memory, as an Index that records what changes in it and applies what others recorded.
 
-one process:  add, claim, update ... --> Replica --note--> Change --> journal
-the others:   Replica <--apply-- Change <-- journal
-
-A change says how things are afterwards, not what was done: applied twice, or upon a state that knows of it already,
-it gives the same.
+this process      add, claim, update ... --> Replica --drain--> Change --> journal
+other processes                              Replica <--apply-- Change <-- journal
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
-import msgspec
-from msgspec.structs import asdict, fields, replace
+from msgspec.structs import asdict, replace
 
 from dtq.policy.limits import IN_LINE, Limit, Selector, Share
+from dtq.stores.file.changes import NOTHING, Change, Entry, moved_of
 from dtq.stores.memory.index import Index
 from dtq.stores.protocol import Node
-from dtq.task.model import STATE, WAITING, Status, Task
+from dtq.task.model import WAITING, Status, Task
+
+STALE_ENTRIES = 1000  # entries of the ready queue, beyond twice the number of tasks, after which it is rebuilt
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task, all of it: with its number in the order of insertion, and the parents that it still waits for."""
+class Recording:
+    """What has changed in a replica since the last `drain`."""
 
-    number: int
-    task: Task
-    waits_for: tuple[str, ...] = ()
-
-
-_of_task = {field.name: field for field in fields(Task)}
-Moved: Any = msgspec.defstruct(
-    "Moved",
-    [("id", str), ("version", int), *((name, _of_task[name].type, _of_task[name].default) for name in STATE)],
-    frozen=True,
-    omit_defaults=True,
-)
-Moved.__doc__ = "A task that was known already: only what a transition may have changed."
-_state = attrgetter("id", "version", *STATE)
-
-
-class Change(msgspec.Struct, omit_defaults=True):
-    """What one commit has changed. Times are UTC seconds."""
-
-    gone: list[str] = []
-    put: list[Entry] = []
-    moved: list[Moved] = []
-    limits: list[Limit] = []
-    owed: list[tuple[Selector, dict[str, float]]] = []  # of limits: when their buckets are full again
-    marks: dict[str, float] = {}  # of limit keys: how much each was served
-    served: float = 0.0  # the mark of the one served last
-    nodes: list[tuple[str, Node]] = []  # each behind the peer through which it speaks
-    left: list[str] = []  # nodes
-    deleted: int = 0  # where tasks are gone: the highest version that any deleted task had
-
-
-NOTHING = Change()
-SWEEP = 1000  # entries in the waiting room, beyond what the tasks may need, after which it is made anew
+    def __init__(self, last_number: int) -> None:
+        self.last_number = last_number  # tasks up to this insertion number were written before
+        self.touched: dict[str, None] = {}  # ids of tasks to write, in this order
+        self.rewritten: set[str] = set()  # those of which more than the state has changed: they are written whole
+        self.freed: set[str] = set()  # tasks that wait for fewer parents: not written, as it follows from the parents
+        self.used: dict[Selector, dict[str, float]] = {}  # limit -> buckets from which a task has started
+        self.change = Change()  # all that does not belong to a task
 
 
 class Replica(Index):
-    """`peer` is the process's own; `dirty` tells for each journal which tasks have changed in it."""
+    """An Index that takes part in a journal.
+
+    `peer` names this process among those that have the store open; `peer_of` gives the peer that each node runs in.
+    `dirty` has, for each journal, the ids of tasks that changed in it.
+    """
 
     def __init__(self, peer: str = "") -> None:
         super().__init__()
         self.peer = peer
-        self.peer_of: dict[str, str] = {}  # of each node
+        self.peer_of: dict[str, str] = {}
         self.dirty: dict[int, set[str]] = {}
-        self._entered = 0  # into the waiting room, since it was made
-        self._begin_to_note()
+        self._entered = 0  # tasks that entered the ready queue since it was built
+        self._recording = Recording(self._number)
 
-    # --- note
-
-    def _begin_to_note(self) -> None:
-        self._touched: dict[str, None] = {}  # tasks that are to be written down, in this order
-        self._freed: set[str] = set()  # tasks that wait for fewer parents, which is not: it follows from the parents
-        self._rewritten: set[str] = set()  # tasks of which more has changed than their state: they are written whole
-        self._changed = Change()
-        self._known = self._number  # tasks up to this number were written down before
-        self._used: dict[Selector, dict[str, float]] = {}  # buckets from which a task has started
+    # --- record: each step of Index that changes something also enters it in the recording
 
     def _set(self, task: Task) -> None:
-        self._touched[task.id] = None
+        self._recording.touched[task.id] = None
         super()._set(task)
 
     def _put(self, task: Task) -> None:
@@ -90,86 +58,105 @@ class Replica(Index):
         super()._put(task)
 
     def _forget(self, task: Task) -> None:
-        self._touched[task.id] = None
+        self._recording.touched[task.id] = None
         super()._forget(task)
 
     def _settle_children(self, parent: Task) -> None:
-        self._freed |= self._children.get(parent.id, set())
+        self._recording.freed |= self._children.get(parent.id, set())
         super()._settle_children(parent)
 
     def _orphan_children(self, parent: Task) -> None:
-        self._freed |= self._children.get(parent.id, set())
+        self._recording.freed |= self._children.get(parent.id, set())
         super()._orphan_children(parent)
 
     def _place_anew(self, task: Task) -> None:
-        self._rewritten.add(task.id)
+        self._recording.rewritten.add(task.id)
         super()._place_anew(task)
 
     def _give_up_key(self, task: Task) -> None:
-        self._rewritten.add(task.id)
+        self._recording.rewritten.add(task.id)
         super()._give_up_key(task)
 
     def _mark(self, served: Mapping[str, float], now: float) -> None:
         if served:
-            self._changed.marks, self._changed.served = {**self._changed.marks, **served}, now
+            change = self._recording.change
+            change.marks, change.served = {**change.marks, **served}, now
         super()._mark(served, now)
 
     def _use(self, selector: Selector, used: Mapping[str, float], now: float) -> None:
         if used:
-            self._used.setdefault(selector, {}).update(used)
+            self._recording.used.setdefault(selector, {}).update(used)
         super()._use(selector, used, now)
 
     def _set_limit(self, limit: Limit) -> None:
-        self._changed.limits.append(limit)
+        self._recording.change.limits.append(limit)
         super()._set_limit(limit)
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
         lost = super().heartbeat(node, held, lease, now)
         self.peer_of[node.id] = self.peer
-        if not lease and self.holds(node.id):  # it stays until its tasks were taken over
+        if not lease and self.holds(node.id):  # the node stays listed until its tasks are taken over
             self._nodes[node.id] = replace(node, seen_at=now)
-        self._changed.nodes.append((self.peer, self._nodes.get(node.id, node)))
+        self._recording.change.nodes.append((self.peer, self._nodes.get(node.id, node)))
         if node.id not in self._nodes:
             self.leave(node.id)
         return lost
 
     def leave(self, node: str) -> None:
+        """Remove a node."""
         self._nodes.pop(node, None)
         self.peer_of.pop(node, None)
-        self._changed.left.append(node)
+        self._recording.change.left.append(node)
 
-    def take(self, journal: int) -> Change | None:
-        """What has changed since the last time, if anything has; it goes into this journal."""
-        change = self._changed
-        for task_id in self._touched:
-            if task_id not in self._tasks:
-                change.gone.append(task_id)
-            elif self._seq[task_id] > self._known or task_id in self._rewritten:
-                change.put.append(self._entry(task_id))
-            else:
-                change.moved.append(Moved(*_state(self._tasks[task_id])))
+    # --- drain: what was recorded becomes one Change
+
+    def drain(self, journal: int) -> Change | None:
+        """Return what has changed since the last time, to be written to this journal; None if nothing has."""
+        recording = self._recording
+        change = recording.change
+        for task_id in recording.touched:
+            self._record_task(task_id, recording, change)
         change.deleted = self._deleted if change.gone else 0
-        change.owed += self._used.items()
-        self._settle(journal)
+        change.owed += recording.used.items()
+        self._finish_recording(journal)
         return change if change != NOTHING else None
 
-    def _settle(self, journal: int) -> None:
-        self.dirty.setdefault(journal, set()).update(self._touched, self._freed)
-        self._begin_to_note()
-        if self._entered > SWEEP + 2 * len(self._tasks):
-            self._sweep()
+    def _record_task(self, task_id: str, recording: Recording, change: Change) -> None:
+        """Enter a touched task as gone, as a whole, or as moved only."""
+        if task_id not in self._tasks:
+            change.gone.append(task_id)
+        elif self._seq[task_id] > recording.last_number or task_id in recording.rewritten:
+            change.put.append(self._entry(task_id))
+        else:
+            change.moved.append(moved_of(self._tasks[task_id]))
 
-    def _sweep(self) -> None:
-        """A process that does not claim leaves what has gone stale in its heaps: they are made anew."""
+    def _finish_recording(self, journal: int) -> None:
+        """Note which tasks changed in this journal, and begin a new recording."""
+        self.dirty.setdefault(journal, set()).update(self._recording.touched, self._recording.freed)
+        self._recording = Recording(self._number)
+        if self._entered > STALE_ENTRIES + 2 * len(self._tasks):
+            self._rebuild_ready_queue()
+
+    def _rebuild_ready_queue(self) -> None:
+        """Drop stale entries, which only `claim` would remove: a process that never claims would keep them all."""
         self._room, self._entered = self._new_room(), 0
         for task_id, number in self._seq.items():
             if self._tasks[task_id].status in WAITING:
                 self._room.enter(self._tasks[task_id], number)
 
-    # --- apply
+    # --- apply: a Change that was read from a journal
 
     def apply(self, change: Change, journal: int) -> None:
-        """The change that another process has written into this journal, or this one before it was started."""
+        """Apply what another process, or an earlier one, has written to this journal."""
+        self._apply_tasks(change)
+        self._apply_policy(change)
+        for peer, node in change.nodes:
+            self._nodes[node.id], self.peer_of[node.id] = node, peer
+        for node_id in change.left:
+            self.leave(node_id)
+        self._finish_recording(journal)
+
+    def _apply_tasks(self, change: Change) -> None:
         for task_id in change.gone:
             if task_id in self._tasks:
                 self._free_children(task_id)
@@ -179,26 +166,27 @@ class Replica(Index):
             self._restore(entry)
         for moved in change.moved:
             self._move(moved)
-        self._apply_policy(change)
-        for peer, node in change.nodes:
-            self._nodes[node.id], self.peer_of[node.id] = node, peer
-        for name in change.left:
-            self.leave(name)
-        self._settle(journal)
 
     def _restore(self, entry: Entry) -> None:
         task = entry.task
         if (old := self._tasks.get(task.id)) is not None:
-            is_another = self._seq[task.id] != entry.number  # which had the same id
-            if is_another or task.is_terminal:
-                self._free_children(task.id)
-            self._forget(old)
-        taken = self._id.get(entry.number, task.id) != task.id  # one of two files was changed by hand, or damaged
-        number = self._number + 1 if taken else entry.number
+            self._replace_entry(old, entry)
+        number = self._free_number(entry)
         self._register(task, number)
         self._number = max(self._number, number)
         self._parents[task.id] = set(entry.waits_for)
         self._put(task)
+
+    def _replace_entry(self, old: Task, entry: Entry) -> None:
+        is_another_task = self._seq[old.id] != entry.number  # one with the same id, added after this one was deleted
+        if is_another_task or entry.task.is_terminal:
+            self._free_children(old.id)
+        self._forget(old)
+
+    def _free_number(self, entry: Entry) -> int:
+        """Return the entry's number, or the next one where two entries have the same: a file was edited or damaged."""
+        is_taken = self._id.get(entry.number, entry.task.id) != entry.task.id
+        return self._number + 1 if is_taken else entry.number
 
     def _move(self, moved: Any) -> None:
         if (old := self._tasks.get(moved.id)) is not None:  # else its file was damaged
@@ -207,14 +195,14 @@ class Replica(Index):
                 self._free_children(moved.id)
 
     def _free_children(self, parent_id: str) -> None:
-        """What becomes of the children stands in the change itself; here they only cease to wait for this one."""
+        """Make the children stop waiting for this parent. The change itself holds their new states."""
         for child_id in self._children.get(parent_id, ()):
-            self._freed.add(child_id)
+            self._recording.freed.add(child_id)
             self._parents[child_id].discard(parent_id)
 
     def settle_orphans(self) -> None:
-        """Nobody is to wait for what will never come: for a parent that has ended, or whose file was damaged (which is
-        as if it had been deleted)."""
+        """Unblock or doom the tasks that wait for a parent that will never end: it has ended already, or its file was
+        damaged, which counts as a deletion."""
         for parent_id in list(self._children):
             parent = self._tasks.get(parent_id) or Task(type="lost", id=parent_id, status=Status.CANCELLED)
             if parent.is_terminal:
@@ -229,10 +217,13 @@ class Replica(Index):
         for selector, buckets in change.owed:
             super()._use(selector, buckets, self._latest_full(selector, buckets))
         if change.marks or change.served:
-            known = self._share.ahead if change.served == self._share.now else ()
-            ahead = [key for key, mark in change.marks.items() if mark > change.served]
-            self._share = Share(change.served, (*known, *ahead))
-            super()._mark(change.marks, change.served)
+            self._apply_marks(change)
+
+    def _apply_marks(self, change: Change) -> None:
+        known = self._share.ahead if change.served == self._share.now else ()
+        ahead = [key for key, mark in change.marks.items() if mark > change.served]
+        self._share = Share(change.served, (*known, *ahead))
+        super()._mark(change.marks, change.served)
 
     def _latest_full(self, selector: Selector, buckets: Mapping[str, float]) -> float:
         """Return a time that had passed when tasks started from these buckets: what was full by then may be forgotten.
@@ -244,17 +235,17 @@ class Replica(Index):
             return 0.0
         return max(buckets.values()) - (limit.burst + 1) / limit.rate - IN_LINE
 
-    # --- give
+    # --- read
 
     def entries(self, ids: Iterable[str]) -> list[Entry]:
-        """The tasks of these ids that are there."""
+        """Return the entries of those ids that are stored."""
         return [self._entry(task_id) for task_id in ids if task_id in self._tasks]
 
     def _entry(self, task_id: str) -> Entry:
         return Entry(self._seq[task_id], self._tasks[task_id], tuple(sorted(self._parents.get(task_id, ()))))
 
     def all_but_tasks(self) -> Change:
-        """Limits, shares, nodes and the highest deleted version, as one change from nothing."""
+        """Return limits, shares, nodes and the highest deleted version, as one change from an empty store."""
         nodes = [(self.peer_of[node.id], node) for node in self._nodes.values()]
         return Change(
             limits=list(self._limits.values()), owed=[(name, dict(at)) for name, at in self._next_at.items() if at],
@@ -262,8 +253,10 @@ class Replica(Index):
             deleted=self._deleted,
         )  # fmt: skip
 
-    def has_late(self, now: float) -> bool:
+    def has_expired_lease(self, now: float) -> bool:
+        """Return whether a processing task has a lease that ended by `now` (UTC seconds)."""
         return any((self._tasks[task_id].lease_until or 0) <= now for task_id in self._processing)
 
     def holds(self, node: str) -> bool:
+        """Return whether this node has a processing task."""
         return any(self._tasks[task_id].worker == node for task_id in self._processing)

@@ -1,6 +1,8 @@
-"""Salvage: the readable parts of a change that cannot be read as a whole, since another version of dtq wrote it, or a
-hand. A limit that cannot be read must not take a task along, nor must a task take its neighbours: of one that cannot be
-read in full, what can be read is kept, and the task is doomed (see dtq.task.transitions.unreadable)."""
+"""Salvage: read what can be read of a change that another version of dtq wrote, or that was edited by hand.
+
+An unreadable limit must not lose a task, and an unreadable task must not lose others. A task that cannot be read in
+full keeps the fields that can, and is doomed (see dtq.task.transitions.unreadable).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 from msgspec.structs import fields, replace
 
-from dtq.stores.file.replica import Change, Entry, Moved
+from dtq.stores.file.changes import Change, Entry, Moved
 from dtq.stores.shared.readable import readable
 from dtq.task.codec import CUT, cut
 from dtq.task.model import TERMINAL, Task
@@ -20,14 +22,14 @@ from dtq.task.transitions import unreadable, unreadable_doom
 
 
 class Loose(msgspec.Struct):
-    """An Entry whose task may be odd."""
+    """An Entry whose task may have fields that no task has, or values of the wrong type."""
 
     number: int
     task: dict[str, Any]
     waits_for: tuple[str, ...] = ()
 
 
-PROBLEMS = (msgspec.DecodeError, RecursionError)  # of reading a change, or an entry
+PROBLEMS = (msgspec.DecodeError, RecursionError)  # raised where a change or an entry cannot be read
 _whole_entry = msgspec.json.Decoder(Entry).decode
 _loose_entry = msgspec.json.Decoder(Loose).decode
 _moved = msgspec.json.Decoder(Moved).decode
@@ -37,7 +39,7 @@ _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def salvaged(body: bytes) -> Change:
-    """What can be read of it; the log tells of the rest."""
+    """Return what can be read of a change, and log the rest."""
     body, found = cut(body), dict[str, Any]()
     for parts in readable(_parts, [body], "a change"):
         for field in fields(Change):
@@ -47,7 +49,7 @@ def salvaged(body: bytes) -> Change:
 
 
 def _salvage(name: str, kind: Any, body: msgspec.Raw) -> dict[str, Any]:
-    """The value of this field under its name; of a list, its items that can be read."""
+    """Return {name: value} for a field that can be read, {} for others. Of a list, keep the items that can be read."""
     if get_origin(kind) is list:
         items = chain.from_iterable(readable(_items, [bytes(body)], name))
         read = _TASKS.get(name) or _decoder(get_args(kind)[0])
@@ -64,7 +66,7 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
 
 
 def entry_of(body: bytes) -> Entry:
-    """The entry of a task, as far as it can be read."""
+    """Return the entry of a task, with those fields that can be read."""
     problem = _cut_in(body)
     try:
         entry = _whole_entry(body)
@@ -92,7 +94,7 @@ def _cut_in(body: bytes) -> Exception | None:
 
 
 def _known(given: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """The fields that are what they should be."""
+    """Return the fields of `given` that have the type that `kind` declares."""
     known = {}
     for field in fields(kind):
         if field.name in given:

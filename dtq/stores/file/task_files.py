@@ -1,13 +1,11 @@
-"""TaskFiles: one JSON file for each task, to be looked at, and from which a queue starts. Written now and then, in
-batches.
+"""TaskFiles: one JSON file for each task, which people can read, and from which a store opens. Checkpoints write them.
 
     queue/tasks/7f/018f3c...e1.json     {"number": 12, "task": {"type": "email", ...}}
-    queue/queue.json, queue-copy.json   all else, with a checksum: twice, for what no journal tells of
-    queue/quarantine/                   what could not be read: kept, and not in the way
+    queue/queue.json, queue-copy.json   all else, with a checksum: twice, as no journal repeats it
+    queue/quarantine/                   files and lines that could not be read
 
-A file may be older than the journals that are still there, or as new as they, and never newer. The file of a task may
-be edited while nobody has the queue open, so it has no checksum; but nothing in it is passed over: a field that no task
-has, or a value that no task may have, is damage.
+A file is never newer than the journals that are left. The file of a task may be edited while no process has the store
+open, so it has no checksum. But a field that no task has, or a value that no task may have, counts as damage.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from zlib import crc32
 import msgspec
 
 from dtq.errors import InvalidTask
+from dtq.stores.file.changes import Change, Entry
 from dtq.stores.file.disk import Disk
-from dtq.stores.file.replica import Change, Entry
 from dtq.stores.file.salvage import PROBLEMS, entry_of, salvaged
 from dtq.task.codec import cut, from_json
 from dtq.task.model import Attempt, ErrorInfo, Task, Webhook, check
@@ -37,7 +35,7 @@ _PLAIN = re.compile(r"[0-9a-z_][0-9a-z_-]{0,99}")
 
 
 class Sealed(msgspec.Struct, forbid_unknown_fields=True):
-    """What stands in queue.json: a Change, as it is written, behind its checksum."""
+    """The content of queue.json: a Change as JSON, and its checksum."""
 
     crc32: int
     change: msgspec.Raw
@@ -51,7 +49,7 @@ _DAMAGE = (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError, InvalidTa
 
 
 def read_entry(data: bytes) -> Entry:
-    """The task of a file; raises one of _DAMAGE where it says anything that is not understood."""
+    """Return the entry in a task file. Raise one of _DAMAGE for a field or a value that no task has."""
     try:
         entry = _entry(data)
     except RecursionError:
@@ -63,7 +61,7 @@ def read_entry(data: bytes) -> Entry:
 
 
 def _unknown(entry: dict[str, Any]) -> list[str]:
-    """Fields that stand in the file, and that reading it has passed over."""
+    """Return the names of fields in the file that reading it ignored."""
     task = entry["task"]
     parts = [(Entry, entry), (Task, task), (ErrorInfo, task.get("error")), (Webhook, task.get("webhook"))]
     for attempt in task.get("history", ()):
@@ -72,34 +70,35 @@ def _unknown(entry: dict[str, Any]) -> list[str]:
 
 
 def seal(change: Change) -> bytes:
+    """Return the change as JSON, with its checksum."""
     body = _to_json(change)
     return _to_json(Sealed(crc32(body), msgspec.Raw(body)))
 
 
 def unseal(data: bytes) -> Change:
-    """What was sealed, as far as it can be read. Raises one of _DAMAGE where it is not what was sealed."""
+    """Return what can be read of the change that was sealed. Raise one of _DAMAGE where the checksum differs."""
     sealed = _sealed(data)
     if crc32(sealed.change) != sealed.crc32:
-        raise ValueError("its checksum is another one")
+        raise ValueError("its checksum does not match")
     try:
         return _change(sealed.change)
-    except PROBLEMS:  # of another version: no damage
+    except PROBLEMS:  # written by another version: not damaged
         return salvaged(bytes(sealed.change))
 
 
 class TaskFiles:
-    """The files of one queue. Whoever writes is the only one who does (see Directory)."""
+    """The files of one store. One process at a time writes them (see Directory.checkpoint)."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.tasks = directory / "tasks"
         self.quarantine = directory / "quarantine"
         self._others = (directory / "queue.json", directory / "queue-copy.json")
         self._disk = disk
-        self._made: set[str] = set()  # folders
+        self._made: set[str] = set()  # folders that are known to exist
         self.tasks.mkdir(exist_ok=True)
 
     def path(self, task_id: str) -> str:
-        """Ids may hold what file names must not, and differ in case alone."""
+        """Return the path of a task's file. Its name has a hash where the id is no safe file name or has capitals."""
         digest = sha256(task_id.encode()).hexdigest()
         similar = re.sub("[^0-9a-z_-]", "-", task_id.lower())[:60]
         name = task_id if _PLAIN.fullmatch(task_id) else f"{similar}~{digest[:32]}"
@@ -115,7 +114,10 @@ class TaskFiles:
     # --- write
 
     def put(self, entries: Iterable[Entry], gone: Iterable[str], others: Change) -> None:
-        """Raises OSError; what was written until then does no harm."""
+        """Write the entries and `others`, and remove the files of tasks that are `gone`.
+
+        Raise OSError where that fails; what was written until then does no harm.
+        """
         for entry in entries:
             self._disk.place(self.path(entry.task.id), msgspec.json.format(_to_json(entry), indent=1))
         for task_id in gone:
@@ -127,8 +129,10 @@ class TaskFiles:
     # --- read
 
     def entries(self) -> Iterator[Entry]:
-        """Every task that can be read; other files are put aside, and the log says so. Another process may be writing:
-        whatever it adds, replaces or removes meanwhile, the journals still tell of."""
+        """Yield every task that can be read. Move other files to the quarantine, and log that.
+
+        Another process may be writing files at the same time: the journals still hold those changes.
+        """
         for path in glob(f"{escape(str(self.tasks))}/*/*"):
             try:
                 with open(path, "rb") as file:
@@ -140,12 +144,12 @@ class TaskFiles:
             else:
                 if self.path(entry.task.id) == path:
                     yield entry
-                else:  # it would stand for another task, which has a file of its own
+                else:  # it would replace another task, which has its own file
                     self._put_aside(Path(path), ValueError(f"it holds the task {entry.task.id!r}"))
 
     def others(self) -> Change:
-        """All but the tasks, from the first of the two files that is whole. Where both are damaged they are
-        lost, and the log says so."""
+        """Return all but the tasks, from the first of the two files that is whole. Log where both are damaged: limits,
+        shares and nodes are lost then."""
         damaged = False
         for path in self._others:
             try:
@@ -156,18 +160,22 @@ class TaskFiles:
                 self._put_aside(path, error)
                 damaged = True
         if damaged:
-            log.error("the limits of this queue are lost, and nothing is held to them: set them again")
+            log.error("the limits of this queue are lost and no longer apply: set them again")
         return Change()
 
     def _put_aside(self, path: Path, error: Exception) -> None:
         self.quarantine.mkdir(exist_ok=True)
         path.rename(self.quarantine / path.name)
-        log.warning("%s is damaged, or no file of this queue, and was moved to %s: %s", path, self.quarantine, error)
+        log.warning(
+            "%s is damaged, or is not a file of this queue, and was moved to %s: %s", path, self.quarantine, error
+        )
 
     def keep_damaged(self, lines: Iterable[bytes]) -> None:
-        """Lines of a journal that cannot be read."""
+        """Write damaged lines of a journal to the quarantine."""
         for line in lines:
             self.quarantine.mkdir(exist_ok=True)
             path = self.quarantine / f"line-{sha256(line).hexdigest()[:16]}"
             path.write_bytes(line)
-            log.warning("a line of the journal is damaged, and is kept as %s; what of it cannot be read is lost", path)
+            log.warning(
+                "a line of the journal is damaged and was saved as %s; the parts that cannot be read are lost", path
+            )
