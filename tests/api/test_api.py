@@ -188,8 +188,8 @@ def test_a_store_that_is_away_is_503_and_nothing_is_acknowledged(tmp_path):
         APIServer(manager, port=0) as api,
         httpx.Client(base_url=api.url) as client,
     ):
-        manager.store.database.committer.connection.close()
-        manager.store.database._reader.close()
+        manager.store.database.writer.close()
+        manager.store.database.reader.close()
         problem(client.post("/tasks", json={"type": "some"}), 503)
         problem(client.get("/health/ready"), 503)
         assert client.get("/health/live").status_code == 200

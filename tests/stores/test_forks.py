@@ -258,7 +258,7 @@ def test_a_memory_store_refuses_in_a_child_and_goes_on_in_the_parent():
 
 def test_a_fork_within_a_long_transaction_refuses_that_database_in_the_child(tmp_path, monkeypatch):
     """Its connection could not be closed before; in the child it is neither used nor closed."""
-    monkeypatch.setattr(database, "FORK_PATIENCE", 0.1)
+    monkeypatch.setattr(database, "FORK_TIMEOUT", 0.1)
     path = str(tmp_path / "queue")
     store, within, go = open_store(path), threading.Event(), threading.Event()
 
@@ -266,7 +266,7 @@ def test_a_fork_within_a_long_transaction_refuses_that_database_in_the_child(tmp
         within.set()
         go.wait(WAIT)
 
-    thread = threading.Thread(target=store.database.committer.run, args=[work], kwargs={"flush": False})
+    thread = threading.Thread(target=store.database.write, args=[work], kwargs={"flush": False, "wake": None})
     thread.start()
     within.wait(WAIT)
     for use in (lambda: store.add([task()]), store.stats, lambda: open_store(path)):
@@ -275,6 +275,39 @@ def test_a_fork_within_a_long_transaction_refuses_that_database_in_the_child(tmp
     go.set()
     thread.join()
     store.add([task(1)])
+    assert store.stats().total == 1
+    store.close()
+
+
+def test_a_fork_goes_before_the_threads_that_begin_to_use_the_database_later(tmp_path):
+    """Busy threads take a lock again and again: without an order, the fork would wait until it is lucky."""
+    store, within, go = open_store(str(tmp_path / "queue")), threading.Event(), threading.Event()
+
+    def work(_db):
+        within.set()
+        go.wait(WAIT)
+
+    def fork():
+        store.before_fork()
+        assert store.database._write_connection is store.database._read_connection is None
+        seen.append(sorted(thread.name for thread in later if not thread.is_alive()))
+        store.after_fork()
+
+    seen: list[list[str]] = []
+    running = threading.Thread(target=store.database.write, args=[work], kwargs={"flush": False, "wake": None})
+    forking = threading.Thread(target=fork)
+    later = [threading.Thread(target=use, name=use.__name__) for use in (lambda: store.add([task()]), store.stats)]
+    running.start()
+    within.wait(WAIT)
+    forking.start()
+    wait_until(store.database._entrance.locked)
+    for thread in later:
+        thread.start()
+    time.sleep(0.05)
+    go.set()
+    for thread in (running, forking, *later):
+        thread.join(WAIT)
+    assert seen == [[]]
     assert store.stats().total == 1
     store.close()
 

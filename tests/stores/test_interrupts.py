@@ -97,7 +97,7 @@ def test_only_the_interrupted_thread_hears_of_its_interrupt(tmp_path, behind_the
         except BaseException as error:
             heard[name] = type(error)
 
-    with turnstile._lock:  # so that all three stand in line
+    with turnstile.lock:  # so that all three stand in line
         threads = [threading.Thread(target=run, args=(name,)) for name in "abc"]
         for thread in threads:
             thread.start()
@@ -127,13 +127,13 @@ def test_a_job_that_fails_in_the_hands_of_another_thread_is_done_again_by_its_ow
 
     turnstile = GroupCommit(f"{tmp_path}/lock", carry)
     values = []
-    turnstile._lock.acquire()
+    turnstile.lock.acquire()
     thread = threading.Thread(target=lambda: values.append(turnstile.run(lambda _: "mine", flush=False)))
     thread.start()
     while not turnstile._waiting:
         time.sleep(0.001)
     turnstile._let_through(Batch(list(turnstile._waiting)))
-    turnstile._lock.release()
+    turnstile.lock.release()
     thread.join(10)
     turnstile.close(lambda: None)
     assert values == ["mine"]

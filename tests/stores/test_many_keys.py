@@ -127,7 +127,7 @@ def machine_steps(store, work) -> int:
         nonlocal steps
         steps += 1
 
-    connections = [store.database.committer.connection, store.database._reader]
+    connections = [store.database.writer, store.database.reader]
     for connection in connections:
         connection.set_progress_handler(note, 1)
     work()

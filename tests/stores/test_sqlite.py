@@ -105,12 +105,12 @@ def test_two_processes_may_make_the_database_at_the_same_time(tmp_path):
 def test_a_full_disk_refuses_and_loses_nothing_and_goes_on_when_there_is_room(tmp_path):
     store = SQLiteStore(tmp_path / "q.db")
     store.add([task(1)])
-    pages = store.database.committer.connection.execute("PRAGMA page_count").fetchone()[0]
-    store.database.committer.connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+    pages = store.database.writer.execute("PRAGMA page_count").fetchone()[0]
+    store.database.writer.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(StoreError, match="nothing was stored: database or disk is full"):
         store.add([task(n, payload="x" * 5000) for n in range(2, 50)])
     assert [t.id for t in store.find()] == ["t1"]
-    store.database.committer.connection.execute("PRAGMA max_page_count = 1000000")
+    store.database.writer.execute("PRAGMA max_page_count = 1000000")
     store.add([task(2)])
     assert store.stats().counts["pending"] == 2
     store.close()
@@ -119,7 +119,7 @@ def test_a_full_disk_refuses_and_loses_nothing_and_goes_on_when_there_is_room(tm
 def test_threads_that_add_at_the_same_time_share_commits(tmp_path):
     store = SQLiteStore(tmp_path / "q.db")
     commits = []
-    store.database.committer.connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    store.database.writer.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
     start = threading.Barrier(16)
 
     def add(thread: int) -> None:
@@ -146,7 +146,7 @@ def test_a_lane_whose_making_was_taken_back_is_made_again(tmp_path):
             raise StoreError("planted")
 
         with pytest.raises(StoreError, match="planted"):
-            store.database.committer.run(make_a_lane_and_fail, flush=False)
+            store.database.write(make_a_lane_and_fail, flush=False, wake=None)
         manager.add("b", queue="other")
         manager.add("a", queue="new")
         assert {(t.queue, t.type) for t in manager.find()} == {("new", "a"), ("other", "b")}
@@ -179,14 +179,14 @@ def test_an_idle_node_writes_nothing(tmp_path):
     store = SQLiteStore(tmp_path / "q.db")
     store.heartbeat(Node("n", seen_at=NOW), (), 30, NOW)
     store.claim("n", 1, 30, NOW, {"a"})
-    before = (tmp_path / "q.db-wal").stat().st_mtime_ns, store.database.committer.connection.total_changes
+    before = (tmp_path / "q.db-wal").stat().st_mtime_ns, store.database.writer.total_changes
     for second in range(5):
         store.heartbeat(Node("n", seen_at=NOW + second), (), 30, NOW + second)
         store.reap("n", 10, 30, NOW + second)
         store.claim("n", 1, 30, NOW + second, {"a"})
         store.purge(NOW, {"completed"})
         store.wait(0)
-    assert before == ((tmp_path / "q.db-wal").stat().st_mtime_ns, store.database.committer.connection.total_changes)
+    assert before == ((tmp_path / "q.db-wal").stat().st_mtime_ns, store.database.writer.total_changes)
     store.close()
 
 

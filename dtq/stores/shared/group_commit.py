@@ -76,7 +76,7 @@ class GroupCommit(Generic[S]):
     def __init__(self, path: str, carry: Callable[[Batch[S]], None]) -> None:
         self._carry = carry
         self._waiting: dict[Job[S, Any], None] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()  # held while a batch is carried out
         self._turn = Turn(path)
 
     def run(self, work: Callable[[S], T], *, flush: bool) -> T:
@@ -84,7 +84,7 @@ class GroupCommit(Generic[S]):
         job = Job(work, flush)
         try:
             self._waiting[job] = None
-            with self._lock:
+            with self.lock:
                 if not job.is_done:
                     self._let_through(Batch([job for job in list(self._waiting) if not job.is_done]))
         finally:
@@ -104,21 +104,14 @@ class GroupCommit(Generic[S]):
         finally:
             self._turn.file.unlock()
 
-    def hold(self, seconds: float) -> bool:
-        """Keep all threads out, until `let_in`. Return False where one was still inside after so many seconds."""
-        return self._lock.acquire(timeout=seconds)
-
-    def let_in(self) -> None:
-        self._lock.release()
-
     def in_child(self) -> None:
         """After a fork: the threads that were inside, or waited, are the parent's."""
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._waiting.clear()
         self._turn.in_child()
 
     def close(self, let_go: Callable[[], None]) -> None:
         """When no thread is inside: let go of what works are done on, and of the lock. Harmless when repeated."""
-        with self._lock:
+        with self.lock:
             let_go()
             self._turn.file.close()

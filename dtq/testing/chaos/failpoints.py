@@ -129,14 +129,14 @@ class WatchedStore:
         """Each flush of files takes so much longer; SQLite holds its lock once for so long."""
         self._disk.seconds = seconds
         if isinstance(self._store, SQLiteStore):
-            self._store.database.committer.run(lambda _: time.sleep(seconds), flush=False)
+            self._store.database.write(lambda _: time.sleep(seconds), flush=False, wake=None)
 
     def be_full(self, is_full: bool) -> None:
         """Files cannot grow; nor can the database, by SQLite's own limit."""
         self._disk.is_full = is_full
         if isinstance(self._store, SQLiteStore):
             pages = 1 if is_full else NO_LIMIT  # never fewer than there are
-            self._store.database.committer.connection.execute(f"PRAGMA max_page_count = {pages}")
+            self._store.database.writer.execute(f"PRAGMA max_page_count = {pages}")
 
 
 def watched_dispatch(dispatch: Callable[..., None], witness: Witness, failpoint: Failpoint, node: str) -> Any:
