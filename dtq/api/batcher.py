@@ -87,6 +87,8 @@ class AddBatcher:
         except Exception as error:
             return error
 
-    def close(self) -> None:
-        """Returns when the last commit is through."""
+    async def close(self) -> None:
+        """Wait for the last commit, then end the thread."""
+        if self._runner is not None:
+            await asyncio.wait([self._runner])
         self._thread.shutdown()

@@ -25,7 +25,7 @@ from functools import partial
 import msgspec
 
 from dtq.api.config import ServerConfig
-from dtq.api.http_server import PATIENCE, Server
+from dtq.api.http_server import PATIENCE, Server, let_go
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
 from dtq.queue.manager import QueueManager
@@ -47,6 +47,7 @@ class Cluster:
         self._listener = listener
         self._rates = rates
         self._stopping = threading.Event()
+        self._spawning = threading.Lock()  # no fork comes between the start of a process and its place in the list
         self._processes: list[subprocess.Popen[bytes]] = []
         self._keepers = [
             threading.Thread(target=self._keep, args=(k,), name=f"dtq-api-{k}", daemon=True) for k in range(n)
@@ -55,8 +56,10 @@ class Cluster:
 
     def start(self) -> None:
         """Returns when all answer. Raises DTQError, saying what is wrong, where one cannot start."""
-        self._processes = [self._spawn() for _ in self._keepers]
         try:
+            for _ in self._keepers:
+                with self._spawning:
+                    self._processes.append(self._spawn())
             for process in self._processes:
                 _await_ready(process)
         except BaseException:
@@ -94,7 +97,8 @@ class Cluster:
             if self._stopping.wait(pause):
                 return
             self.restarts += 1
-            self._processes[number] = self._spawn()
+            with self._spawning:
+                self._processes[number] = self._spawn()
             if self._stopping.is_set():  # it may not have been there to be told
                 _tell_to_end(self._processes[number])
 
@@ -116,6 +120,19 @@ class Cluster:
             keeper.join(max(0.0, give_up_at - time.monotonic()))
         for process in self._processes:
             _end(process, 0)
+
+    def before_fork(self) -> None:
+        self._spawning.acquire()
+
+    def after_fork(self) -> None:
+        self._spawning.release()
+
+    def in_child(self) -> None:
+        """After a fork: give up the inherited pipes. A process ends when the last copy of its stdin is closed."""
+        pipes = [pipe for process in self._processes for pipe in (process.stdin, process.stdout)]
+        let_go(pipe.fileno() for pipe in pipes if pipe is not None and not pipe.closed)
+        for process in self._processes:
+            process.returncode = 0  # or its __del__ would warn of a process that still runs
 
 
 def _await_ready(process: subprocess.Popen[bytes]) -> None:

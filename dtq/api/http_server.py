@@ -8,10 +8,11 @@ stop --> no new connections, but those that the kernel has let in are served
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import uvicorn
@@ -69,6 +70,13 @@ class Server(uvicorn.Server):
                 client.setblocking(False)
                 await loop.connect_accepted_socket(self._connection, client)
 
+    def in_child(self) -> None:
+        """After a fork: give up the inherited sockets, so that the parent alone decides when they are closed."""
+        accepting = [sock.fileno() for server in getattr(self, "servers", ()) for sock in server.sockets]
+        clients = [connection.transport.get_extra_info("socket") for connection in self.server_state.connections]
+        let_go([*accepting, *(client.fileno() for client in clients if client is not None)])
+        self._listener.close()
+
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state)
 
@@ -99,6 +107,22 @@ class Runner:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join()
+
+    def in_child(self) -> None:
+        self._server.in_child()
+
+
+def let_go(descriptors: Iterable[int]) -> None:
+    """Give up inherited descriptors in a forked child, by making each refer to the null device.
+
+    They are not closed: their Python objects belong to threads that ended with the fork, may be locked, and would later
+    close a number that something else has by then.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.dup2(null, descriptor, inheritable=False)
+    os.close(null)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
@@ -32,12 +33,13 @@ from dtq.api.http_server import GRACE, Runner, Server, listen
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
 from dtq.queue.manager import MIB, QueueManager
+from dtq.sync.forks import Forkable
 
 __all__ = ["APIServer"]
 MAX_WORKERS = 64
 
 
-class APIServer:
+class APIServer(Forkable):
     """Serves a queue over HTTP, on a thread of its own or, `clustered`, by `num_workers` processes that share the port.
 
     - `queue`: a TaskQueue or QueueManager, which stays open, or a store's URL. Clustered: a URL, and not `memory:`.
@@ -86,6 +88,8 @@ class APIServer:
         self._runner: Runner | None = None
         self._manager: QueueManager | None = None
         self._rates: Rates | None = None
+        self._listener: socket.socket | None = None
+        self.follow_forks()
 
     @property
     def url(self) -> str:
@@ -97,7 +101,7 @@ class APIServer:
         """Returns when it answers; then `port` is the one it has got. Raises DTQError where it cannot be started."""
         if self._rates is not None:
             raise DTQError("the API server runs already: stop it first")
-        listener = listen(self.host, self.port)
+        self._listener = listener = listen(self.host, self.port)
         self.port = listener.getsockname()[1]
         self._rates = Rates(self._setup.rate_limit, len(self._setup.tokens))
         try:
@@ -110,11 +114,8 @@ class APIServer:
                 self._runner = Runner(Server(lambda on_desk: self._setup.app(manager, rates, on_desk), listener))
                 self._runner.start()
         except BaseException:
-            listener.close()
-            self._let_go()
+            self._release()
             raise
-        if self._cluster is not None:
-            self._listener = listener
         atexit.register(self.stop)
         return self
 
@@ -122,18 +123,41 @@ class APIServer:
         """Answers what was asked, and ends; the port is free then. Harmless when repeated."""
         atexit.unregister(self.stop)
         if self._cluster is not None:
-            self._listener.close()
+            if self._listener is not None:
+                self._listener.close()
             self._cluster.stop(GRACE + 5)
         if self._runner is not None:
             self._runner.stop()
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
-        if self._rates is not None:
-            self._rates.close()
+    def _release(self) -> None:
         if self._manager is not None and self._manager is not self._queue:
             self._manager.close()
-        self._cluster = self._runner = self._manager = self._rates = None
+        self._forget()
+
+    def _forget(self) -> None:
+        for part in (self._listener, self._rates):
+            if part is not None:
+                part.close()
+        self._cluster = self._runner = self._manager = self._rates = self._listener = None
+
+    # --- forks: the server belongs to the process that started it
+
+    def before_fork(self) -> None:
+        if self._cluster is not None:
+            self._cluster.before_fork()
+
+    def after_fork(self) -> None:
+        if self._cluster is not None:
+            self._cluster.after_fork()
+
+    def in_child(self) -> None:
+        """Close the inherited descriptors. The child's copy of the server counts as stopped."""
+        atexit.unregister(self.stop)
+        for part in (self._cluster, self._runner):
+            if part is not None:
+                part.in_child()
+        self._forget()
 
     def pids(self) -> list[int]:
         """The processes that serve, where it is clustered."""

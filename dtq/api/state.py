@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ class AppState:
     async def ended(self, task_id: str, timeout: float, gone: asyncio.Future[Any]) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds, or when the server leaves, or when whoever
         asked has `gone`. Raises UnknownTask."""
-        future = await self.ask(self.manager.future_of, task_id)
+        future = await self._future_of(task_id)
         ending: asyncio.Future[Any] = asyncio.wrap_future(future)
         leaving: asyncio.Future[Any] = asyncio.ensure_future(self.leaving.wait())
         try:
@@ -59,6 +59,14 @@ class AppState:
             leaving.cancel()
             future.cancel()
         return await self.ask(self.manager.get, task_id)
+
+    async def _future_of(self, task_id: str) -> Future[Task]:
+        registering = self._threads.submit(self.manager.future_of, task_id)
+        try:
+            return await asyncio.wrap_future(registering)
+        except asyncio.CancelledError:
+            registering.add_done_callback(_cancel_result)  # the thread may still be registering it
+            raise
 
     def require_place(self, kind: str, limit: int) -> None:
         """What takes long has so many places, so that others find room beside it. Raises HTTPProblem (503)."""
@@ -82,5 +90,11 @@ class AppState:
 
     async def close(self) -> None:
         self.leave()
-        await asyncio.to_thread(self._combiner.close)
+        await self._combiner.close()
         self._threads.shutdown(wait=False)
+
+
+def _cancel_result(registering: Future[Future[Task]]) -> None:
+    """Cancel the future that a thread has registered, so that nothing waits for its task any more."""
+    if not registering.cancelled() and registering.exception() is None:
+        registering.result().cancel()

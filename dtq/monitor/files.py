@@ -78,9 +78,9 @@ class RotatingFile:
                 yield from file
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
 
 def _first_time(path: Path) -> float | None:

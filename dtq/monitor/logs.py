@@ -88,6 +88,10 @@ class Writer:
                 log.warning("the log %s cannot be written, its lines are lost: %s", self._lines.path, error)
             self.trouble = str(error)
 
+    def in_child(self) -> None:
+        """After a fork: close the inherited descriptor; the thread that writes is the parent's."""
+        self._lines.close()
+
     def close(self, timeout: float = 2.0) -> None:
         """Writes what waits, but takes no longer than this."""
         self._closing.set()

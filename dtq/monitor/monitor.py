@@ -34,6 +34,7 @@ from dtq.queue.events import Emitter, Event, Listener
 from dtq.queue.manager import QueueManager
 from dtq.queue.task_queue import TaskQueue
 from dtq.stores.protocol import Node, Stats
+from dtq.sync.forks import Forkable
 
 __all__ = ["METRICS", "Alert", "AlertWebhook", "Monitor", "Point", "Readings", "Threshold"]
 
@@ -41,7 +42,7 @@ MIB = 1 << 20
 A_POINT = 800  # bytes of a line of history, or less
 
 
-class Monitor:
+class Monitor(Forkable):
     """Watches the queue from `start` to `stop`, or while it is a context.
 
     - `log_dir`: where dtq.log and history.jsonl are kept (None: nowhere).
@@ -93,6 +94,7 @@ class Monitor:
         self._writer: Writer | None = None
         self._log: Any = None
         self._kept: RotatingFile | None = None
+        self.follow_forks()
 
     # --- life
 
@@ -137,6 +139,18 @@ class Monitor:
             for part in (self._hook, self._writer, self._kept):
                 if part:
                     part.close()
+
+    def in_child(self) -> None:
+        """After a fork: the parent goes on watching. The child's copy keeps what was seen, and counts as stopped."""
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        if self._thread is not None:
+            self._stopping.set()
+        if self._writer:
+            self._writer.in_child()
+        if self._kept:
+            self._kept.close()
+        self._writer = self._log = self._kept = self._hook = None
 
     def __enter__(self) -> Self:
         return self.start()

@@ -28,6 +28,7 @@ from dtq.api.auth import Tokens
 from dtq.api.connection import CoalescingTransport, Connection
 from dtq.api.http_server import Runner, Server, listen
 from dtq.api.rates import Rates
+from dtq.api.state import AppState
 
 WAIT = 60.0
 TOKENS = {"r" * 20: "read", "s" * 20: "submit", "a" * 20: "admin"}
@@ -559,3 +560,30 @@ def test_waiting_for_a_task_that_is_deleted_is_answered_404_and_a_client_that_le
         while manager._waiters:
             assert time.monotonic() < give_up_at, "its place is kept"
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_wait_that_is_cancelled_while_it_is_registered_waits_no_more(is_known):
+    """The thread that registers it goes on for a while: it hangs in the store."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class SlowManager(QueueManager):
+        def get(self, task_id):
+            entered.set()
+            assert go_on.wait(WAIT)
+            return super().get(task_id)
+
+    async def cancel_early(manager, id):
+        state, gone = AppState(manager), asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(state.ended(id, WAIT, gone))
+        await asyncio.to_thread(entered.wait, WAIT)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        go_on.set()
+        await state.close()
+        await asyncio.to_thread(state._threads.shutdown)
+
+    with SlowManager("memory:") as manager:
+        asyncio.run(cancel_early(manager, manager.add("a", delay=60).id if is_known else "unknown"))
+        assert not manager._endings, "the future is kept until the task ends"
