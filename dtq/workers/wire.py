@@ -1,24 +1,32 @@
-"""What the pool and a worker say to each other, and how it is framed on their socket.
+"""The messages between a pool and its workers, their frames, and the socket that carries them.
 
         pool                                                      worker
          | -- Hello, Define, Calls, Recall, Stop, Retire ---------> |
          | <-- Ready, Started, Progress, Log, Done, Returned ------ |
 
 A frame is the length of its body (4 bytes, big-endian) and the body, in MessagePack: one message for a worker, or a
-list of those that it sends at once. Payloads and results travel as the JSON bytes that the store keeps, so that a call
-means the same wherever it runs.
+list of messages from it. Payloads and results travel as the JSON bytes that the store keeps, so that a call means the
+same wherever it runs.
+
+A Channel is the pool's end of the socket. It never blocks:
+
+    send ---> [bytes that the socket has not taken] ---> socket ---> [start of the next frame] ---> receive
 """
 
 from __future__ import annotations
 
+import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 
 import msgspec
 
 from dtq.task.model import ErrorInfo
 
-MAX_RESULT = 1 << 20  # bytes of JSON, where nothing else is said
+MAX_RESULT = 1 << 20  # the default limit of a result, in bytes of JSON
+READ_SIZE = 1 << 18  # bytes asked for in one read
+MAX_READS = 16  # reads from one socket before the other sockets have their turn
 _LENGTH = struct.Struct("!I")
 
 # Between the pool and the zygote
@@ -28,7 +36,7 @@ REPORT = struct.Struct("!cIi")  # FORKED or EXITED, serial, process id or exit c
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One attempt to run. `number` is unique within the pool: it names this attempt and no other."""
+    """One attempt to run. `number` is unique within the pool and never used for another attempt."""
 
     number: int
     id: str
@@ -36,14 +44,16 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     payload: bytes  # JSON
     attempt: int
     timeout: float
-    parents: bytes = b""  # what they left (see parents.py); empty for a task that waited for nobody
+    parents: bytes = b""  # the results of its parents (see parents.py); empty for a task without parents
 
 
 class Source(msgspec.Struct, frozen=True, array_like=True):
-    """Where a worker gets a handler from: kind "name" ("package.module:function"), "path" (a .py file, its
-    `execute`), or "value" (`code` holds it, pickled by cloudpickle). `concurrency` is how many calls of an async
-    handler run at once. `retry_on` and `give_up_on` name the exceptions after which the task is tried again, and those
-    after which it is not (see registry.py)."""
+    """Where a worker finds a handler: kind "name" ("package.module:function"), "path" (a .py file, its `execute`), or
+    "value" (`code` holds the function, pickled by cloudpickle).
+
+    `concurrency` limits how many calls of an async handler run at once in a worker. `retry_on` and `give_up_on` hold
+    names of exceptions: those that lead to another attempt, and those that end the task (see registry.py).
+    """
 
     kind: str
     where: str
@@ -53,19 +63,19 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     give_up_on: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Source {self.kind} {self.where}>"  # the code may hold what is not to be read in a log
+        return f"<Source {self.kind} {self.where}>"  # without the code: it may hold secrets, and logs are read
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False, tag_field="message"):
-    """What stands in a frame; the tag, its first element, says which message it is."""
+    """A message in a frame. Its first element, the tag, is its kind."""
 
 
 # --- pool to worker ---------------------------------------------------------------------------------------------------
 
 
 class Hello(Message, frozen=True, tag=6):
-    """The first message: the name that the worker goes by, how many bytes of JSON a result may have, and the seconds
-    after which a call that was interrupted is killed."""
+    """The first message: the worker's name, the limit of a result in bytes of JSON, and the seconds from the
+    interruption of a call to the kill."""
 
     worker: str
     max_result: int
@@ -73,43 +83,43 @@ class Hello(Message, frozen=True, tag=6):
 
 
 class Define(Message, frozen=True, tag=1):
-    """This is the handler of the type from now on."""
+    """Use this handler for the type from now on."""
 
     type: str
     source: Source
 
 
 class Calls(Message, frozen=True, tag=2):
-    """Run these, in order."""
+    """Run these calls, in order."""
 
     calls: list[Call]
 
 
 class Recall(Message, frozen=True, tag=3):
-    """Give back what has not started."""
+    """Return all calls that have not started."""
 
 
 class Stop(Message, frozen=True, tag=4):
-    """Stop this call: raise in it if it is running, give it back if it has not started."""
+    """Stop this call: interrupt it if it runs, return it if it has not started."""
 
     number: int
 
 
 class Retire(Message, frozen=True, tag=5):
-    """Finish what you have, tear down, and exit with 0."""
+    """Finish all calls, run teardown(), and exit with code 0."""
 
 
 # --- worker to pool ---------------------------------------------------------------------------------------------------
 
 
 class Ready(Message, frozen=True, tag=11):
-    """The worker takes calls."""
+    """The worker accepts calls."""
 
     pid: int
 
 
 class Started(Message, frozen=True, tag=12):
-    """The call begins. Sent before the handler is loaded, and once more when a load has taken time."""
+    """The call has started. Sent before the handler is loaded, and again once a load has taken time."""
 
     number: int
     at: float  # UTC seconds
@@ -117,19 +127,26 @@ class Started(Message, frozen=True, tag=12):
 
 
 class Progress(Message, frozen=True, tag=13):
+    """The progress that the handler reported: `percent` from 0 to 100, and a note."""
+
     number: int
     percent: float
     note: str
 
 
 class Log(Message, frozen=True, tag=14):
+    """Text that the handler printed."""
+
     number: int
     text: str
 
 
 class Done(Message, frozen=True, tag=15):
-    """The call has ended: with a result (JSON) or with an error. `final` says that trying again would be of no use,
-    `delay` when the handler wants to be tried again, `discarded` that it wants the task to be dropped."""
+    """The call has ended, with a result (JSON) or an error.
+
+    `final` is true when another attempt is useless, `delay` holds the seconds after which the handler asked for another
+    attempt, and `discarded` is true when the handler dropped the task.
+    """
 
     number: int
     started_at: float
@@ -143,7 +160,7 @@ class Done(Message, frozen=True, tag=15):
 
 
 class Returned(Message, frozen=True, tag=16):
-    """These had not started and will not."""
+    """These calls have not started and never will."""
 
     numbers: list[int]
 
@@ -155,14 +172,17 @@ to_worker = msgspec.msgpack.Decoder(ToWorker).decode
 to_pool = msgspec.msgpack.Decoder(list[ToPool]).decode
 
 
-def frame(said: ToWorker | list[ToPool]) -> bytes:
-    body = _encode(said)
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def frame(message: ToWorker | list[ToPool]) -> bytes:
+    """Return the frame of one message to a worker, or of a list of messages to the pool."""
+    body = _encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
 def split(buffer: bytearray) -> Iterator[bytes]:
-    """The bodies of the whole frames at the start of the buffer; what is left in it is the beginning of the next
-    one."""
+    """Yield the bodies of the complete frames at the start of the buffer, and leave only the incomplete one in it."""
     start, size = 0, len(buffer)
     with memoryview(buffer) as view:  # each body is copied once
         while size - start >= 4:
@@ -172,3 +192,78 @@ def split(buffer: bytearray) -> Iterator[bytes]:
             yield bytes(view[start + 4 : end])
             start = end
     del buffer[:start]
+
+
+class Channel:
+    """The pool's end of a worker's socket, with a buffer for each direction.
+
+    A worker that reads nothing, or stops in the middle of a frame, costs the pool only memory. The selector calls
+    `on_event(mask)` when the socket is ready; `on_event` then calls `flush` and `receive`.
+    """
+
+    def __init__(self, selector: BaseSelector, on_event: Callable[[int], None]) -> None:
+        self.is_open = True
+        self._sock, self.other_end = socket.socketpair()
+        self._sock.setblocking(False)
+        self._selector, self._on_event = selector, on_event
+        self._inbox, self._outbox = bytearray(), bytearray()
+        selector.register(self._sock, EVENT_READ, on_event)
+
+    def send(self, message: ToWorker) -> None:
+        """Send what the socket takes now, and keep the rest for `flush`. Drop the message if the channel is closed."""
+        if not self.is_open:
+            return
+        is_waiting = bool(self._outbox)
+        self._outbox += frame(message)
+        if not is_waiting:
+            self._write()
+            if self._outbox:
+                self._selector.modify(self._sock, EVENT_READ | EVENT_WRITE, self._on_event)
+
+    def flush(self) -> None:
+        """Continue to send. Call it on EVENT_WRITE."""
+        if self.is_open:
+            self._write()
+            if not self._outbox:
+                self._selector.modify(self._sock, EVENT_READ, self._on_event)
+
+    def receive(self) -> Iterator[bytes]:
+        """Return the bodies of the complete frames that have arrived. Close the channel at the end of the stream."""
+        for _ in range(MAX_READS):
+            data = self._read()
+            if data is None:
+                break
+            self._inbox += data
+            if len(data) < READ_SIZE:
+                break
+        return split(self._inbox)
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._selector.unregister(self._sock)
+            self._sock.close()
+            self.other_end.close()
+            self._outbox.clear()
+
+    def _write(self) -> None:
+        try:
+            del self._outbox[: self._sock.send(self._outbox)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._outbox.clear()  # the other end is gone; `receive` will notice
+
+    def _read(self) -> bytes | None:
+        """Return the next bytes, b"" at the end of the stream, or None if nothing has arrived."""
+        if not self.is_open:
+            return None
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError:  # reset by the other end
+            data = b""
+        if not data:
+            self.close()
+        return data

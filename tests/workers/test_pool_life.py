@@ -163,7 +163,7 @@ def test_a_worker_that_closes_its_socket_dies_and_its_call_fails(lab, tmp_path):
 
 
 def test_workers_that_cannot_start_are_tried_again_after_pauses_that_double(monkeypatch):
-    monkeypatch.setattr("dtq.workers.process.spawner.BOOT", "raise SystemExit")
+    monkeypatch.setattr("dtq.workers.process.supervisor.BOOT", "raise SystemExit")
     with Lab(start=False) as lab:
         lab.pool.start()
         began = time.monotonic()

@@ -1,5 +1,5 @@
-"""Worker processes: the pool starts, feeds, watches and replaces them.
+"""Worker processes: start, feed, watch and replace them.
 
 May import: workers, workers/metrics.
-Read first: pool.py, then zygote.py.
+Read first: pool.py, then process.py, supervisor.py and zygote.py.
 """

@@ -1,9 +1,9 @@
-"""Which worker gets which call: the pool's offers to the loop, and its choice.
+"""Dispatcher: offers room to the loop, and chooses the worker for each call.
 
-    wants:  for each step of the pace --> the room that open workers have
-    place:  tasks --> one by one to the worker with the least load; of equals, to the one that waits longest
+    capacity:  for each step of the prefetch --> the room of the workers that accept calls
+    place:     tasks --> one by one to the worker with the least load; of equals, to the one that waits longest
 
-Load is counted in windows: a call of a type with a window of 64 weighs 1/64, a slow one weighs 1, and that is full.
+A call of a type with a prefetch of 64 adds 1/64 to the load of its worker, a slow call adds 1. At 1 a worker is full.
 """
 
 from __future__ import annotations
@@ -20,71 +20,71 @@ from dtq.workers.process.prefetch import Prefetch, TypeProfile
 from dtq.workers.process.process import InFlight, WorkerProcess
 
 Heap = list[tuple[float, int, WorkerProcess]]  # load, turn: the least comes first
-NONE: Mapping[str, bytes] = {}  # of the tasks had parents
+NO_PARENTS: Mapping[str, bytes] = {}
 
 
 class Dispatcher:
-    """Knows all members and the pace of all types; sends nothing."""
+    """Reads the workers of the supervisor and the prefetch of all types. Sends nothing."""
 
-    def __init__(self, members: Mapping[int, WorkerProcess], pace: Prefetch) -> None:
-        self._members = members
-        self._pace = pace
+    def __init__(self, workers: Mapping[int, WorkerProcess], prefetch: Prefetch) -> None:
+        self._workers = workers
+        self._prefetch = prefetch
         self._numbers = count(1)
         self._turns = count(1)
 
     def capacity(self, now: float) -> Iterator[tuple[int, frozenset[str]]]:
-        """How many calls of which types there is room for, step by step; what was placed in between counts."""
-        for window, parallel, types in self._pace.steps():
-            candidates = [member for member in self._members.values() if member.is_open_for(types, parallel, now)]
-            if room := sum(member.room(window, parallel) for member in candidates):
+        """Yield for each step how many calls of which types there is room for, after all that was placed so far."""
+        for prefetch, parallel, types in self._prefetch.steps():
+            candidates = [worker for worker in self._workers.values() if worker.is_open_for(types, parallel, now)]
+            if room := sum(worker.room(prefetch, parallel) for worker in candidates):
                 yield int(room), types
 
     def place(
-        self, tasks: Sequence[Task], now: float, parents: Mapping[str, bytes] = NONE
+        self, tasks: Sequence[Task], now: float, parents: Mapping[str, bytes] = NO_PARENTS
     ) -> tuple[dict[WorkerProcess, list[wire.Call]], list[Report]]:
-        """The new calls of each member, in the order of the tasks; and reports of tasks without a worker, and of tasks
-        that cannot be written as a call."""
-        heaps: dict[str, Heap] = {}  # parallel types have one each, as not every worker may be open for them
+        """Return the new calls of each worker, in the order of the tasks, and the reports of tasks that no worker can
+        take, or that cannot be written as a call."""
+        heaps: dict[str, Heap] = {}  # one for each parallel type, because not every worker may accept that type
         placed: dict[WorkerProcess, list[wire.Call]] = {}
-        others: list[Report] = []
+        unplaced: list[Report] = []
         for task in tasks:
-            gait = self._pace.gait(task.type)
-            side = task.type if gait.parallel else ""
-            if side not in heaps:
-                heaps[side] = self._takers(task.type, gait.parallel, now)
-            if not heaps[side]:
-                others.append(Returned(task))
+            profile = self._prefetch.profile(task.type)
+            key = task.type if profile.parallel else ""
+            if key not in heaps:
+                heaps[key] = self._candidates(task.type, profile.parallel, now)
+            if not heaps[key]:
+                unplaced.append(Returned(task))
                 continue
             try:
                 payload = to_json(task.payload)
             except Exception as error:
-                others.append(unfit(task, error))
+                unplaced.append(unfit(task, error))
                 continue
-            handed = parents.get(task.id, b"") if parents else b""
-            member, number = self._assign(task, gait, heaps[side], now)
-            call = wire.Call(number, task.id, task.type, payload, task.attempts, task.timeout, handed)
-            placed.setdefault(member, []).append(call)
-        return placed, others
+            results = parents.get(task.id, b"") if parents else b""
+            worker, number = self._assign(task, profile, heaps[key], now)
+            call = wire.Call(number, task.id, task.type, payload, task.attempts, task.timeout, results)
+            placed.setdefault(worker, []).append(call)
+        return placed, unplaced
 
-    def _takers(self, type: str, parallel: bool, now: float) -> Heap:
-        """Who may get such calls; where nobody should, whoever lives."""
-        alive = [m for m in self._members.values() if not m.is_leaving]
+    def _candidates(self, type: str, parallel: bool, now: float) -> Heap:
+        """Return the workers that accept such calls, or else all that are ready, or else all that are alive."""
+        alive = [w for w in self._workers.values() if not w.is_leaving]
         candidates = (
-            [m for m in alive if m.is_open_for({type}, parallel, now)] or [m for m in alive if m.ready] or alive
+            [w for w in alive if w.is_open_for({type}, parallel, now)] or [w for w in alive if w.is_ready] or alive
         )
-        for member in candidates:
-            member.turn = member.turn or next(self._turns)
-        heap = [(member.loads[parallel], member.turn, member) for member in candidates]
+        for worker in candidates:
+            worker.turn = worker.turn or next(self._turns)
+        heap = [(worker.loads[parallel], worker.turn, worker) for worker in candidates]
         heapify(heap)
         return heap
 
-    def _assign(self, task: Task, gait: TypeProfile, heap: Heap, now: float) -> tuple[WorkerProcess, int]:
-        member = heap[0][2]
+    def _assign(self, task: Task, profile: TypeProfile, heap: Heap, now: float) -> tuple[WorkerProcess, int]:
+        worker = heap[0][2]
         number = next(self._numbers)
-        member.turn = next(self._turns)
-        member.take(number, InFlight(task, gait, gait.weight), now)
-        if member.allowance < 1 and len(heap) > 1:
+        worker.turn = next(self._turns)
+        worker.take(number, InFlight(task, profile, profile.weight), now)
+        if worker.allowance < 1 and len(heap) > 1:
             heappop(heap)
         else:
-            heapreplace(heap, (member.loads[gait.parallel], member.turn, member))
-        return member, number
+            heapreplace(heap, (worker.loads[profile.parallel], worker.turn, worker))
+        return worker, number

@@ -1,26 +1,23 @@
-"""WorkerPool: runs tasks in processes of their own, which may hang, crash and be killed without harm to anyone else.
+"""WorkerPool: runs tasks in processes of their own, which may hang, crash or be killed without harm to other tasks.
 
-    dispatch --> placing.py: the least loaded worker --> channel ==> worker process
-                                                                         |
-    poll <-- reports <---- Started, Progress, Log, Done, Returned <== channel
+    dispatch --> dispatch.py: the least loaded worker --> Channel ==> worker process
+                                                                          |
+    poll <-- reports <---- Started, Progress, Log, Done, Returned <== Channel
                  ^
-                 +------ a worker is gone (crew.py), or was killed because a call was overdue
+                 +------ a worker is gone (supervisor.py), or was killed because a call was overdue
 
-Everything happens in the thread that calls `poll`, `wait` and the rest; one selector waits for all workers, the
-zygote, the watched descriptors and `wake`. No worker can block it, whatever it does.
+Everything happens in the thread that calls `poll`, `wait` and the other methods. One selector waits for all workers,
+the zygote, the watched descriptors and `wake`. No worker can block it, whatever it does.
 
-What a call is charged with when its worker goes: if the worker died of itself, every call that ran there ends as
-WorkerDied. If the pool killed it because of one call, that one ends as Timeout or Cancelled, and its neighbours go back
-untouched. What had not started goes back in any case.
+How the calls of a worker end when the worker is gone: if it died by itself, every call that ran there ends as
+WorkerDied. If the pool killed it for one call, that call ends as Timeout or Cancelled, and the calls beside it are
+returned. Calls that had not started are always returned.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import selectors
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
@@ -32,24 +29,30 @@ from dtq.task.codec import from_json
 from dtq.task.model import Task
 from dtq.workers import backend, wire
 from dtq.workers.backend import Report, WorkerInfo
-from dtq.workers.process import verdict
-from dtq.workers.process.dispatch import NONE, Dispatcher
+from dtq.workers.process.dispatch import NO_PARENTS, Dispatcher
 from dtq.workers.process.prefetch import Prefetch
-from dtq.workers.process.process import WorkerProcess
+from dtq.workers.process.process import InFlight, WorkerProcess, overdue_error
 from dtq.workers.process.supervisor import GONE_WITHIN, Supervisor
+from dtq.workers.wakeup import PoolWakeup
 from dtq.workers.wire import MAX_RESULT
 
 log = logging.getLogger("dtq")
 
 MAX_CALLS = 128  # in one frame
-CLOSE_WITHIN = 5.0  # seconds that `close` gives to calls that run
-KILL_WITHIN = 3.0  # seconds that it then waits for killed workers
+CLOSE_WITHIN = 5.0  # seconds that `close` gives to running calls
+KILL_WITHIN = 3.0  # seconds that `close` then waits for killed workers
 
 
 class WorkerPool:
-    """A Pool (see reports.py) of `size` processes, which are called w1, w2, ... A worker is replaced after
-    `max_tasks_per_worker` calls, and killed when a call has not ended `grace` seconds after its timeout. A result has
-    at most `max_result` bytes of JSON."""
+    """A WorkerBackend (see backend.py) of `size` processes, called w1, w2, ...
+
+    Args:
+        max_tasks_per_worker: calls after which a worker is replaced; None: never.
+        grace: seconds from the timeout or the stop of a call to the kill of its worker.
+        max_result: limit of a result, in bytes of JSON.
+        name: prefix of the workers' names.
+        clock: returns seconds of a clock that is never set back.
+    """
 
     def __init__(
         self,
@@ -68,250 +71,255 @@ class WorkerPool:
         self._clock = clock
         self._sources: dict[str, wire.Source] = {}
         self._reports: list[Report] = []
-        self._closed = False
+        self._is_closed = False
         self._selector = selectors.DefaultSelector()
-        self._bell, self._ringer = socket.socketpair()
-        self._bell.setblocking(False)
-        self._ringer.setblocking(False)
-        self._rings = False
-        self._ring_lock = threading.Lock()
+        self._wakeup = PoolWakeup()
         self._watched: list[int] = []
-        self._selector.register(self._bell, selectors.EVENT_READ, self._silence)
-        self._crew = Supervisor(
-            name, self._selector, on_start=self._greet, on_event=self._on_event, on_gone=self._settle,
+        self._selector.register(self._wakeup, selectors.EVENT_READ, lambda mask: self._wakeup.clear())
+        self._supervisor = Supervisor(
+            name, self._selector, on_start=self._greet, on_event=self._on_event, on_gone=self._fail_in_flight,
             report=lambda report: self._reports.append(report), clock=clock,
         )  # fmt: skip
-        self._pace = Prefetch()
-        self._placing = Dispatcher(self._crew.members, self._pace)
+        self._workers = self._supervisor.workers
+        self._prefetch = Prefetch()
+        self._dispatcher = Dispatcher(self._workers, self._prefetch)
 
-    # --- what the loop asks for ------------------------------------------------------------------------------------
+    # --- what the loop calls ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._crew.resize(self._size)
+        """Start the workers."""
+        self._supervisor.resize(self._size)
 
     def define(self, type: str, source: wire.Source, function: Callable[..., Any] | None = None) -> None:
-        """`function` is not used: workers get handlers from their source only."""
+        """Use this handler for the type from now on. `function` is not used: workers load handlers from `source`."""
         self._sources[type] = source
-        self._pace.define(type, source.concurrency)
-        for member in self._crew.members.values():
-            member.known.discard(type)
-            member.channel.send(wire.Define(type, source))
+        self._prefetch.define(type, source.concurrency)
+        for worker in self._workers.values():
+            worker.totals.loaded.discard(type)
+            worker.channel.send(wire.Define(type, source))
 
     def capacity(self) -> Iterator[tuple[int, frozenset[str]]]:
-        return self._placing.capacity(self._clock())
+        """Yield, step by step, how many tasks of which types to dispatch next."""
+        return self._dispatcher.capacity(self._clock())
 
-    def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = NONE) -> None:
-        placed, others = self._placing.place(tasks, self._clock(), parents)
-        self._reports += others
-        for member, calls in placed.items():
+    def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = NO_PARENTS) -> None:
+        """Send the tasks to workers. `parents` holds, by task id, the JSON of the results of its parents."""
+        placed, unplaced = self._dispatcher.place(tasks, self._clock(), parents)
+        self._reports += unplaced
+        for worker, calls in placed.items():
             for start in range(0, len(calls), MAX_CALLS):
-                member.channel.send(wire.Calls(calls[start : start + MAX_CALLS]))
-            if member.allowance < 1:
-                member.retire(f"retired: it has had {self._max_tasks:g} tasks", self._clock())
+                worker.channel.send(wire.Calls(calls[start : start + MAX_CALLS]))
+            if worker.allowance < 1:
+                worker.retire(f"retired: it has had {self._max_tasks:g} tasks", self._clock())
 
     def stop(self, task: Task) -> None:
-        for member in self._crew.members.values():
-            for number, job in member.jobs.items():
-                if job.task.id == task.id and job.task.version == task.version and not job.stopping:
-                    member.stop(number, self._clock(), self._grace)
+        """Stop this attempt, or return it if it has not started."""
+        for worker in self._workers.values():
+            for number, call in worker.in_flight.items():
+                if call.task.id == task.id and call.task.version == task.version and not call.is_stopping:
+                    worker.stop(number, self._clock(), self._grace)
 
     def recall(self) -> None:
-        for member in self._crew.members.values():
-            if member.waiting:
-                member.channel.send(wire.Recall())
+        """Take back all calls that have not started."""
+        for worker in self._workers.values():
+            if worker.waiting:
+                worker.channel.send(wire.Recall())
 
     def resize(self, size: int) -> None:
+        """Start or retire workers until there are `size`."""
         self._size = size
-        self._crew.resize(size)
+        self._supervisor.resize(size)
 
     def workers(self) -> list[WorkerInfo]:
-        return [member.info() for member in list(self._crew.members.values())]
+        """Return the state of each worker. Safe to call from any thread."""
+        return [worker.info() for worker in list(self._workers.values())]
 
     def outstanding(self) -> int:
-        return sum(len(member.jobs) for member in self._crew.members.values())
+        """Return how many calls are dispatched and not yet reported."""
+        return sum(len(worker.in_flight) for worker in self._workers.values())
 
     def fileno(self) -> int:
+        """Return a descriptor that is readable when `poll` has work."""
         return self._selector.fileno()
 
-    # --- time ------------------------------------------------------------------------------------------------------
+    # --- waiting ---------------------------------------------------------------------------------------------------
 
     def poll(self) -> list[Report]:
-        """After `close`, once more, it gives what came in meanwhile."""
-        if not self._closed:
+        """Return the reports since the last call. After `close`, return the last ones."""
+        if not self._is_closed:
             self._turn()
-        found, self._reports = self._reports, []
-        return found
+        reports, self._reports = self._reports, []
+        return reports
 
     def deadline(self) -> float | None:
+        """Return the seconds until `poll` must be called, or None if only an event can require it."""
         if self._reports:
             return 0.0
-        due = self._crew.next_due()
+        due = self._supervisor.next_due()
         return None if due == inf else max(0.0, due - self._clock())
 
     def wait(self, timeout: float | None) -> None:
-        if not self._closed:
+        """Wait up to `timeout` seconds for an event."""
+        if not self._is_closed:
             self._selector.select(timeout)
 
     def wake(self) -> None:
-        if not self._rings:  # one byte on its way is enough
-            with self._ring_lock, contextlib.suppress(OSError):  # closed
-                self._ringer.send(b"!")
-                self._rings = True  # only now: behind an interrupt, the next ring must send a byte
+        """End `wait`. Safe to call from any thread."""
+        self._wakeup.wake()
 
     def watch(self, fd: int) -> None:
+        """Let this descriptor end `wait` while it is readable."""
         self._watched.append(fd)
         self._selector.register(fd, selectors.EVENT_READ, _ignore)
 
     def close(self, kill: bool = False) -> None:
-        """End all workers. Calls that run have CLOSE_WITHIN seconds to end (with `kill`: none). Those that are left are
-        interrupted, so that their `finally` runs, and killed `grace` seconds later; in both cases they go back."""
-        if self._closed:
+        """End all workers. Running calls get CLOSE_WITHIN seconds to end, or none with `kill`.
+
+        The calls that still run are interrupted, so that their `finally` runs, and killed `grace` seconds later. In
+        both cases they are reported as Returned.
+        """
+        if self._is_closed:
             return
-        while self._watched:  # or one that is readable would keep us awake
+        while self._watched:  # a readable one would end each wait below
             self._selector.unregister(self._watched.pop())
         self.recall()
         self.resize(0)
         if not kill:
-            self._until(lambda: not self._crew.members, CLOSE_WITHIN)
-        self._interrupt()
-        self._until(lambda: not any(member.ready for member in self._crew.members.values()), self._grace)
-        for member in self._crew.members.values():
-            member.spares = True
-            self._crew.kill(member, "killed: the pool was closed", self._clock())
-        self._until(lambda: not self._crew.members, KILL_WITHIN)
-        self._crew.dismiss(KILL_WITHIN)
-        self._closed = True
+            self._turn_until(lambda: not self._workers, CLOSE_WITHIN)
+        self._interrupt_all()
+        self._turn_until(lambda: not any(worker.is_ready for worker in self._workers.values()), self._grace)
+        for worker in self._workers.values():
+            worker.ending.is_innocent = True
+            self._supervisor.kill(worker, "killed: the pool was closed", self._clock())
+        self._turn_until(lambda: not self._workers, KILL_WITHIN)
+        self._supervisor.close(KILL_WITHIN)
+        self._is_closed = True
         self._selector.close()
-        self._bell.close()
-        self._ringer.close()
+        self._wakeup.close()
 
-    def _interrupt(self) -> None:
-        for member in self._crew.members.values():
-            for number in member.jobs:
-                member.interrupt(number)
+    def _interrupt_all(self) -> None:
+        for worker in self._workers.values():
+            for number in worker.in_flight:
+                worker.interrupt(number)
 
-    def _until(self, is_over: Callable[[], bool], seconds: float) -> None:
+    def _turn_until(self, condition: Callable[[], bool], seconds: float) -> None:
         end = self._clock() + seconds
-        while not is_over() and (now := self._clock()) < end:
-            self._selector.select(max(0.0, min(end, self._crew.next_due()) - now))
+        while not condition() and (now := self._clock()) < end:
+            self._selector.select(max(0.0, min(end, self._supervisor.next_due()) - now))
             self._turn()
 
     def _turn(self) -> None:
         for key, mask in self._selector.select(0):
             key.data(mask)
         now = self._clock()
-        for member in list(self._crew.members.values()):
-            if now >= member.next_due() and member.gone_by == inf:
-                member.recall_if_held_up(now)
-                self._kill_if_overdue(member, now)
-        self._crew.check(now)
+        for worker in list(self._workers.values()):
+            if now >= worker.next_due() and worker.ending.gone_by == inf:
+                worker.recall_if_held_up(now)
+                self._kill_if_overdue(worker, now)
+        self._supervisor.check(now)
 
-    def _kill_if_overdue(self, member: WorkerProcess, now: float) -> None:
-        for number, job in member.overdue(now):
-            member.spares = True
-            member.verdicts[number] = error = verdict.of_overdue(job)
-            self._crew.kill(member, f"killed: task {job.task.id} {error.message}", now)
+    def _kill_if_overdue(self, worker: WorkerProcess, now: float) -> None:
+        for number, call in worker.overdue(now):
+            worker.ending.is_innocent = True
+            worker.ending.killed_for[number] = error = overdue_error(call)
+            self._supervisor.kill(worker, f"killed: task {call.task.id} {error.message}", now)
 
-    def _silence(self, mask: int) -> None:
-        with self._ring_lock, contextlib.suppress(BlockingIOError):
-            self._rings = False  # before what the ring was about is looked for
-            self._bell.recv(64)
+    # --- messages from workers -------------------------------------------------------------------------------------
 
-    # --- reports in ------------------------------------------------------------------------------------------------
-
-    def _greet(self, member: WorkerProcess) -> None:
-        member.allowance = self._max_tasks
-        member.channel.send(wire.Hello(member.name, self._max_result, self._grace))
+    def _greet(self, worker: WorkerProcess) -> None:
+        worker.allowance = self._max_tasks
+        worker.channel.send(wire.Hello(worker.name, self._max_result, self._grace))
         for type, source in self._sources.items():
-            member.channel.send(wire.Define(type, source))
+            worker.channel.send(wire.Define(type, source))
 
-    def _on_event(self, member: WorkerProcess, mask: int) -> None:
+    def _on_event(self, worker: WorkerProcess, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
-            member.channel.flush()
+            worker.channel.flush()
         if mask & selectors.EVENT_READ:
-            self._listen(member)
+            self._receive(worker)
 
-    def _listen(self, member: WorkerProcess) -> None:
+    def _receive(self, worker: WorkerProcess) -> None:
         now = self._clock()
         try:
-            for body in member.channel.receive():
+            for body in worker.channel.receive():
                 for message in wire.to_pool(body):
-                    self._hear_safely(member, message, now)
+                    self._handle_safely(worker, message, now)
         except msgspec.DecodeError as error:
-            member.channel.close()
-            self._crew.kill(member, f"killed: it sent what is no message ({error})", now)
-        if not member.channel.is_open:
-            member.gone_by = min(member.gone_by, now + GONE_WITHIN)
+            worker.channel.close()
+            self._supervisor.kill(worker, f"killed: it sent what is no message ({error})", now)
+        if not worker.channel.is_open:
+            worker.ending.gone_by = min(worker.ending.gone_by, now + GONE_WITHIN)
 
-    def _hear_safely(self, member: WorkerProcess, message: wire.ToPool, now: float) -> None:
-        """A message that cannot be used fails the call that it is about."""
+    def _handle_safely(self, worker: WorkerProcess, message: wire.ToPool, now: float) -> None:
+        """Handle a message. If that raises, fail the call that the message is about."""
         try:
-            self._hear(member, message, now)
+            self._handle(worker, message, now)
         except Exception as error:
             number = getattr(message, "number", 0)
-            if job := member.jobs.get(number):
-                member.stop(number, now, self._grace)
-                member.remove(number, now)
-                self._reports.append(backend.unfit(job.task, error))
+            if call := worker.in_flight.get(number):
+                worker.stop(number, now, self._grace)
+                worker.remove(number, now)
+                self._reports.append(backend.unfit(call.task, error))
             else:
-                log.exception("worker %s sent %s, which cannot be used", member.name, type(message).__name__)
+                log.exception("worker %s sent %s, which cannot be used", worker.name, type(message).__name__)
 
-    def _hear(self, member: WorkerProcess, message: wire.ToPool, now: float) -> None:
-        """The two that come with every call are asked for first."""
-        if isinstance(message, wire.Done):
-            self._hear_done(member, message, now)
+    def _handle(self, worker: WorkerProcess, message: wire.ToPool, now: float) -> None:
+        if isinstance(message, wire.Done):  # the two messages of every call are tested first
+            self._handle_done(worker, message, now)
         elif isinstance(message, wire.Started):
-            self._hear_started(member, message, now)
+            self._handle_started(worker, message, now)
         elif isinstance(message, wire.Returned):
             for number in message.numbers:
-                if job := member.remove(number, now):
-                    self._reports.append(backend.Returned(job.task))
+                if call := worker.remove(number, now):
+                    self._reports.append(backend.Returned(call.task))
         elif isinstance(message, wire.Ready):
-            self._crew.introduce(member, message.pid)
-            member.get_ready(now)
-            self._reports.append(backend.WorkerChanged(member.name, "ready", member.pid))
-        elif job := member.jobs.get(message.number):
-            self._reports.append(_news(job.task, message))
+            self._supervisor.set_pid(worker, message.pid)
+            worker.set_ready(now)
+            self._reports.append(backend.WorkerChanged(worker.name, "ready", worker.pid))
+        elif call := worker.in_flight.get(message.number):
+            self._reports.append(_output_report(call.task, message))
 
-    def _hear_started(self, member: WorkerProcess, message: wire.Started, now: float) -> None:
-        job = member.jobs.get(message.number)
-        if job is not None:
-            if job.since == inf:
-                self._reports.append(backend.Started(job.task, member.name, message.at))
-            member.started(job, message, now, self._grace)
+    def _handle_started(self, worker: WorkerProcess, message: wire.Started, now: float) -> None:
+        call = worker.in_flight.get(message.number)
+        if call is not None:
+            if call.since == inf:
+                self._reports.append(backend.Started(call.task, worker.name, message.at))
+            worker.started(call, message, now, self._grace)
 
-    def _hear_done(self, member: WorkerProcess, message: wire.Done, now: float) -> None:
+    def _handle_done(self, worker: WorkerProcess, message: wire.Done, now: float) -> None:
         result = from_json(message.result)
-        job = member.remove(message.number, now)
-        if job is not None:
-            member.done += 1
-            member.busy_seconds += message.seconds
-            member.known.add(job.task.type)
-            self._pace.learn(job.gait, message.seconds)
-            if job.returning and message.error is not None:
-                self._reports.append(backend.Returned(job.task))
-                return
-            self._reports.append(
-                backend.Finished(
-                    job.task, member.name, message.started_at, message.seconds, result, message.error,
-                    message.log, message.final, message.delay, message.discarded,
-                )
-            )  # fmt: skip
+        call = worker.remove(message.number, now)
+        if call is not None:
+            worker.totals.done += 1
+            worker.totals.busy_seconds += message.seconds
+            worker.totals.loaded.add(call.task.type)
+            self._prefetch.learn(call.profile, message.seconds)
+            if call.is_returning and message.error is not None:
+                self._reports.append(backend.Returned(call.task))
+            else:
+                self._reports.append(_finished(call, worker.name, message, result))
 
-    def _settle(self, member: WorkerProcess, code: int) -> None:
-        """The worker is gone; what it said last counts."""
-        self._listen(member)
+    def _fail_in_flight(self, worker: WorkerProcess, code: int) -> None:
+        """Report the calls of a worker that is gone, after its last messages."""
+        self._receive(worker)
         now = self._clock()
-        for number, job in list(member.jobs.items()):
-            member.remove(number, now)
-            self._reports.append(verdict.settle(member, number, job, code, now))
+        for number, call in list(worker.in_flight.items()):
+            worker.remove(number, now)
+            self._reports.append(worker.report_lost(number, call, code, now))
 
 
-def _news(task: Task, message: wire.Progress | wire.Log) -> Report:
+def _finished(call: InFlight, worker: str, message: wire.Done, result: Any) -> backend.Finished:
+    return backend.Finished(
+        call.task, worker, message.started_at, message.seconds, result, message.error, message.log, message.final,
+        message.delay, message.discarded,
+    )  # fmt: skip
+
+
+def _output_report(task: Task, message: wire.Progress | wire.Log) -> Report:
     if isinstance(message, wire.Progress):
         return backend.Progressed(task, message.percent, message.note)
     return backend.Logged(task, message.text)
 
 
 def _ignore(mask: int) -> None:
-    """Whoever gave the descriptor reads it."""
+    """Do nothing: the owner of the descriptor reads it."""

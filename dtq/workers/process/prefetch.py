@@ -1,9 +1,9 @@
-"""How many calls of a type one worker should have at a time: the longer they take, the fewer.
+"""Prefetch: how many calls of a type one worker should hold at a time. The longer they take, the fewer.
 
-    Done.seconds --> an estimate for the type --> its window: 256 calls of microseconds, one of a millisecond or more
+    Done.seconds --> estimate for the type --> prefetch: 256 calls of microseconds, one call of a millisecond or more
 
-Many small calls in one frame share the cost of system calls and of turns of the loop. A long one must not have others
-waiting behind it, which another worker, or another node, could run. So a window holds about FRAME seconds of work.
+Many small calls in one frame share the cost of system calls and of turns of the loop. Nothing should wait behind a long
+call, because another worker, or another node, could run it. So a worker holds about FRAME seconds of work.
 """
 
 from __future__ import annotations
@@ -11,77 +11,84 @@ from __future__ import annotations
 from math import inf
 
 FRAME = 0.005  # seconds of work that may wait in a worker
-SLOW = 0.001  # seconds; calls that take longer come one by one
-WINDOWS = (256, 64, 16, 4)  # few values, so that types share them and `steps` has few steps
-SINK = 0.125  # of the way down to a lower duration, each time
+SLOW = 0.001  # seconds; longer calls are dispatched one by one
+PREFETCHES = (256, 64, 16, 4)  # only a few values, so that types share them and `steps` has few steps
+DECAY = 0.125  # the part of the difference by which the estimate sinks towards a shorter duration
 
-Step = tuple[int, bool, frozenset[str]]  # window, parallel, types
+Step = tuple[int, bool, frozenset[str]]  # prefetch, parallel, types
 
 
 class TypeProfile:
-    """What is known of one type. `weight` is the share of a worker that one call takes: at 1 it is full. `parallel`
-    calls run beside each other on the worker's event loop, others one after the other in its main thread."""
+    """The measured duration of a type, and the prefetch that follows from it.
 
-    __slots__ = ("high", "low", "parallel", "seconds", "weight", "window")
+    `weight` is the share of a worker that one call takes: a worker with a load of 1 is full. Calls of a `parallel` type
+    run side by side on the worker's event loop; others run one after the other in its main thread.
+    """
+
+    __slots__ = ("high", "low", "parallel", "prefetch", "seconds", "weight")
 
     def __init__(self, concurrency: int) -> None:
         self.parallel = concurrency > 1
-        self.window = concurrency
+        self.prefetch = concurrency
         self.weight = 1 / concurrency
-        self.seconds = inf  # not known
-        self.low, self.high = (0.0, inf) if self.parallel else (SLOW, inf)  # estimates between them give this window
+        self.seconds = inf  # unknown
+        self.low, self.high = (0.0, inf) if self.parallel else (SLOW, inf)  # estimates that keep this prefetch
 
 
 class Prefetch:
-    """The gaits of all types."""
+    """The profiles of all types."""
 
     def __init__(self) -> None:
-        self._gaits: dict[str, TypeProfile] = {}
+        self._profiles: dict[str, TypeProfile] = {}
         self._steps: list[Step] | None = None
 
     def define(self, type: str, concurrency: int) -> None:
-        """A new or changed handler: nothing is known of its duration."""
-        self._gaits[type] = TypeProfile(concurrency)
+        """Forget the duration of the type: its handler is new, or has changed."""
+        self._profiles[type] = TypeProfile(concurrency)
         self._steps = None
 
-    def gait(self, type: str) -> TypeProfile:
-        gait = self._gaits.get(type)
-        return gait if gait is not None else TypeProfile(1)
+    def profile(self, type: str) -> TypeProfile:
+        profile = self._profiles.get(type)
+        return profile if profile is not None else TypeProfile(1)
 
-    def learn(self, gait: TypeProfile, seconds: float) -> None:
-        """A call has taken so long. The estimate rises at once and sinks slowly: a type that is fast most of the time
-        is still not safe to stand behind."""
-        if seconds >= gait.seconds or gait.seconds == inf:
-            gait.seconds = seconds
+    def learn(self, profile: TypeProfile, seconds: float) -> None:
+        """Update the estimate with the duration of a call.
+
+        It rises at once and sinks slowly: nothing should wait behind a type that is fast only most of the time.
+        """
+        if seconds >= profile.seconds or profile.seconds == inf:
+            profile.seconds = seconds
         else:
-            gait.seconds += (seconds - gait.seconds) * SINK
-        if not gait.low <= gait.seconds < gait.high:
-            self._change(gait)
+            profile.seconds += (seconds - profile.seconds) * DECAY
+        if not profile.low <= profile.seconds < profile.high:
+            self._change(profile)
 
     def steps(self) -> list[Step]:
-        """Each window that there is, in ascending order, with the types whose window is at least that. Parallel types
-        have steps of their own, as they run elsewhere in the worker."""
+        """Return each prefetch in use, ascending, with the types whose prefetch is at least that. Parallel types have
+        steps of their own, because they run on the event loop of the worker."""
         if self._steps is None:
-            kinds = {(gait.parallel, gait.window) for gait in self._gaits.values()}
-            self._steps = [(window, parallel, self._types(parallel, window)) for parallel, window in sorted(kinds)]
+            kinds = {(profile.parallel, profile.prefetch) for profile in self._profiles.values()}
+            self._steps = [
+                (prefetch, parallel, self._types(parallel, prefetch)) for parallel, prefetch in sorted(kinds)
+            ]
         return self._steps
 
-    def _types(self, parallel: bool, window: int) -> frozenset[str]:
-        gaits = self._gaits.items()
-        return frozenset(type for type, gait in gaits if gait.parallel == parallel and gait.window >= window)
+    def _types(self, parallel: bool, prefetch: int) -> frozenset[str]:
+        profiles = self._profiles.items()
+        return frozenset(type for type, p in profiles if p.parallel == parallel and p.prefetch >= prefetch)
 
-    def _change(self, gait: TypeProfile) -> None:
-        gait.window, gait.low, gait.high = _window(gait.seconds)
-        gait.weight = 1 / gait.window
+    def _change(self, profile: TypeProfile) -> None:
+        profile.prefetch, profile.low, profile.high = _prefetch_for(profile.seconds)
+        profile.weight = 1 / profile.prefetch
         self._steps = None
 
 
-def _window(seconds: float) -> tuple[int, float, float]:
-    """The window for calls that take so long, and the durations from and below which it is the right one."""
+def _prefetch_for(seconds: float) -> tuple[int, float, float]:
+    """Return the prefetch for calls of this duration, and the range of durations with the same prefetch."""
     low = 0.0
-    for window in WINDOWS:
-        high = min(FRAME / window, SLOW)
+    for prefetch in PREFETCHES:
+        high = min(FRAME / prefetch, SLOW)
         if seconds < high:
-            return window, low, high
+            return prefetch, low, high
         low = high
     return 1, SLOW, inf

@@ -1,223 +1,286 @@
-"""One worker as the pool sees it: its channel, the calls that it holds, and what is due.
+"""WorkerProcess: one worker as the pool sees it: its channel, the calls that it holds, and its deadlines.
 
     a call:    take --> started --> remove (Done, Returned, or the worker is gone)
-    a worker:  starting --> ready (idle or busy) --> retiring --> gone; a kill leads to "gone" from everywhere
+    a worker:  starting --> ready (idle or busy) --> retiring --> gone; a kill leads to "gone" from every state
 
-A worker has two sides, with a load each: the main thread, where calls run one after the other, and the event loop,
-where parallel ones run beside each other. Times are by the pool's clock, and passed in.
+A worker has two loads: that of its main thread, where calls run one after the other, and that of its event loop, where
+parallel calls run side by side. Times are read from the pool's clock, and passed in.
+
+When a worker is gone, its calls are reported like this:
+
+    it died by itself               running: WorkerDied              waiting: returned
+    the pool killed it for a call   that call: Timeout, Cancelled    waiting: returned     running beside it: returned
+
+A call that was asked to stop always ends as Cancelled, so that it does not run again.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Set
 from math import ceil, inf
 
 import msgspec
 
-from dtq.task.model import ErrorInfo, Task
+from dtq.task.model import WORKER_DIED, ErrorInfo, Task
 from dtq.workers import wire
-from dtq.workers.backend import WorkerInfo, WorkerState
-from dtq.workers.channel import Channel
+from dtq.workers.backend import Finished, Report, Returned, WorkerInfo, WorkerState
 from dtq.workers.process.prefetch import TypeProfile
 
-HELD_UP = 0.05  # seconds that a call may run before no other may wait behind it
-LOADING = 60.0  # seconds that a handler has to be loaded, if its timeout is not longer
+HELD_UP = 0.05  # seconds that a call may run before the calls behind it are recalled
+LOADING = 60.0  # seconds to load a handler, or the timeout of the call if that is longer
 READY_WITHIN = 30.0  # seconds from the fork to Ready
-ANSWERS_WITHIN = 30.0  # seconds from the first call to its Started: nothing but the worker itself stands before it
+ANSWERS_WITHIN = 30.0  # seconds from the first call to its Started: nothing but the worker itself delays it
 RETIRED_WITHIN = 5.0  # seconds from the last call to the exit
-LIVED = 1.0  # seconds from the fork after which a worker has shown that it can live
+LIVED = 1.0  # seconds from the fork after which a worker counts as able to live
 
 
 class InFlight(msgspec.Struct, gc=False):
-    """A call that a worker holds. `since` and `due` are by the pool's clock, `at` is what the worker said (UTC)."""
+    """A call that a worker holds. `since` and `due` are times of the pool's clock, `at` is the worker's time (UTC)."""
 
     task: Task
-    gait: TypeProfile
-    weight: float  # its share of the load, as it was when it was taken
-    since: float = inf  # inf: it has not started
+    profile: TypeProfile
+    weight: float  # its share of the load when it was placed
+    since: float = inf  # its start; inf: it has not started
     at: float = 0.0
-    due: float = inf  # the worker is killed then
-    loading: bool = False  # the handler, which it waits for
-    stopping: bool = False
-    returning: bool = False  # it was interrupted, and goes back unless it has ended well
+    due: float = inf  # the pool kills the worker then
+    is_loading: bool = False  # its handler is being loaded
+    is_stopping: bool = False
+    is_returning: bool = False  # it was interrupted, and is returned unless it succeeds
+
+    def time_limit(self) -> float:
+        """Return the seconds that it may run, or that its handler may take to load."""
+        return max(self.task.timeout, LOADING) if self.is_loading else self.task.timeout
 
 
-def time_limit(job: InFlight) -> float:
-    """Seconds that it may run, or be loaded."""
-    return max(job.task.timeout, LOADING) if job.loading else job.task.timeout
+class MainThread(msgspec.Struct):
+    """What runs in the worker's main thread."""
 
-
-class WorkerProcess:
-    """`serial` means this process and no other; `slot` and `name` are those of its successors too."""
-
-    def __init__(self, serial: int, slot: int, name: str, channel: Channel, now: float) -> None:
-        self.serial = serial
-        self.slot = slot
-        self.name = name
-        self.channel = channel
-        self.born = now
-        self.pid = 0  # not known yet
-        self.ready = self.retiring = self.killed = False
-        self.reason = ""  # why it is ended
-        self.spares = False  # killed for no fault of those of its calls that have no verdict
-        self.verdicts: dict[int, ErrorInfo] = {}  # of the calls that it is killed for
-        self.due = now + READY_WITHIN  # when the next step of its life must have come
-        self.gone_by = inf  # when it must have exited, as it was killed, or its channel has ended
-        self.jobs: dict[int, InFlight] = {}
-        self.waiting = 0  # how many of them have not started
-        self.loads = [0.0, 0.0]  # of the main thread, of the event loop
-        self.known: set[str] = set()  # types that it has loaded
-        self.turn = 0  # when it last got a call, counted in calls: of two with the same load, the earlier is next
-        self.allowance = inf  # calls that it may still take
-        self.current: InFlight | None = None  # what its main thread is at
-        self.recalled = False  # what waits behind that
-        self.alarm = inf  # no job is due before
-        self.worked = False
-        self.done = 0
-        self.busy_seconds = 0.0
-
-    # --- calls -----------------------------------------------------------------------------------------------------
-
-    def is_open_for(self, types: Set[str], parallel: bool, now: float) -> bool:
-        """Whether such calls would soon run here. Behind a call that is held up they would not, except parallel ones
-        that need not be loaded first (which is done by the main thread)."""
-        if not self.ready or self.is_leaving or self.allowance < 1:
-            return False
-        return not self.is_held_up(now) or (parallel and types <= self.known)
-
-    @property
-    def is_leaving(self) -> bool:
-        return self.retiring or self.killed or not self.channel.is_open
+    current: InFlight | None = None
+    is_recalled: bool = False  # the calls behind `current` were recalled
 
     def is_held_up(self, now: float) -> bool:
         return self.current is not None and now >= self.current.since + HELD_UP
 
-    def room(self, window: int, parallel: bool) -> float:
-        """How many more calls of this window it should have. As long as there is any room, there is room for one: a
-        slow call may stand behind some fast ones."""
-        return min(self.allowance, max(0, ceil((1 - self.loads[parallel]) * window - 1e-6)))
 
-    def take(self, number: int, job: InFlight, now: float) -> None:
-        if self.ready and not self.jobs:
+class Ending(msgspec.Struct):
+    """Why a worker ends, and which of its calls are to blame."""
+
+    reason: str = ""
+    is_killed: bool = False
+    gone_by: float = inf  # it must have exited by then; set by a kill, or by the end of its channel
+    killed_for: dict[int, ErrorInfo] = {}  # by the number of the call
+    is_innocent: bool = False  # killed by the pool; calls without an entry in `killed_for` are not to blame
+
+
+class Totals(msgspec.Struct):
+    """What the worker has done so far."""
+
+    has_worked: bool = False  # a call has started
+    done: int = 0
+    busy_seconds: float = 0.0
+    loaded: set[str] = set()  # the types whose handlers it has loaded
+
+
+class WorkerProcess:
+    """`serial` names this process and no other; the processes that replace it get the same `slot` and `name`."""
+
+    def __init__(self, serial: int, slot: int, name: str, channel: wire.Channel, now: float) -> None:
+        self.serial, self.slot, self.name = serial, slot, name
+        self.channel = channel
+        self.born = now
+        self.pid = 0  # unknown
+        self.is_ready = self.is_retiring = False
+        self.ending = Ending()
+        self.due = now + READY_WITHIN  # the next step of its life must have come by then
+        self.calls_due = inf  # no call is due earlier
+        self.in_flight: dict[int, InFlight] = {}
+        self.waiting = 0  # how many of them have not started
+        self.loads = [0.0, 0.0]  # of the main thread, of the event loop
+        self.allowance = inf  # how many more calls it may take
+        self.turn = 0  # grows with each call placed; of two workers with the same load, the lower turn is next
+        self.main = MainThread()
+        self.totals = Totals()
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def is_open_for(self, types: Set[str], parallel: bool, now: float) -> bool:
+        """Return whether such calls would start here soon.
+
+        Behind a long call they would not, except parallel calls of loaded types: the main thread loads handlers.
+        """
+        if not self.is_ready or self.is_leaving or self.allowance < 1:
+            return False
+        return not self.main.is_held_up(now) or (parallel and types <= self.totals.loaded)
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.is_retiring or self.ending.is_killed or not self.channel.is_open
+
+    def room(self, prefetch: int, parallel: bool) -> float:
+        """Return how many more calls of this prefetch it should get: at least one until it is full, because a slow call
+        may stand behind some fast ones."""
+        return min(self.allowance, max(0, ceil((1 - self.loads[parallel]) * prefetch - 1e-6)))
+
+    def take(self, number: int, call: InFlight, now: float) -> None:
+        """Add a call that is about to be sent."""
+        if self.is_ready and not self.in_flight:
             self.due = now + ANSWERS_WITHIN
-        self.jobs[number] = job
-        self.loads[job.gait.parallel] += job.weight
+        self.in_flight[number] = call
+        self.loads[call.profile.parallel] += call.weight
         self.waiting += 1
         self.allowance -= 1
 
-    def started(self, job: InFlight, message: wire.Started, now: float, grace: float) -> None:
-        """The call runs, or its handler is loaded, from now on; due when the time for that and the grace are over."""
-        if job.since == inf:
+    def started(self, call: InFlight, message: wire.Started, now: float, grace: float) -> None:
+        """Note that the call runs, or that its handler is being loaded, and set its deadline."""
+        if call.since == inf:
             self.waiting -= 1
-        job.since, job.at, job.loading = now, message.at, message.loading
-        job.due = now + grace + (0.0 if job.stopping else time_limit(job))
-        if job.due < self.alarm:
-            self.alarm = job.due
+        call.since, call.at, call.is_loading = now, message.at, message.loading
+        call.due = now + grace + (0.0 if call.is_stopping else call.time_limit())
+        if call.due < self.calls_due:
+            self.calls_due = call.due
         self.due = inf
-        self.worked = True
-        if job.loading or not job.gait.parallel:
-            self.current, self.recalled = job, False
-        elif self.current is job:
-            self.current = None
+        self.totals.has_worked = True
+        if call.is_loading or not call.profile.parallel:
+            self.main.current, self.main.is_recalled = call, False
+        elif self.main.current is call:
+            self.main.current = None
 
     def remove(self, number: int, now: float) -> InFlight | None:
-        """The call is no longer here; None where it was not."""
-        job = self.jobs.pop(number, None)
-        if job is None:
+        """Remove the call and return it, or None if it is not here."""
+        call = self.in_flight.pop(number, None)
+        if call is None:
             return None
-        if job.since == inf:
+        if call.since == inf:
             self.waiting -= 1
             self.allowance += 1
-        if job is self.current:
-            self.current = None
-        if self.jobs:
-            self.loads[job.gait.parallel] -= job.weight
+        if call is self.main.current:
+            self.main.current = None
+        if self.in_flight:
+            self.loads[call.profile.parallel] -= call.weight
         else:
-            self.loads = [0.0, 0.0]  # no rounding errors are carried on
-            self.alarm = inf
-        if self.waiting == len(self.jobs):
-            self._expect(now)
-        return job
+            self.loads = [0.0, 0.0]  # drop rounding errors
+            self.calls_due = inf
+        if self.waiting == len(self.in_flight):
+            self._expect_next_step(now)
+        return call
 
     def stop(self, number: int, now: float, grace: float) -> None:
-        """Asks for the end of this call, and sees to it if it runs."""
-        job = self.jobs[number]
-        job.stopping = True
+        """Ask the worker to stop this call. If the call runs, it must end within the grace."""
+        call = self.in_flight[number]
+        call.is_stopping = True
         self.channel.send(wire.Stop(number))
-        if job.since < inf:
-            job.due = min(job.due, now + grace)
-            self.alarm = min(self.alarm, job.due)
+        if call.since < inf:
+            call.due = min(call.due, now + grace)
+            self.calls_due = min(self.calls_due, call.due)
 
     def interrupt(self, number: int) -> None:
-        """Ask for the end of this call, so that it can go back."""
-        self.jobs[number].returning = True
+        """Ask the worker to stop this call, and return its task."""
+        self.in_flight[number].is_returning = True
         self.channel.send(wire.Stop(number))
 
-    # --- time ------------------------------------------------------------------------------------------------------
+    # --- deadlines -------------------------------------------------------------------------------------------------
 
     def next_due(self) -> float:
-        """When somebody must look at it, even if it says nothing."""
-        if self.gone_by < inf:
-            return self.gone_by
-        due = min(self.due, self.alarm)
-        return min(due, self.current.since + HELD_UP) if self.current and self._may_recall() else due
+        """Return when the pool must act on this worker, even without a message from it."""
+        if self.ending.gone_by < inf:
+            return self.ending.gone_by
+        due = min(self.due, self.calls_due)
+        return min(due, self.main.current.since + HELD_UP) if self.main.current and self._may_recall() else due
 
     def is_stuck(self, now: float) -> bool:
-        """Whether its life does not go on as it should."""
-        return now >= (self.gone_by if self.gone_by < inf else self.due)
+        """Return whether the next step of its life is late."""
+        return now >= (self.ending.gone_by if self.ending.gone_by < inf else self.due)
 
     def recall_if_held_up(self, now: float) -> None:
-        """What waits behind a call that turns out to be long goes elsewhere."""
-        if self._may_recall() and self.is_held_up(now):
-            self.recalled = True
+        """Recall the calls that wait behind a long one, so that they can run elsewhere."""
+        if self._may_recall() and self.main.is_held_up(now):
+            self.main.is_recalled = True
             self.channel.send(wire.Recall())
 
     def overdue(self, now: float) -> list[tuple[int, InFlight]]:
-        """The calls that should have ended by now."""
-        if now < self.alarm:  # only a lower bound: calls that have ended are not taken out of it
+        """Return the calls that should have ended by now."""
+        if now < self.calls_due:  # only a lower bound: ended calls do not change it
             return []
-        self.alarm = min((job.due for job in self.jobs.values()), default=inf)
-        return [(number, job) for number, job in self.jobs.items() if job.due <= now]
+        self.calls_due = min((call.due for call in self.in_flight.values()), default=inf)
+        return [(number, call) for number, call in self.in_flight.items() if call.due <= now]
 
     def _may_recall(self) -> bool:
-        return self.waiting > 0 and not self.recalled and self.current is not None
+        return self.waiting > 0 and not self.main.is_recalled and self.main.current is not None
 
     # --- life ------------------------------------------------------------------------------------------------------
 
-    def get_ready(self, now: float) -> None:
-        """It takes calls from now on."""
-        self.ready = True
-        self._expect(now)
+    def set_ready(self, now: float) -> None:
+        """Accept calls from now on."""
+        self.is_ready = True
+        self._expect_next_step(now)
 
     def retire(self, reason: str, now: float) -> None:
-        """It takes no more calls, and exits after those that it has."""
-        if not self.retiring:
-            self.retiring, self.reason = True, reason
+        """Take no more calls, and exit after those that are here."""
+        if not self.is_retiring:
+            self.is_retiring, self.ending.reason = True, reason
             self.channel.send(wire.Retire())
-            if self.ready and not self.jobs:
-                self._expect(now)
+            if self.is_ready and not self.in_flight:
+                self._expect_next_step(now)
 
-    def _expect(self, now: float) -> None:
-        """What must come next where nothing runs: the start of a call, or the exit of a worker that is to retire."""
-        if self.jobs:
+    def _expect_next_step(self, now: float) -> None:
+        """Set the deadline of a worker in which no call runs: a call must start, or a retiring worker must exit."""
+        if self.in_flight:
             self.due = now + ANSWERS_WITHIN
         else:
-            self.due = now + RETIRED_WITHIN if self.retiring else inf
+            self.due = now + RETIRED_WITHIN if self.is_retiring else inf
 
-    def lived(self, now: float) -> bool:
-        """Whether it has shown that workers can live here at all."""
-        return self.ready and (self.worked or self.retiring or now - self.born >= LIVED)
+    def has_lived(self, now: float) -> bool:
+        """Return whether it has shown that workers can live here at all."""
+        return self.is_ready and (self.totals.has_worked or self.is_retiring or now - self.born >= LIVED)
 
     def info(self) -> WorkerInfo:
-        running = self.current or next((job for job in self.jobs.values() if job.since < inf), None)
+        running = self.main.current or next((call for call in self.in_flight.values() if call.since < inf), None)
         return WorkerInfo(
-            self.name, self.pid, self._state(), len(self.jobs), self.done, self.busy_seconds,
+            self.name, self.pid, self._state(), len(self.in_flight), self.totals.done, self.totals.busy_seconds,
             running.task.id if running else None,
         )  # fmt: skip
 
     def _state(self) -> WorkerState:
-        if not self.ready:
+        if not self.is_ready:
             return "starting"
         if self.is_leaving:
             return "retiring"
-        return "busy" if self.jobs else "idle"
+        return "busy" if self.in_flight else "idle"
+
+    def report_lost(self, number: int, call: InFlight, code: int, now: float) -> Report:
+        """Return the report of a call whose worker has exited with this code."""
+        error = self.ending.killed_for.get(number)
+        if error is None and call.is_stopping:
+            error = ErrorInfo("Cancelled", "its worker was gone before it had stopped")
+        if call.since == inf or (error is None and self.ending.is_innocent):
+            return Returned(call.task)
+        return Finished(call.task, self.name, call.at, now - call.since, None, error or death_error(code), "", False)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def overdue_error(call: InFlight) -> ErrorInfo:
+    """Return the error of a call for which the pool kills the worker."""
+    if call.is_stopping:
+        return ErrorInfo("Cancelled", "did not stop when asked: its worker was killed")
+    limit = f"{call.time_limit():g} s"
+    if call.is_loading:
+        return ErrorInfo("Timeout", f"its handler was not loaded within {limit}: the worker was killed")
+    return ErrorInfo("Timeout", f"ran longer than its timeout of {limit} and did not stop: its worker was killed")
+
+
+def death_error(code: int) -> ErrorInfo:
+    """Return the error of a call that ran when its worker died: `code` is the exit code, or the negative signal."""
+    if code < 0:
+        message = f"the worker process died of {_signal_name(-code)} while it ran this task"
+        return ErrorInfo(WORKER_DIED, message, signal=-code)
+    return ErrorInfo(WORKER_DIED, f"the worker process exited with code {code} while it ran this task", exit_code=code)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

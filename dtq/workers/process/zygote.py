@@ -1,4 +1,4 @@
-"""The zygote: a small, clean process with one thread, which forks workers and says how each of them ended.
+"""The zygote: a small, clean process with one thread, which forks workers and reports how each of them ended.
 
     pool                           zygote                              worker
      | -- FORK serial, socket ------> | -- fork -------------------------> |
@@ -7,16 +7,17 @@
      | -- KILL serial --------------> | -- SIGKILL to its whole group ---> |
      | <-- EXITED serial, code ------ | <-- SIGCHLD, wait ---------------- |
 
-Why not fork the pool's own process: it has threads, locks, a notebook's kernel and open connections, none of which
-survive a fork well. Why not start an interpreter for each worker: that costs 40 ms and 10 MB; a fork of this process
-costs 2 ms and 3 MB, because what it has imported is shared.
+Why not fork the pool's own process: it has threads, locks, a notebook's kernel and open connections, and none of them
+survives a fork well. Why not start an interpreter for each worker: that costs 40 ms and 10 MB. A fork of this process
+costs 2 ms and 3 MB, because the imported modules are shared.
 
-Only the parent of a process can be sure that a process id still means it: therefore it is the zygote that kills.
+Only the parent of a process can be sure that a process id still means that process. Therefore the zygote kills workers.
 
-Nobody outlives the pool. The zygote sees its end (end of file, and on Linux a pidfd, should somebody else have
-inherited the other end of the socket), and kills all workers. The workers see the end of the zygote (PR_SET_PDEATHSIG
-on Linux, elsewhere the end of file on their own socket). A worker leads a session and a process group of its own:
-what a handler has started dies with it. What has left the group is adopted by the zygote, and killed (on Linux).
+No worker outlives the pool. The zygote notices when the pool ends (end of file, and on Linux a pidfd, in case another
+process has inherited the other end of the socket), and kills all workers. The workers notice when the zygote ends
+(PR_SET_PDEATHSIG on Linux, elsewhere the end of file on their own socket). Each worker leads a session and a process
+group of its own, and processes that a handler has started die with that group. Those that have left the group are
+adopted by the zygote, and killed (on Linux).
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, parent: int) -> NoReturn:
-    """The life of the zygote: `fd` is its end of the control socket, `parent` the process of the pool."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the Stop button of a notebook, and Ctrl-C, are for the pool
+    """Run the zygote until the pool is gone. `fd` is its end of the control socket, `parent` the pool's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C and the Stop button of a notebook are for the pool
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     gc.collect()
-    gc.freeze()  # or the first collection in a worker would touch, and so copy, every page that it shares
+    gc.freeze()  # else the first collection in a worker writes to every shared page, and so copies it
     Zygote(socket.socket(fileno=fd), parent).run()
 
 
@@ -56,32 +57,32 @@ class Zygote:
     def __init__(self, control: socket.socket, parent: int) -> None:
         self.control = control
         self.children: dict[int, int] = {}  # process id -> serial
-        self.bell, self.ringer = socket.socketpair()
-        self.bell.setblocking(False)
-        self.ringer.setblocking(False)
+        self.wakeup, self.wakeup_writer = socket.socketpair()  # readable after SIGCHLD
+        self.wakeup.setblocking(False)
+        self.wakeup_writer.setblocking(False)
         self.parent = _pidfd(parent)
         self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def run(self) -> NoReturn:
         adopt_orphans()
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # with a handler, even an idle one, the wake-up descriptor rings
-        signal.set_wakeup_fd(self.ringer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wakeup descriptor needs a handler, even an empty one
+        signal.set_wakeup_fd(self.wakeup_writer.fileno(), warn_on_full_buffer=False)
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
-        poll.register(self.bell, select.POLLIN)
+        poll.register(self.wakeup, select.POLLIN)
         if self.parent is not None:
             poll.register(self.parent, select.POLLIN)
         while True:
             ready = [fd for fd, _ in poll.poll()]
             if self.parent in ready:
                 self.end()
-            if self.bell.fileno() in ready:
+            if self.wakeup.fileno() in ready:
                 self.reap()
             if self.control.fileno() in ready:
                 self.serve()
 
     def serve(self) -> None:
-        """One request. The socket of a new worker comes along with its FORK."""
+        """Serve one request. FORK brings the socket of the new worker."""
         try:
             data, fds, _, _ = socket.recv_fds(self.control, REQUEST.size, 1)
         except OSError:
@@ -109,14 +110,14 @@ class Zygote:
             sock.close()
 
     def become_worker(self, sock: socket.socket, zygote: int) -> NoReturn:
-        """In the child: keeps nothing of the zygote but what it has imported."""
+        """Run the worker, in the child. Keep nothing of the zygote but the imported modules."""
         code = 1
         try:
             os.setsid()
             self.die_with(zygote)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for end in (self.control, self.bell, self.ringer):
+            for end in (self.control, self.wakeup, self.wakeup_writer):
                 end.close()
             if self.parent is not None:
                 os.close(self.parent)
@@ -133,7 +134,7 @@ class Zygote:
     def die_with(self, zygote: int) -> None:
         if self.libc is not None:
             self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != zygote:  # it died before we could ask
+        if os.getppid() != zygote:  # it died before prctl took effect
             os._exit(1)
 
     def kill(self, serial: int) -> None:
@@ -142,10 +143,12 @@ class Zygote:
                 _kill_group(pid)
 
     def reap(self) -> None:
-        """Report every worker that has ended. What a handler left running in its group ends now too (its id cannot
-        have been given to others: the kernel keeps it back as long as the group has a member)."""
+        """Report every worker that has ended, and kill what its handlers left running in its group.
+
+        The group's id cannot have been reused: the kernel reserves it as long as the group has a member.
+        """
         with contextlib.suppress(BlockingIOError):
-            self.bell.recv(4096)
+            self.wakeup.recv(4096)
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -157,7 +160,7 @@ class Zygote:
         self.kill_orphans()
 
     def kill_orphans(self) -> None:
-        """Kill what workers have left behind outside of their groups. The orphans of an orphan come here as well."""
+        """Kill processes that workers have left behind outside of their groups, and the orphans of those."""
         for pid in children_of(os.getpid()):
             if pid not in self.children:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -170,7 +173,7 @@ class Zygote:
             self.end()
 
     def end(self) -> NoReturn:
-        """The pool is gone: kill all workers, and what they leave behind, and exit."""
+        """Kill all workers and the processes that they leave behind, and exit: the pool is gone."""
         for pid in self.children:
             _kill_group(pid)
         with contextlib.suppress(ChildProcessError):
@@ -182,13 +185,13 @@ class Zygote:
 
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)  # it may not lead its group yet
+        os.kill(pid, signal.SIGKILL)  # it may not lead a group yet
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def _pidfd(pid: int) -> int | None:
-    """A descriptor that is readable when the process has ended; None where there is no such thing."""
+    """Return a descriptor that is readable once the process has ended, or None where the system has none."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
