@@ -1,12 +1,12 @@
-"""What a pool tells the loop, and what the loop may ask of a pool: the seam between deciding and running.
+"""WorkerBackend: what the loop asks of a pool of workers, and what the pool reports: deciding here, running there.
 
-        loop (queue.py)                                   pool (pool.py, executors.py)
+        loop (queue/loop.py)                              pool (process/pool.py, threads.py, inline.py)
          | -- define, dispatch, recall, stop, resize -->    |
          | <-- poll: Started, Progressed, Logged, Finished, |
          |           Returned, WorkerChanged -------------- |
 
-Every dispatched task comes back exactly once, as Finished or as Returned. Whether it runs in a process, in a thread or
-at once in the caller is the pool's own business, so that one loop serves them all.
+Every dispatched task comes back exactly once, as Finished or as Returned. The pool decides where it runs: in a process,
+a thread, or the caller's own thread. So one loop serves all pools.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from msgspec import Struct
 
 from dtq.task.internal_error import internal_error
 from dtq.task.model import ErrorInfo, Task
+from dtq.workers import wire
 from dtq.workers.wire import Source
 
 WorkerState = Literal["starting", "idle", "busy", "retiring"]
 
 
 class Started(Struct, frozen=True):
-    """The attempt runs since `at` (UTC seconds)."""
+    """The attempt started at `at` (UTC seconds)."""
 
     task: Task
     worker: str
@@ -33,7 +34,7 @@ class Started(Struct, frozen=True):
 
 
 class Progressed(Struct, frozen=True):
-    """How far the handler says that it is."""
+    """The handler reported its progress: `percent` from 0 to 100, and a note."""
 
     task: Task
     percent: float
@@ -41,15 +42,18 @@ class Progressed(Struct, frozen=True):
 
 
 class Logged(Struct, frozen=True):
-    """A piece of what the handler printed, as it came."""
+    """The handler printed this text."""
 
     task: Task
     text: str
 
 
 class Finished(Struct, frozen=True):
-    """The attempt has ended: with a result (plain JSON types) or an error. `final`: another attempt would be no use;
-    `delay`: seconds after which the handler wants another; `discarded`: it wants the task to be dropped."""
+    """The attempt has ended, with a result (plain JSON types) or an error.
+
+    `final` is true when another attempt is useless, `delay` holds the seconds after which the handler asked for another
+    attempt, and `discarded` is true when the handler dropped the task.
+    """
 
     task: Task
     worker: str
@@ -64,13 +68,13 @@ class Finished(Struct, frozen=True):
 
 
 class Returned(Struct, frozen=True):
-    """The task never started (or stood behind one whose worker was killed): it goes back untouched."""
+    """The task did not start, or its worker was killed because of another task. It goes back to the store unchanged."""
 
     task: Task
 
 
 class WorkerChanged(Struct, frozen=True):
-    """A worker was started, takes calls, or is gone; `signal`, `exit_code` and `reason` say how it went."""
+    """A worker was started, accepts calls, or has exited: with `signal` or `exit_code`, for this `reason`."""
 
     worker: str
     state: Literal["started", "ready", "exited"]
@@ -81,15 +85,30 @@ class WorkerChanged(Struct, frozen=True):
 
 
 def unfit(task: Task, error: Exception) -> Finished:
-    """Report a task that a pool cannot hand to a worker."""
+    """Return the report of a task that a pool cannot pass to a worker."""
     return Finished(task, "none", time(), 0.0, None, internal_error(error), "", False)
+
+
+def finished(task: Task, worker: str, done: wire.Done, result: Any) -> Finished:
+    """Return the report of a call that has ended. `result` is the decoded result of the message."""
+    return Finished(
+        task, worker, done.started_at, done.seconds, result, done.error, done.log, done.final, done.delay,
+        done.discarded,
+    )  # fmt: skip
+
+
+def output(task: Task, message: wire.Progress | wire.Log) -> Report:
+    """Return the report of progress, or of printed text."""
+    if isinstance(message, wire.Progress):
+        return Progressed(task, message.percent, message.note)
+    return Logged(task, message.text)
 
 
 Report = Started | Progressed | Logged | Finished | Returned | WorkerChanged
 
 
 class WorkerInfo(Struct, frozen=True):
-    """One worker at this moment. `outstanding` counts the calls that it holds, `task_id` is the one that runs."""
+    """One worker at this moment. `outstanding` counts the calls that it holds; `task_id` is the task that runs."""
 
     id: str
     pid: int
@@ -101,59 +120,64 @@ class WorkerInfo(Struct, frozen=True):
 
 
 class WorkerBackend(Protocol):
-    """Runs tasks. All methods but `wake` are called by one thread, the loop's; none but `wait` blocks."""
+    """Runs tasks. The loop's thread calls all methods; any thread may call `wake`. No method but `wait` blocks."""
 
     def start(self) -> None:
-        """Takes calls from here on."""
+        """Start to accept calls."""
 
     def define(self, type: str, source: Source, function: Callable[..., Any] | None = None) -> None:
-        """This is the handler of the type from now on; calls that run keep the one they began with.
+        """Use this handler for the type from now on. Running calls keep the handler that they began with.
 
-        `function` is the handler itself where it was given as one: a pool inside this process calls it directly.
+        `function` is the handler itself, if it was registered as a function. Pools inside this process call it.
         """
 
     def capacity(self) -> Iterator[tuple[int, frozenset[str]]]:
-        """How many tasks of which types to claim next. A generator: what was claimed for one step is dispatched before
-        the next step is asked for."""
+        """Yield how many tasks of which types to claim next. The loop dispatches what it claimed for one step before it
+        asks for the next step."""
 
     def dispatch(self, tasks: Sequence[Task], parents: Mapping[str, bytes] = {}) -> None:
-        """Run these. All of them are taken, also more than `wants` asked for; one that cannot be handed to a worker is
-        reported as Finished, with an error. `parents`: by id, what the parents of a task left, for those that have
-        any."""
+        """Run these tasks. Accept all of them, even if they exceed the capacity.
+
+        A task that cannot be passed to a worker is reported as Finished, with an error. `parents` holds, by task id,
+        the results of the parents of a task as JSON, for tasks that have parents.
+        """
 
     def poll(self) -> list[Report]:
-        """What happened since the last call, in order. Fires timeouts and replaces workers on the way; never blocks."""
+        """Return what happened since the last call, in order. Enforce timeouts and replace workers. Never block."""
 
     def deadline(self) -> float | None:
-        """Seconds until `poll` has something to do by itself; None: nothing."""
+        """Return the seconds until `poll` must be called, or None if only an event can require it."""
 
     def wait(self, timeout: float | None) -> None:
-        """Returns when a worker has said something, a watched descriptor is readable, `wake` was called, or after
-        `timeout` seconds. May return early."""
+        """Wait until a worker sends a message, a watched descriptor is readable, `wake` is called, or `timeout` seconds
+        have passed. May return early."""
 
     def wake(self) -> None:
-        """Ends `wait`, also one that has not begun. From any thread."""
+        """End the current `wait`, or the next one. Safe to call from any thread."""
 
     def watch(self, fd: int) -> None:
-        """This descriptor, when readable, ends `wait` too. Whoever gave it reads it."""
+        """Let this descriptor end `wait` while it is readable. Its owner reads it."""
 
     def fileno(self) -> int:
-        """A descriptor that is readable when `poll` has something to read, for a loop that serves several pools."""
+        """Return a descriptor that is readable when `poll` has work, for a loop that serves several pools."""
 
     def stop(self, task: Task) -> None:
-        """Stop this attempt (its id and version), running or not; unknown ones are ignored. It is reported once:
-        Returned if it had not started, else Finished, with the error "Cancelled" unless it ended by itself first."""
+        """Stop this attempt (its id and version), running or not. Ignore unknown attempts.
+
+        It is reported once: as Returned if it had not started, else as Finished, with the error "Cancelled" unless it
+        ended by itself first.
+        """
 
     def recall(self) -> None:
-        """Take back all that has not started; it is reported as Returned."""
+        """Take back all tasks that have not started. Each is reported as Returned."""
 
     def resize(self, size: int) -> None:
-        """So many workers from now on. What runs is not disturbed."""
+        """Change the number of workers. Running calls are not disturbed."""
 
     def workers(self) -> list[WorkerInfo]: ...
 
     def outstanding(self) -> int:
-        """Calls dispatched and not yet reported."""
+        """Return how many calls are dispatched and not yet reported."""
 
     def close(self, kill: bool = False) -> None:
-        """Retire idle workers and release everything; with `kill`, at once and whatever runs."""
+        """Retire idle workers and release everything. With `kill`, do it at once, whatever runs."""

@@ -75,7 +75,8 @@ def _make(executor: Executor, name: str, size: int, max_tasks: int | None, max_r
         return WorkerPool(size, name=name, max_tasks_per_worker=max_tasks, max_result=max_result)
     if not isinstance(executor, str):
         return executor
-    from dtq.workers.threads import InlinePool, ThreadPool  # with asyncio and all that a worker has: seldom needed here
+    from dtq.workers.inline import InlinePool  # these load asyncio, and all that a worker needs: seldom used here
+    from dtq.workers.threads import ThreadPool
 
     return (
         ThreadPool(size, name=name, max_result=max_result)

@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from dtq.task.model import Task
 from dtq.workers.backend import Finished, Logged, Progressed, Returned, Started, WorkerChanged
-from dtq.workers.threads import InlinePool, ThreadPool
+from dtq.workers.inline import InlinePool
+from dtq.workers.threads import ThreadPool
 from dtq.workers.wire import Source
 
 LONG = 30.0  # seconds; nothing here takes so long

@@ -31,7 +31,7 @@ from dtq.workers import backend, wire
 from dtq.workers.backend import Report, WorkerInfo
 from dtq.workers.process.dispatch import NO_PARENTS, Dispatcher
 from dtq.workers.process.prefetch import Prefetch
-from dtq.workers.process.process import InFlight, WorkerProcess, overdue_error
+from dtq.workers.process.process import WorkerProcess, overdue_error
 from dtq.workers.process.supervisor import GONE_WITHIN, Supervisor
 from dtq.workers.wakeup import PoolWakeup
 from dtq.workers.wire import MAX_RESULT
@@ -277,7 +277,7 @@ class WorkerPool:
             worker.set_ready(now)
             self._reports.append(backend.WorkerChanged(worker.name, "ready", worker.pid))
         elif call := worker.in_flight.get(message.number):
-            self._reports.append(_output_report(call.task, message))
+            self._reports.append(backend.output(call.task, message))
 
     def _handle_started(self, worker: WorkerProcess, message: wire.Started, now: float) -> None:
         call = worker.in_flight.get(message.number)
@@ -297,7 +297,7 @@ class WorkerPool:
             if call.is_returning and message.error is not None:
                 self._reports.append(backend.Returned(call.task))
             else:
-                self._reports.append(_finished(call, worker.name, message, result))
+                self._reports.append(backend.finished(call.task, worker.name, message, result))
 
     def _fail_in_flight(self, worker: WorkerProcess, code: int) -> None:
         """Report the calls of a worker that is gone, after its last messages."""
@@ -306,19 +306,6 @@ class WorkerPool:
         for number, call in list(worker.in_flight.items()):
             worker.remove(number, now)
             self._reports.append(worker.report_lost(number, call, code, now))
-
-
-def _finished(call: InFlight, worker: str, message: wire.Done, result: Any) -> backend.Finished:
-    return backend.Finished(
-        call.task, worker, message.started_at, message.seconds, result, message.error, message.log, message.final,
-        message.delay, message.discarded,
-    )  # fmt: skip
-
-
-def _output_report(task: Task, message: wire.Progress | wire.Log) -> Report:
-    if isinstance(message, wire.Progress):
-        return backend.Progressed(task, message.percent, message.note)
-    return backend.Logged(task, message.text)
 
 
 def _ignore(mask: int) -> None:

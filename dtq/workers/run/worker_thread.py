@@ -1,12 +1,12 @@
-"""The threads of a ThreadPool: workers for sync calls, and one event loop for all async ones.
+"""The threads of a ThreadPool: workers for sync calls, and one event loop for all async calls.
 
-    inbox --> Worker --> sync:  perform -----------------------+
-                    |                                          +--> mail (read by ThreadPool.poll)
-                    +--> async: Loop --> perform_async --------+
+    inbox --> WorkerThread --> sync:  perform ------------------------+
+                    |                                                 +--> messages (read by ThreadPool.poll)
+                    +--> async: AsyncThread --> perform_async --------+
 
-An exception can be raised in another thread, but nobody can tell where it arrives: next to the handler it would break
-the pipeline. So each Job is the context manager around its own handler, and one lock decides: while the job is `armed`
-an exception may be sent, and on leaving, one that has not arrived is taken back.
+Python can raise an exception in another thread, but not say where it arrives: outside of the handler it would break the
+pipeline. Therefore each ThreadCall is the context manager around its handler, and one lock guards its state. An
+exception may be sent only while the call is "interruptible"; on leaving, one that has not arrived is withdrawn.
 """
 
 from __future__ import annotations
@@ -25,71 +25,75 @@ from dtq.workers import wire
 from dtq.workers.run.runner import Context, Handlers, Interrupted, TimedOut, describe, is_async, perform, perform_async
 
 
-class Shared:
-    """What the loop's thread and the workers have in common."""
+class SharedState:
+    """What the loop's thread and the workers share."""
 
-    def __init__(self, handlers: Handlers, ring: Callable[[], None], grace: float, max_result: int) -> None:
+    def __init__(self, handlers: Handlers, wake: Callable[[], None], grace: float, max_result: int) -> None:
         self.handlers = handlers
-        self.ring = ring
+        self.wake = wake
         self.grace = grace
         self.max_result = max_result
         self.lock = Lock()
-        self.inbox: SimpleQueue[InFlight | None] = SimpleQueue()  # None: one worker may go
-        self.mail: deque[tuple[InFlight, wire.ToPool]] = deque()
-        self.left: deque[Worker] = deque()  # whose threads have ended
+        self.inbox: SimpleQueue[ThreadCall | None] = SimpleQueue()  # None: one worker may end
+        self.messages: deque[tuple[ThreadCall, wire.ToPool]] = deque()
+        self.ended: deque[WorkerThread] = deque()  # workers whose threads have ended
         self.limits: dict[str, int] = {}  # type -> how many of its async calls run at once
 
 
-class InFlight:
-    """One call in the pool. `asked` is the one exception, at most, that was sent after it."""
+class ThreadCall:
+    """One call in the pool. It is interrupted once at most, with the exception `interrupted_by`.
 
-    def __init__(self, shared: Shared, task: Task, call: wire.Call) -> None:
+    waiting --try_start--> started --__enter__--> interruptible --__exit__--> over
+       +---try_withdraw--> over
+    """
+
+    def __init__(self, shared: SharedState, task: Task, call: wire.Call) -> None:
         self.task = task
         self.call = call
-        self.state: Literal["waiting", "begun", "armed", "over"] = "waiting"
-        self.worker: Worker | Loop | None = None
+        self.state: Literal["waiting", "started", "interruptible", "over"] = "waiting"
+        self.worker: WorkerThread | AsyncThread | None = None
         self.context: Context | None = None
-        self.asked: type[Interrupted] | None = None
-        self.deadline: float | None = None  # on the monotonic clock; once `asked` is set, the end of the grace
+        self.interrupted_by: type[Interrupted] | None = None
+        self.deadline: float | None = None  # by the monotonic clock; after an interrupt, the end of the grace
         self._shared = shared
 
-    def begin(self, worker: Worker | Loop) -> bool:
-        """Whether the call may run; not if it was taken back."""
+    def try_start(self, worker: WorkerThread | AsyncThread) -> bool:
+        """Start the call. Return False if it was withdrawn."""
         with self._shared.lock:
             if self.state != "waiting":
                 return False
-            self.state, self.worker = "begun", worker
+            self.state, self.worker = "started", worker
             return True
 
-    def take_back(self) -> bool:
-        """Whether the call had not begun, and now never will."""
+    def try_withdraw(self) -> bool:
+        """Withdraw the call. Return False if it has started."""
         with self._shared.lock:
-            waiting = self.state == "waiting"
-            if waiting:
+            is_waiting = self.state == "waiting"
+            if is_waiting:
                 self.state = "over"
-            return waiting
+            return is_waiting
 
-    def ask(self, kind: type[Interrupted]) -> None:
-        """Ends the handler by an exception, unless it has ended or was asked before."""
+    def interrupt(self, kind: type[Interrupted]) -> None:
+        """End the handler with an exception, unless it has ended or was interrupted before."""
         with self._shared.lock:
-            if self.asked is not None or self.state == "over" or self.worker is None:
+            if self.interrupted_by is not None or self.state == "over" or self.worker is None:
                 return
-            self.asked, self.deadline = kind, monotonic() + self._shared.grace
+            self.interrupted_by, self.deadline = kind, monotonic() + self._shared.grace
             if self.context is not None:
                 self.context.cancelled = True
-            if self.state == "armed":
+            if self.state == "interruptible":
                 self.worker.interrupt(self, kind)
 
     def send(self, message: wire.ToPool) -> None:
-        """Puts it into the mail. The clock starts here, before the loop can know that the call has."""
+        """Send a message to the pool. Started sets the deadline first, so that the pool never sees it without one."""
         if type(message) is wire.Started and not message.loading:
             self.deadline = monotonic() + self.call.timeout
-        self._shared.mail.append((self, message))
-        self._shared.ring()
+        self._shared.messages.append((self, message))
+        self._shared.wake()
 
-    def obituary(self) -> wire.Done:
-        """The report of a call that does not end: its own, should one still come, is not read."""
-        error = describe((self.asked or TimedOut)(), self.call.timeout)
+    def abandoned(self) -> wire.Done:
+        """Return the report of a call that does not end. The pool ignores its own report, if one ever comes."""
+        error = describe((self.interrupted_by or TimedOut)(), self.call.timeout)
         context = self.context
         started_at = context.started_at if context is not None else time()
         log = context.printed() if context is not None else ""
@@ -101,71 +105,71 @@ class InFlight:
 
     def __enter__(self) -> None:
         with self._shared.lock:
-            if self.asked is not None:
-                raise self.asked
-            self.state = "armed"
+            if self.interrupted_by is not None:
+                raise self.interrupted_by
+            self.state = "interruptible"
 
     def __exit__(self, *raised: object) -> None:
         with self._shared.lock:
             self.state = "over"
-            if self.asked is not None and self.worker is not None:
-                self.worker.spare()
+            if self.interrupted_by is not None and self.worker is not None:
+                self.worker.withdraw_interrupt()
 
 
-class Worker:
-    """One thread, which takes calls from the inbox until it finds a None there, or was given up."""
+class WorkerThread:
+    """A thread that runs calls from the inbox until it finds None there, or is abandoned."""
 
-    def __init__(self, shared: Shared, loop: Loop, name: str) -> None:
+    def __init__(self, shared: SharedState, async_thread: AsyncThread, name: str) -> None:
         self.name = name
-        self.job: InFlight | None = None  # the call that runs here
+        self.current: ThreadCall | None = None
         self.done = 0
         self.busy_seconds = 0.0
-        self.given_up = False
+        self.is_abandoned = False
         self.thread = Thread(target=self._run, name=name, daemon=True)
         self._shared = shared
-        self._loop = loop
+        self._async_thread = async_thread
 
-    def give_up(self, job: InFlight) -> bool:
-        """Whether the thread still runs this job; then it takes no other."""
+    def try_abandon(self, call: ThreadCall) -> bool:
+        """Let the thread take no further call. Return False if it no longer runs this one."""
         with self._shared.lock:
-            self.given_up = self.job is job
-            return self.given_up
+            self.is_abandoned = self.current is call
+            return self.is_abandoned
 
-    def interrupt(self, job: InFlight, kind: type[Interrupted]) -> None:
-        """Raises it in the thread as soon as that runs Python code."""
+    def interrupt(self, call: ThreadCall, kind: type[Interrupted]) -> None:
+        """Raise the exception in the thread as soon as that runs Python code."""
         self._set_exception(ctypes.py_object(kind))
 
-    def spare(self) -> None:
-        """Takes back what was to be raised and has not been yet."""
+    def withdraw_interrupt(self) -> None:
+        """Drop an exception that was to be raised and has not been yet."""
         self._set_exception(None)
 
     def _set_exception(self, exception: Any) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident or 0), exception)
 
     def _run(self) -> None:
-        while not self.given_up and (job := self._shared.inbox.get()) is not None:
-            if job.state == "waiting":
-                self._handle(job)
-        self._shared.left.append(self)
-        self._shared.ring()
+        while not self.is_abandoned and (call := self._shared.inbox.get()) is not None:
+            if call.state == "waiting":
+                self._handle(call)
+        self._shared.ended.append(self)
+        self._shared.wake()
 
-    def _handle(self, job: InFlight) -> None:
+    def _handle(self, call: ThreadCall) -> None:
         shared = self._shared
-        if is_async(shared.handlers, job.call, job.send):
-            self._loop.submit(job)
-        elif job.begin(self):
-            self.job = job
-            done = perform(shared.handlers, job.call, self.name, job.send, job, shared.max_result)
-            with shared.lock:  # either the report is in the mail first, or the thread is given up
-                self.job = None
-                job.send(done)
+        if is_async(shared.handlers, call.call, call.send):
+            self._async_thread.submit(call)
+        elif call.try_start(self):
+            self.current = call
+            done = perform(shared.handlers, call.call, self.name, call.send, call, shared.max_result)
+            with shared.lock:  # either the report comes first, or the thread is abandoned
+                self.current = None
+                call.send(done)
 
 
-class Loop:
-    """A thread with an event loop for the async calls: of each type as many at once as its limit says. It starts when
-    the first of them comes."""
+class AsyncThread:
+    """A thread with an event loop for the async calls. Each type runs as many at once as its limit allows. The thread
+    starts with the first async call."""
 
-    def __init__(self, shared: Shared, name: str) -> None:
+    def __init__(self, shared: SharedState, name: str) -> None:
         self.name = name
         self.done = 0
         self.busy_seconds = 0.0
@@ -173,24 +177,25 @@ class Loop:
         self.thread = Thread(target=self._run, name=name, daemon=True)
         self._shared = shared
         self._loop = asyncio.new_event_loop()
-        self._waiting: defaultdict[str, deque[InFlight]] = defaultdict(deque)
-        self._running: defaultdict[str, dict[InFlight, asyncio.Task[None]]] = defaultdict(dict)
-        self._tasks: set[asyncio.Task[None]] = set()  # also those given up: the event loop itself does not hold them
+        self._waiting: defaultdict[str, deque[ThreadCall]] = defaultdict(deque)
+        self._running: defaultdict[str, dict[ThreadCall, asyncio.Task[None]]] = defaultdict(dict)
+        self._tasks: set[asyncio.Task[None]] = set()  # with the abandoned ones: the event loop holds no references
 
     # --- from other threads --------------------------------------------------------------------------------------
 
-    def submit(self, job: InFlight) -> None:
+    def submit(self, call: ThreadCall) -> None:
+        """Run the call as soon as the limit of its type allows."""
         with self._shared.lock:
             if not self.is_running:
                 self.is_running = True
                 self.thread.start()
-        self._loop.call_soon_threadsafe(self._queue, job)
+        self._loop.call_soon_threadsafe(self._queue, call)
 
-    def interrupt(self, job: InFlight, kind: type[Interrupted]) -> None:
-        self._loop.call_soon_threadsafe(self._cancel, job)
+    def interrupt(self, call: ThreadCall, kind: type[Interrupted]) -> None:
+        self._loop.call_soon_threadsafe(self._cancel, call)
 
-    def spare(self) -> None:
-        """Nothing: a task is cancelled only while it waits in its handler."""
+    def withdraw_interrupt(self) -> None:
+        """Do nothing: a task is cancelled only while its handler awaits."""
 
     def stop(self) -> None:
         if self.is_running:
@@ -198,7 +203,7 @@ class Loop:
         else:
             self._loop.close()
 
-    # --- in its own ----------------------------------------------------------------------------------------------
+    # --- on the event loop ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         self._loop.run_forever()
@@ -209,38 +214,38 @@ class Loop:
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
-    def _queue(self, job: InFlight) -> None:
-        self._waiting[job.call.type].append(job)
-        self._fill(job.call.type)
+    def _queue(self, call: ThreadCall) -> None:
+        self._waiting[call.call.type].append(call)
+        self._fill(call.call.type)
 
     def _fill(self, type: str) -> None:
         waiting, running = self._waiting[type], self._running[type]
         while waiting and len(running) < self._shared.limits[type]:
-            job = waiting.popleft()
-            if job.begin(self):
-                task = running[job] = self._loop.create_task(self._perform(job))
+            call = waiting.popleft()
+            if call.try_start(self):
+                task = running[call] = self._loop.create_task(self._perform(call))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _perform(self, job: InFlight) -> None:
+    async def _perform(self, call: ThreadCall) -> None:
         shared = self._shared
-        patience = self._loop.call_later(job.call.timeout + shared.grace, self._give_up, job)
-        done = await perform_async(shared.handlers, job.call, self.name, job.send, job, shared.max_result)
-        patience.cancel()
-        job.send(done)
-        self._free(job)
+        timer = self._loop.call_later(call.call.timeout + shared.grace, self._abandon, call)
+        done = await perform_async(shared.handlers, call.call, self.name, call.send, call, shared.max_result)
+        timer.cancel()
+        call.send(done)
+        self._free(call)
 
-    def _cancel(self, job: InFlight) -> None:
-        task = self._running[job.call.type].get(job)
-        if task is not None and job.state == "armed":
+    def _cancel(self, call: ThreadCall) -> None:
+        task = self._running[call.call.type].get(call)
+        if task is not None and call.state == "interruptible":
             task.cancel()
-            self._loop.call_later(self._shared.grace, self._give_up, job)
+            self._loop.call_later(self._shared.grace, self._abandon, call)
 
-    def _give_up(self, job: InFlight) -> None:
-        if job in self._running[job.call.type]:
-            job.send(job.obituary())
-            self._free(job)
+    def _abandon(self, call: ThreadCall) -> None:
+        if call in self._running[call.call.type]:
+            call.send(call.abandoned())
+            self._free(call)
 
-    def _free(self, job: InFlight) -> None:
-        self._running[job.call.type].pop(job, None)
-        self._fill(job.call.type)
+    def _free(self, call: ThreadCall) -> None:
+        self._running[call.call.type].pop(call, None)
+        self._fill(call.call.type)
