@@ -1,4 +1,4 @@
-"""What surrounds one call of a handler: loading, the context, timeouts, the outcome.
+"""Run one call of a handler: load it, make its context, enforce its timeout, report its outcome.
 
 May import: workers.
 Read first: runner.py.

@@ -1,9 +1,9 @@
-"""The lane for async handlers in a worker: a thread with an event loop, on which many calls run at once.
+"""AsyncRunner: runs the async calls of a worker process, many at once, in a thread with an event loop.
 
     take --> waiting, by type --(at most `concurrency` of a type)--> running --> Done, sent at once
 
-It starts with the first async call. All of its state is guarded by one lock, which is held for moments only: calls
-are put in, taken back and stopped by other threads, also while a handler blocks the loop.
+The thread starts with the first async call. One lock guards all state and is held only briefly: other threads add,
+withdraw and stop calls, even while a handler blocks the event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dtq.workers.run.runner import Stopped, perform_async, was_interrupted
 
 
 class AsyncRunner:
-    """Runs async calls. `name`, `max_result`, and the limit of each type, are set before the first call of it comes."""
+    """Runs async calls. Set `name`, `max_result` and the limit of each type before the first call."""
 
     def __init__(self, handlers: Handlers, send: Send, offspring: Offspring) -> None:
         self.name = ""
@@ -41,6 +41,7 @@ class AsyncRunner:
     # --- from any thread -------------------------------------------------------------------------------------------
 
     def take(self, call: wire.Call) -> None:
+        """Run the call as soon as the limit of its type allows."""
         with self._lock:
             self._waiting[call.type].append(call)
             if self._loop is None:
@@ -48,14 +49,14 @@ class AsyncRunner:
             self._loop.call_soon_threadsafe(self._admit, call.type)
 
     def withdraw(self) -> list[wire.Call]:
-        """Takes out all calls that have not started."""
+        """Remove and return all calls that have not started."""
         with self._lock:
             calls = [call for line in self._waiting.values() for call in line]
             self._waiting.clear()
             return calls
 
     def stop(self, number: int) -> bool:
-        """Raises Stopped in this call, or gives it back where it waits; False where it is not here."""
+        """Stop the call if it runs, or return it to the pool if it waits. Return False if it is not here."""
         with self._lock:
             run = self._running.get(number)
             if run is not None and self._loop is not None:
@@ -66,7 +67,7 @@ class AsyncRunner:
         return removed or run is not None
 
     def drain(self) -> None:
-        """Returns when every call that was taken has ended."""
+        """Wait until every call has ended."""
         with self._lock:
             self._empty.wait_for(lambda: not self._running and not any(self._waiting.values()))
 
@@ -102,7 +103,7 @@ class AsyncRunner:
 
 
 class Run:
-    """A call on the loop."""
+    """A call on the event loop."""
 
     def __init__(self, task: asyncio.Future[None]) -> None:
         self._task = task
@@ -110,7 +111,7 @@ class Run:
         self._stopped = False
 
     def interruptible(self, context: Context) -> AbstractContextManager[None]:
-        if self._stopped:  # before it had begun, when a cancellation would have prevented even its report
+        if self._stopped:  # stopped before it began: cancelling its task then would have prevented its report too
             context.cancelled = True
             raise Stopped
         self._context = context

@@ -1,10 +1,10 @@
-"""What a handler sees of the queue: its Context, and a `print` that ends up in the task's own log.
+"""Context: a handler's view of the queue. Also routes `print` to the task's own log.
 
 context.progress --> throttle -------> Progress ---+
 context.log ---+                                   +--> send
 print --> router --> log --> throttle --> Log -----+
                       |
-                      +--> the end of it, 16 Ki characters, travels with Done
+                      +--> its last 16 Ki characters are sent with Done
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from dtq.workers.run.parents import Parents
 Send = Callable[[wire.ToPool], None]
 
 MAX_LOG = 16 << 10  # characters
-INTERVAL = 0.05  # seconds between two reports of progress, or two pieces of log, when there are many
-BURST = 10  # so many may come faster than that
+INTERVAL = 0.05  # seconds between two messages of progress, or two pieces of log, when there are many
+BURST = 10  # how many may be sent without that pause
 
 current: ContextVar[Context | None] = ContextVar("dtq_current_call", default=None)
 
 
 class Context:
-    """What a handler gets as its second argument. `cancelled` is true once the attempt was asked to stop; `parents` are
-    the results of the tasks that this one waited for."""
+    """The second argument of a handler.
+
+    `task_id`, `worker_id` and `attempt` (1, 2, ...) name this attempt. `timeout` is its limit in seconds. `cancelled`
+    becomes true when the attempt must stop. `parents` holds the results of the tasks that this one waited for.
+    """
 
     __slots__ = (
-        "_handed", "_log", "_number", "_parents", "_pending", "_send", "_throttle", "attempt", "began", "cancelled",
-        "started_at", "task_id", "timeout", "worker_id",
+        "_encoded_parents", "_log", "_number", "_parents", "_pending", "_send", "_throttle", "attempt", "began",
+        "cancelled", "started_at", "task_id", "timeout", "worker_id",
     )  # fmt: skip
 
     def __init__(self, call: wire.Call, worker_id: str, send: Send) -> None:
@@ -46,10 +49,10 @@ class Context:
         self.cancelled = False
         self.started_at = self.began = 0.0
         self._number = call.number
-        self._handed = call.parents
+        self._encoded_parents = call.parents
         self._parents: Parents | None = None
         self._send = send
-        self._throttle: _Throttle | None = None  # these three are made when they are first needed
+        self._throttle: _Throttle | None = None  # these three are created on first use
         self._pending: tuple[float, str] | None = None
         self._log: _Log | None = None
 
@@ -57,15 +60,27 @@ class Context:
 
     @property
     def parents(self) -> Parents:
-        """name -> result, in the order of `after`. The name is that in the flow; outside of a flow it is the id.
-        `parents.missing` says of which there is none, and why."""
+        """Return the results of the parents by name, in the order of `after`.
+
+        The name is the one in the flow; outside of a flow it is the id. `parents.missing` maps the name of each parent
+        without a result to the reason.
+        """
         if self._parents is None:
-            self._parents = Parents.of(self._handed)
+            self._parents = Parents.of(self._encoded_parents)
         return self._parents
 
     def progress(self, percent: float, note: str = "") -> None:
-        """Says how far the task is, 0 to 100. Call it as often as you like: about 20 a second are passed on, and the
-        last one in any case. Raises ValueError for anything but a number from 0 to 100."""
+        """Report the progress of the task.
+
+        Call it as often as you like: about 20 reports a second are sent, and always the last one.
+
+        Args:
+            percent: a number from 0 to 100.
+            note: text to show beside it.
+
+        Raises:
+            ValueError: `percent` is not a number from 0 to 100.
+        """
         if not _is_percentage(percent):
             raise ValueError(f"progress is {percent!r}; allowed: a number from 0 to 100")
         self._pending = (percent, note)
@@ -75,11 +90,11 @@ class Context:
             self._send_progress()
 
     def log(self, *values: object) -> None:
-        """Adds a line to the task's log, as `print` does too."""
+        """Add a line to the task's log, as `print` does."""
         self.write(" ".join(map(str, values)) + "\n")
 
     def write(self, text: str) -> None:
-        """Adds text to the task's log as it is."""
+        """Add text to the task's log, unchanged."""
         if self._log is None:
             self._log = _Log(self._number, self._send)
         self._log.write(text)
@@ -87,7 +102,7 @@ class Context:
     # --- for the runner ------------------------------------------------------------------------------------------
 
     def start(self, loading: bool) -> None:
-        """Says that the clock runs from here; once more, where loading the handler took time."""
+        """Start the clock and send Started. Called again when loading the handler has taken time."""
         self.started_at, self.began = time(), monotonic()
         self._send(wire.Started(self._number, self.started_at, loading))
 
@@ -95,7 +110,7 @@ class Context:
         self, result: bytes = b"null", error: ErrorInfo | None = None, final: bool = False, delay: float | None = None,
         discarded: bool = False,
     ) -> wire.Done:  # fmt: skip
-        """The report that ends the call; what was held back is sent before it."""
+        """Return the report that ends the call, after sending progress and log that were held back."""
         seconds = monotonic() - self.began
         if self._pending is not None:
             self._send_progress()
@@ -105,17 +120,17 @@ class Context:
         return wire.Done(self._number, self.started_at, seconds, result, error, log, final, delay, discarded)
 
     def printed(self) -> str:
-        """The log as it is now."""
+        """Return the log so far."""
         return self._log.tail if self._log is not None else ""
 
     def _send_progress(self) -> None:
         pending, self._pending = self._pending, None
-        if pending is not None:  # another thread of the handler may have been faster
+        if pending is not None:  # another thread of the handler may have sent it
             self._send(wire.Progress(self._number, float(pending[0]), encodable(str(pending[1]))))
 
 
 class _Throttle:
-    """Lets BURST through at once, then one each INTERVAL."""
+    """Allows BURST messages at once, then one each INTERVAL."""
 
     __slots__ = ("_next",)
 
@@ -131,7 +146,7 @@ class _Throttle:
 
 
 class _Log:
-    """The end of what a call has printed; whole lines are sent on their way while it runs."""
+    """The last part of what a call has printed. Whole lines are sent while the call runs."""
 
     def __init__(self, number: int, send: Send) -> None:
         self._number = number
@@ -147,14 +162,14 @@ class _Log:
             self.tail = (self.tail + text)[-MAX_LOG:]
             self._unsent = (self._unsent + text)[-MAX_LOG:]
             if ("\n" in text or "\r" in text) and self._throttle.allows():
-                self._pass_on()
+                self._send_unsent()
 
     def flush(self) -> None:
         with self._lock:
             if self._unsent:
-                self._pass_on()
+                self._send_unsent()
 
-    def _pass_on(self) -> None:
+    def _send_unsent(self) -> None:
         text, self._unsent = self._unsent, ""
         self._send(wire.Log(self._number, text))
 
@@ -167,7 +182,7 @@ def _is_percentage(value: Any) -> bool:
 
 
 def encodable(text: str) -> str:
-    """The text with its half surrogates written out: no message could carry them."""
+    """Return the text with lone surrogates escaped: no message can carry them."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -175,11 +190,11 @@ def encodable(text: str) -> str:
 
 
 class _Router:
-    """Stands in for sys.stdout or sys.stderr: what a call prints goes to its log, all else where it always went.
+    """Replaces sys.stdout or sys.stderr: output of a call goes to its log, all other output to the original stream.
 
-    The call is found through a context variable, so threads and tasks of an event loop do not mix. A thread that a
-    handler starts by itself has no such variable (unless it runs in a copy of the context, as `asyncio.to_thread`
-    does): what it prints is not in the log.
+    A context variable names the call, so that threads and tasks of an event loop do not mix. A thread that a handler
+    starts has no such variable, unless it runs in a copy of the context, as with `asyncio.to_thread`: its output goes
+    to the original stream.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -197,11 +212,11 @@ class _Router:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)  # a notebook's stream has methods of its own, which the kernel calls
+        return getattr(self._stream, name)  # the kernel calls further methods of a notebook's stream
 
 
 def route_prints() -> None:
-    """From here on, what a call prints goes to its log. Cheap to repeat: someone may replace the streams."""
+    """Send the output of calls to their logs. Cheap to repeat, in case other code has replaced the streams."""
     if type(sys.stdout) is not _Router:
         sys.stdout = _Router(sys.stdout)
     if type(sys.stderr) is not _Router:

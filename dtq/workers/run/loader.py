@@ -1,10 +1,10 @@
-"""From a handler's source to a function that can be called: the import, the unpickling, and the module's `setup()`.
+"""Load a handler from its Source: import or unpickle it, and run its module's `setup()`.
 
     define(type, source) -> load(type): name  -> import_module ---+
                                         path  -> run the file -----+--> setup(), once --> Loaded
                                         value -> unpickle ---------+
 
-A handler is loaded when its first call comes: a worker that never runs a type never imports what that needs.
+A handler is loaded by its first call: a worker that never runs a type never imports its dependencies.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from dtq.errors import HandlerError
 from dtq.workers.wire import Source
 
 Function = Callable[..., Any]
-Found = tuple[Function, ModuleType | None]  # a handler, and the module whose setup() and teardown() go with it
+Found = tuple[Function, ModuleType | None]  # a handler, and the module with its setup() and teardown()
 
-TRY_AGAIN_AFTER = 0.2  # seconds; calls that come sooner fail like the one before, without another import
+RETRY_LOAD_AFTER = 0.2  # seconds; earlier calls fail with the same error, without another import
 _module_numbers = count()
 
 
 class Loaded(NamedTuple):
-    """A handler that is ready to be called. `concurrency`: how many calls of it one event loop has in hand at most."""
+    """A handler that is ready to be called. `concurrency` limits how many of its calls run at once on an event loop."""
 
     function: Function
     is_async: bool
@@ -44,10 +44,10 @@ class Loaded(NamedTuple):
 
 
 class Handlers:
-    """The handlers of one worker process, or of one pool of threads. Safe to use from many threads."""
+    """The handlers of one worker process, or of one pool of threads. Safe to use from any thread."""
 
     def __init__(self, around_load: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
-        """`around_load()` is entered while a handler is loaded and its module set up."""
+        """`around_load()` is entered while a handler is loaded and its module is set up."""
         self._around_load = around_load
         self._sources: dict[str, tuple[Source, Function | None]] = {}
         self._loaded: dict[str, Loaded] = {}
@@ -56,8 +56,8 @@ class Handlers:
         self._lock = RLock()
 
     def define(self, type: str, source: Source, function: Function | None = None) -> None:
-        """This is the handler of the type from now on, whatever was loaded before. `function` is the handler itself,
-        where it was made in this process."""
+        """Use this handler for the type from now on, and forget the loaded one. `function` is the handler itself, if it
+        was created in this process."""
         with self._lock:
             self._sources[type] = source, function
             self._loaded.pop(type, None)
@@ -67,12 +67,14 @@ class Handlers:
         return type in self._loaded
 
     def load(self, type: str) -> Loaded:
-        """The handler, loaded by the first call that asks for it. Raises HandlerError; its cause is what went wrong."""
+        """Return the handler; load it if necessary. Raise HandlerError, with its cause, if that fails."""
         return self._loaded.get(type) or self._load(type)
 
     def gives_up_on(self, type: str, error: BaseException) -> bool:
-        """Whether the handler of this type is not to be tried again after this error. Who names exceptions to retry on
-        gives up on all others; where both name it, giving up goes first."""
+        """Return whether this error ends the task without another attempt.
+
+        A handler with `retry_on` gives up on all other exceptions. If `give_up_on` names the exception too, it wins.
+        """
         if type not in self._sources or isinstance(error, HandlerError):
             return False
         source = self._sources[type][0]
@@ -82,7 +84,7 @@ class Handlers:
         return not names.isdisjoint(source.give_up_on) or bool(source.retry_on and names.isdisjoint(source.retry_on))
 
     def teardown(self) -> list[str]:
-        """Runs `teardown()` of every module that was set up, latest first; returns what went wrong there."""
+        """Run `teardown()` of every module that was set up, latest first. Return a message for each that failed."""
         with self._lock:
             modules, self._modules = self._modules, []
             self._loaded.clear()
@@ -97,7 +99,7 @@ class Handlers:
 
     def _try_to_load(self, type: str) -> Loaded:
         failed_at, failure = self._failed.get(type, (0.0, None))
-        if failure is not None and monotonic() - failed_at < TRY_AGAIN_AFTER:
+        if failure is not None and monotonic() - failed_at < RETRY_LOAD_AFTER:
             raise failure.with_traceback(None)
         source, function = self._find(type)
         try:
@@ -126,7 +128,7 @@ class Handlers:
 
 
 def _names_of(error: BaseException) -> set[str]:
-    """What `retry_on` and `give_up_on` may call it: its class and the classes above, each with and without module."""
+    """Return the names that match the error: those of its class and base classes, each with and without module."""
     classes = type(error).__mro__
     return {c.__name__ for c in classes} | {f"{c.__module__}.{c.__name__}" for c in classes}
 
@@ -176,21 +178,21 @@ _LOADERS: dict[str, Callable[[Source], Found]] = {"name": _by_name, "path": _by_
 
 
 def _home(function: Function) -> ModuleType | None:
-    """The module that the function is a part of; None for one made in a notebook, a script, or another function."""
+    """Return the function's module, or None if it was defined in a notebook, a script, or another function."""
     name = getattr(function, "__module__", None)
     module = sys.modules.get(name) if name and name != "__main__" else None
     return module if getattr(module, getattr(function, "__name__", ""), None) is function else None
 
 
 class _FreshLoader(SourceFileLoader):
-    """Compiles the file each time: Python's cache overlooks an edit within the same second that keeps the size."""
+    """Compiles the file each time: Python's cache misses an edit within the same second that keeps the size."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _run_file(path: str) -> ModuleType:
-    """The file as a module of its own, under a name that hides no other; its directory is not made importable."""
+    """Run the file as a module, under a name that hides no other module. Its directory does not become importable."""
     name = f"dtq_handler_{next(_module_numbers)}_{Path(path).stem}"
     loader = _FreshLoader(name, path)
     spec = spec_from_file_location(name, path, loader=loader)

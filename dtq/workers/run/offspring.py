@@ -4,13 +4,13 @@
                                      |
                                      +-- its timeout, or its cancellation --> SIGTERM at once
 
-What was there before the attempt stays: the children of a module's `setup()`, or of its import. So do the helpers that
-multiprocessing starts once for the whole process. So do the processes of a pool or an executor, unless the attempt was
-interrupted: a pool ends its processes itself when nothing refers to it. A worker adopts the orphans below it
-(PR_SET_CHILD_SUBREAPER), so a double fork does not escape.
+Three kinds of processes stay: those that existed before the attempt, such as children of a module's `setup()` or of its
+import; the helpers that multiprocessing starts once for the whole process; and, unless the attempt was interrupted, the
+processes of a pool or an executor, which ends them itself when nothing refers to it. A worker adopts the orphans below
+it (PR_SET_CHILD_SUBREAPER), so a double fork does not escape.
 
-Linux only: elsewhere there is no cheap list of children, and what a handler has started ends with its worker. Attempts
-of async handlers overlap, and a child does not tell which of them started it: their children end when no attempt runs.
+Linux only: other systems have no cheap list of children, and there the children end with their worker. Attempts of
+async handlers overlap, and a child does not show which of them started it: such children end when no attempt runs.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from collections.abc import Iterator
 from math import inf
 from typing import NamedTuple
 
-SHARE = 0.8  # of the pool's grace is for the children: their attempt is reported before the pool loses patience
+SHARE = 0.8  # the children's part of the pool's grace: the rest is for the report of the attempt
 KILLED_WITHIN = 0.1  # seconds that a killed child may take to be gone
-NO_SPAWN = 50e-6  # seconds: no process is started in less, so attempts this short are not looked at
+NO_SPAWN = 50e-6  # seconds: no process starts in less, so shorter attempts are not checked
 SEES_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
-TICK = 1 / os.sysconf("SC_CLK_TCK")  # the kernel tells start times in these
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the kernel's unit for start times
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Offspring:
-    """The children of this process, and which of them end with the attempts that run.
+    """Ends the children of this process that running attempts have started.
 
     The main thread runs one attempt after the other, and sets `busy` around each; beside it, others run in parallel.
     Set `grace`, the pool's, before the first attempt.
@@ -44,12 +44,12 @@ class Offspring:
     def __init__(self) -> None:
         self.grace = 0.5
         self.busy = False
-        self.since = inf  # when the first attempt began whose children were left to those that ran beside it
-        self._interrupted = False  # one of these attempts
+        self.since = inf  # start of the first ended attempt whose children must wait for others to end
+        self._interrupted = False  # whether one of these attempts was interrupted
         self._parallel = 0  # attempts that run beside the main thread
         self._lock = threading.Lock()
         self._kept: set[int] = set()
-        self._told: dict[int, float] = {}  # process id -> when SIGTERM was sent to it
+        self._terminated: dict[int, float] = {}  # process id -> when SIGTERM was sent
 
     def begin_parallel(self) -> None:
         with self._lock:
@@ -61,8 +61,8 @@ class Offspring:
         self.end(seconds, interrupted)
 
     def end(self, seconds: float, interrupted: bool) -> None:
-        """An attempt that took so many seconds has ended: end what it has started. Where others run at this moment,
-        leave it to the last of them."""
+        """End the children of an attempt that has just ended after so many seconds. If other attempts run at this
+        moment, the last of them ends all children."""
         if seconds < NO_SPAWN and self.since == inf:
             return
         with self._lock:
@@ -76,14 +76,14 @@ class Offspring:
             self._end_new(since, set() if interrupted else _pooled())
 
     def warn(self, began: float) -> None:
-        """The main thread's attempt, which began then, is being interrupted. Ask its children to end now, because it
-        may wait for one of them."""
+        """Send SIGTERM to the children of the main thread's attempt, which began then and is about to be interrupted:
+        the handler may wait for one of them."""
         if SEES_CHILDREN and self.busy and not self._parallel:
-            self._tell(self._new(began, set()))
+            self._terminate(self._new(began, set()))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """What is started within this block stays."""
+        """Keep the processes that start within this block."""
         before = set(children_of(os.getpid()))
         try:
             yield
@@ -91,38 +91,38 @@ class Offspring:
             self._kept = self._kept.intersection(before).union(set(children_of(os.getpid())) - before)
 
     def _end_new(self, began: float, spared: set[int]) -> None:
-        """Return when what was started since then has ended, or has not reacted to SIGKILL for a moment."""
+        """End the processes started since then. Return once they are gone, or KILLED_WITHIN after SIGKILL."""
         pause, found = 0.001, self._new(began, spared)
         while found:
-            self._tell(found)
-            patience = time.monotonic() - self.grace * SHARE
-            told = {pid: self._told.get(pid, patience) for pid in found}  # another thread may have cleared it
-            _send({pid for pid in found if told[pid] <= patience}, signal.SIGKILL)
-            if max(told.values()) <= patience - KILLED_WITHIN:
+            self._terminate(found)
+            kill_before = time.monotonic() - self.grace * SHARE
+            since = {pid: self._terminated.get(pid, kill_before) for pid in found}  # another thread may have cleared it
+            _send({pid for pid in found if since[pid] <= kill_before}, signal.SIGKILL)
+            if max(since.values()) <= kill_before - KILLED_WITHIN:
                 break
             time.sleep(pause)
             pause = min(pause * 1.5, 0.02)
             found = _running(found) if self.busy or self._parallel else self._new(began, spared)
-        self._told.clear()
+        self._terminated.clear()
 
-    def _tell(self, found: set[int]) -> None:
-        fresh = found - self._told.keys()
+    def _terminate(self, found: set[int]) -> None:
+        fresh = found - self._terminated.keys()
         _send(fresh, signal.SIGTERM)
-        self._told.update(dict.fromkeys(fresh, time.monotonic()))
+        self._terminated.update(dict.fromkeys(fresh, time.monotonic()))
 
     def _new(self, began: float, spared: set[int]) -> set[int]:
-        """Return the processes below this one that run, and were not there when the attempt began."""
+        """Return the running processes below this one that started after the attempt began."""
         kept, since = self._kept | _helpers() | spared, _ticks_at(began)
         children = set(children_of(os.getpid())) - kept
         return _running({pid for pid in children if (process := look_at(pid)) and process.started >= since})
 
 
 def _running(pids: set[int]) -> set[int]:
-    """Return those that run, and all below them. Reap those that have ended."""
+    """Return the running ones and all processes below them. Reap those that have ended."""
     found = set()
     for pid in pids:
         if (process := look_at(pid)) and process.state == "Z":
-            with contextlib.suppress(ChildProcessError):  # it is no child of ours, or its Popen was faster
+            with contextlib.suppress(ChildProcessError):  # not a child of this process, or its Popen has reaped it
                 os.waitpid(pid, os.WNOHANG)
         elif process:
             found.add(pid)
@@ -131,11 +131,11 @@ def _running(pids: set[int]) -> set[int]:
 
 class Process(NamedTuple):
     state: str  # "Z" is a zombie
-    started: int  # in ticks since the machine was booted
+    started: int  # in ticks since boot
 
 
 def look_at(pid: int) -> Process | None:
-    """Return what the kernel tells of a process; None where it is gone."""
+    """Return the state and start time of a process, or None if it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -145,13 +145,13 @@ def look_at(pid: int) -> Process | None:
 
 
 def _ticks_at(moment: float) -> int:
-    """Return a time of the monotonic clock in ticks since the machine was booted, rounded down by one tick."""
+    """Convert a time of the monotonic clock to ticks since boot, rounded down by one tick."""
     ago = time.monotonic() - moment
     return int((time.clock_gettime(time.CLOCK_BOOTTIME) - ago) / TICK) - 1
 
 
 def has_children() -> bool:
-    """Return whether this process has any child, ended or not."""
+    """Return whether this process has any child, running or ended."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -160,7 +160,7 @@ def has_children() -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the children of a process, zombies included; none where the system has no such list."""
+    """Return the children of a process, zombies included. Empty if the system has no such list."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -170,7 +170,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def below(pid: int) -> set[int]:
-    """Return all that a process has started, directly or not."""
+    """Return all processes below a process, at any depth."""
     found: set[int] = set()
     queue = [pid]
     while queue:
@@ -181,13 +181,13 @@ def below(pid: int) -> set[int]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process below this one whose own parent ends."""
+    """Make this process the parent of all orphans below it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _helpers() -> set[int]:
-    """The processes that multiprocessing starts once and uses again."""
+    """Return the processes that multiprocessing starts once for the whole process."""
     tracker = sys.modules.get("multiprocessing.resource_tracker")
     server = sys.modules.get("multiprocessing.forkserver")
     pids = {
@@ -198,7 +198,7 @@ def _helpers() -> set[int]:
 
 
 def _pooled() -> set[int]:
-    """Return the processes of multiprocessing's pools and of executors, all of which are in use."""
+    """Return the processes of multiprocessing's pools and of executors that are in use."""
     process = sys.modules.get("multiprocessing.process")
     futures = sys.modules.get("concurrent.futures.process")
     found = {child.pid for child in list(getattr(process, "_children", ())) if "PoolWorker" in child.name}

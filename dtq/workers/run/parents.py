@@ -1,8 +1,8 @@
-"""What a task gets of the tasks that it waited for: the way of their results from the store to its handler.
+"""Pass the results of parents to the task that waited for them: from the store to its handler.
 
-    claimed children --gather: one look at the store for all of them--> JSON, per child --Call--> context.parents
+    claimed children --gather: one read of the store for all--> JSON for each child --Call--> context.parents
 
-Workers see nothing but their socket, so the results travel with the call. A task that waited for nobody costs nothing.
+Workers see only their socket, so the results travel with the call. A task without parents costs nothing.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from dtq.task.codec import to_json
 from dtq.task.graph import flow_of, name_in
 from dtq.task.model import ErrorInfo, Status, Task
 
-MAX_PARENTS = 4 << 20  # bytes of JSON that the results of all parents of a task may have together
-LOOK = 256  # tasks fetched at once: results are large now and then
+MAX_PARENTS = 4 << 20  # bytes of JSON: the limit for the results of all parents of a task together
+PARENTS_PER_READ = 256  # tasks; results can be large
 
 
-class Handed(msgspec.Struct, omit_defaults=True):
-    """What travels: results by name, and for those that have none, why."""
+class ParentResults(msgspec.Struct, omit_defaults=True):
+    """The message: the results by name, and the reason for each parent without a result."""
 
     results: dict[str, msgspec.Raw] = {}
     missing: dict[str, str] = {}
 
 
 class Parents(dict[str, Any]):
-    """The results of the parents, by name, in the order in which the task names them. `missing` tells of those that
-    have none: they failed, were cancelled, or are no longer stored; to ask for one of them is a KeyError that says
-    so."""
+    """The results of the parents by name, in the order in which the task names them.
+
+    `missing` maps each parent without a result to the reason: it failed, was cancelled, or is no longer stored. Its
+    lookup raises a KeyError with that reason.
+    """
 
     def __init__(self, results: Mapping[str, Any], missing: Mapping[str, str]) -> None:
         super().__init__(results)
@@ -41,31 +43,33 @@ class Parents(dict[str, Any]):
         raise KeyError(f"no result of {name!r}: {why}")
 
     @classmethod
-    def of(cls, handed: bytes) -> Parents:
-        """From what `gather` gave; nothing for a task without parents."""
-        if not handed:
+    def of(cls, encoded: bytes) -> Parents:
+        """Decode what `gather` returned for a task. Empty for a task without parents."""
+        if not encoded:
             return cls({}, {})
-        got = msgspec.json.decode(handed)
-        return cls(got.get("results", {}), got.get("missing", {}))
+        decoded = msgspec.json.decode(encoded)
+        return cls(decoded.get("results", {}), decoded.get("missing", {}))
 
 
 class Gathered(NamedTuple):
-    """What `gather` found. `left` is by the child's id. `orphans` are the children that need a parent that is no longer
-    stored: their own records tell whether they may run."""
+    """What `gather` found: `left` holds the encoded results of the parents by the child's id. `orphans` are children
+    that need a parent which is no longer stored: their own records decide whether they may run."""
 
     left: dict[str, bytes]
     orphans: list[Task]
 
 
 def gather(get: Callable[[list[str]], Sequence[Task]], children: Sequence[Task], limit: int) -> Gathered:
-    """Read what the parents of these children left. A child whose parents left more than `limit` bytes is not in
-    `left`."""
+    """Read the results of the parents of these children.
+
+    A child is missing from `left` if the results of its parents exceed `limit` bytes of JSON.
+    """
     wanted = list(dict.fromkeys(parent for child in children for parent in child.after))
     known: dict[str, msgspec.Raw | str] = {}
-    for start in range(0, len(wanted), LOOK):
-        known.update((parent.id, _left_by(parent)) for parent in get(wanted[start : start + LOOK]))
-    handed = ((child.id, _hand(child, known, limit)) for child in children)
-    left = {child_id: body for child_id, body in handed if body}
+    for start in range(0, len(wanted), PARENTS_PER_READ):
+        known.update((parent.id, _result_of(parent)) for parent in get(wanted[start : start + PARENTS_PER_READ]))
+    encoded = ((child.id, _encode(child, known, limit)) for child in children)
+    left = {child_id: body for child_id, body in encoded if body}
     if len(known) == len(wanted):
         return Gathered(left, [])
     strict = (child for child in children if child.on_parent_failure == "fail")
@@ -73,7 +77,7 @@ def gather(get: Callable[[list[str]], Sequence[Task]], children: Sequence[Task],
 
 
 def too_large(child: Task, limit: int) -> ErrorInfo:
-    """Why a child that `gather` left out cannot run."""
+    """Return the error of a child that `gather` left out."""
     return ErrorInfo(
         "ParentsTooLarge",
         f"the results of its {len(child.after):,} parents have more than {limit:,} bytes of JSON together: "
@@ -81,23 +85,23 @@ def too_large(child: Task, limit: int) -> ErrorInfo:
     )
 
 
-def _left_by(parent: Task) -> msgspec.Raw | str:
+def _result_of(parent: Task) -> msgspec.Raw | str:
     if parent.status == Status.COMPLETED:
         return msgspec.Raw(to_json(parent.result))
     return f"it is {parent.status}: {parent.error}" if parent.error else f"it is {parent.status}"
 
 
-def _hand(child: Task, known: Mapping[str, msgspec.Raw | str], limit: int) -> bytes:
-    """Empty where it would be too large."""
+def _encode(child: Task, known: Mapping[str, msgspec.Raw | str], limit: int) -> bytes:
+    """Return the results for this child, or b"" if they are too large."""
     flow = flow_of(child.id)
-    handed = Handed({}, {})
+    message = ParentResults({}, {})
     for parent in child.after:
-        left = known.get(parent, "it is no longer stored: deleted, or cleaned up")
-        if isinstance(left, str):
-            handed.missing[name_in(flow, parent)] = left
+        result = known.get(parent, "it is no longer stored: deleted, or cleaned up")
+        if isinstance(result, str):
+            message.missing[name_in(flow, parent)] = result
         else:
-            handed.results[name_in(flow, parent)] = left
-    return msgspec.json.encode(handed) if _size(handed.results.values()) <= limit else b""
+            message.results[name_in(flow, parent)] = result
+    return msgspec.json.encode(message) if _size(message.results.values()) <= limit else b""
 
 
 def _size(results: Iterable[msgspec.Raw]) -> int:

@@ -1,17 +1,18 @@
-"""What it means to run one call, wherever it runs: in a worker process, in a thread, or at once in the caller.
+"""Run one call, wherever that is: in a worker process, in a thread, or in the thread that dispatches it.
 
     Call --> start --> load --> decode --> call --> encode --> Done     (a step that raises --> Done with an ErrorInfo)
                |                             |
                +--> Started                  +--> Progress, Log
 
-Nothing that a handler does escapes: what it raises becomes an ErrorInfo, what it prints becomes the task's log. Only
-what kills the process is left to the pool. `perform` and `perform_async` are one pipeline in two colours.
+No exception of a handler escapes: each becomes an ErrorInfo. What the handler prints becomes the task's log. Only the
+death of the process is left to the pool. `perform` and `perform_async` are the same pipeline, sync and async.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,24 +30,21 @@ from dtq.workers.run.loader import Handlers as Handlers
 from dtq.workers.run.loader import Loaded as Loaded
 from dtq.workers.wire import MAX_RESULT
 
-Armed = Callable[[Context], AbstractContextManager[Any]]
+MakeInterruptible = Callable[[Context], AbstractContextManager[Any]]
 
 MAX_MESSAGE = 4 << 10  # characters
 MAX_TRACEBACK = 16 << 10  # characters
-MAX_FRAMES = 200  # of a traceback, the innermost
+MAX_FRAMES = 200  # the innermost frames of a traceback
 
-_WORKERS = Path(__file__).parents[1]
-_OWN_FILES = frozenset(
-    str(_WORKERS / f"{name}.py") for name in ("run/context", "run/loader", "run/runner", "threads", "process/worker")
-)
+_OWN_FILES = str(Path(__file__).parents[1]) + os.sep  # all files of dtq/workers
 
 
 class Interrupted(BaseException):
-    """Raised in a handler from outside. A BaseException, so that its `except Exception` does not swallow it."""
+    """Raised in a handler from outside. A BaseException, so that `except Exception` does not swallow it."""
 
 
 class TimedOut(Interrupted):
-    """The attempt has run for its timeout."""
+    """The attempt has run longer than its timeout."""
 
 
 class Stopped(Interrupted):
@@ -61,13 +59,13 @@ def perform(
     call: wire.Call,
     worker_id: str,
     send: Send,
-    interruptible: Armed = nullcontext,
+    interruptible: MakeInterruptible = nullcontext,
     max_result: int = MAX_RESULT,
 ) -> wire.Done:
-    """Runs the call and gives its report, which is the caller's to send. Raises nothing, whatever the handler does.
+    """Run the call and return its report, which the caller sends. Never raise, whatever the handler does.
 
-    `armed(context)` is entered around the handler alone: only there may an Interrupted be raised in this thread. It may
-    strike inside `send`, which must leave no half message.
+    `interruptible(context)` is entered around the handler alone: only there may an Interrupted be raised in this
+    thread. The handler may be inside `send` at that moment, so `send` must not leave half a message.
     """
     context = Context(call, worker_id, send)
     token = current.set(context)
@@ -88,10 +86,10 @@ async def perform_async(
     call: wire.Call,
     worker_id: str,
     send: Send,
-    interruptible: Armed = nullcontext,
+    interruptible: MakeInterruptible = nullcontext,
     max_result: int = MAX_RESULT,
 ) -> wire.Done:
-    """`perform` for an `async def` handler. To stop it: set its context's `cancelled`, cancel the asyncio task."""
+    """Run the call of an `async def` handler. To stop it, set its context's `cancelled` and cancel the asyncio task."""
     context = Context(call, worker_id, send)
     token = current.set(context)
     try:
@@ -107,8 +105,10 @@ async def perform_async(
 
 
 def is_async(handlers: Handlers, call: wire.Call, send: Send) -> bool:
-    """Whether the call is one for `perform_async`. Loads the handler if need be, and says so; where that fails the
-    answer is no, and `perform` reports why."""
+    """Return whether `perform_async` must run the call. Load the handler if necessary, and send Started before.
+
+    If the handler cannot be loaded, return False: `perform` then reports the reason.
+    """
     if not handlers.is_loaded(call.type):
         send(wire.Started(call.number, time(), loading=True))
     try:
@@ -118,7 +118,7 @@ def is_async(handlers: Handlers, call: wire.Call, send: Send) -> bool:
 
 
 def was_interrupted(done: wire.Done) -> bool:
-    """Return whether the attempt was ended by force: it was over its timeout, or was stopped."""
+    """Return whether the attempt was interrupted: at its timeout, or because it was to stop."""
     return done.error is not None and done.error.type in ("Timeout", "Cancelled")
 
 
@@ -128,8 +128,8 @@ def _start(handlers: Handlers, call: wire.Call, context: Context, is_async: bool
     context.start(loading)
     loaded = handlers.load(call.type)
     if loading:
-        context.start(False)  # the timeout is for the handler's work, not for its imports
-    if loaded.is_async is not is_async:  # defined anew since the caller asked
+        context.start(False)  # the timeout limits the handler's work, not its imports
+    if loaded.is_async is not is_async:  # it was redefined after the caller called is_async
         raise HandlerError(f"the handler of {call.type!r} has just changed between `def` and `async def`: try again")
     return loaded
 
@@ -167,7 +167,7 @@ def _refuse(context: Context, message: str) -> wire.Done:
 
 def _hint(value: Any) -> str:
     if inspect.iscoroutine(value):
-        value.close()  # nobody will await it: spare us the warning about that
+        value.close()  # else Python warns that it was never awaited
         return "; make the handler `async def` and await it there"
     if hasattr(value, "__next__") or hasattr(value, "__anext__"):
         return "; a handler returns its result at once: collect it in a list"
@@ -187,14 +187,14 @@ def _fail(handlers: Handlers, call: wire.Call, context: Context, error: BaseExce
 
 
 def _delay(error: Retry) -> float | None:
-    """The delay that the handler asked for. A handler may have set it to anything: then the usual backoff holds."""
+    """Return the delay that the handler asked for, or None, for the usual backoff, if it is not a valid delay."""
     delay: Any = getattr(error, "delay", None)
     is_number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
     return float(delay) if is_number and 0 <= delay <= MAX_DELAY else None
 
 
 def describe(error: BaseException, timeout: float) -> ErrorInfo:
-    """What is kept of an exception: class, message and traceback, each within its limit, without the frames of dtq."""
+    """Return the class, message and traceback of an exception, each within its limit, without frames of dtq."""
     name, message = type(error).__name__, _message(error)
     if isinstance(error, TimedOut):
         name, message = "Timeout", f"ran longer than its timeout of {timeout:g} s"
@@ -228,7 +228,7 @@ def _traceback(error: BaseException) -> str:
         trace = traceback.TracebackException(type(error), error, error.__traceback__, limit=-MAX_FRAMES, compact=True)
         _hide_own_frames(trace)
         return "".join(trace.format())
-    except Exception as broken:  # an exception can be strange in many ways; none is worth a worker
+    except Exception as broken:  # an exception may be broken in many ways, and none of them may end the worker
         return f"(no traceback: formatting it raised {type(broken).__name__})"
 
 
@@ -242,4 +242,4 @@ def _hide_own_frames(trace: traceback.TracebackException) -> None:
 
 
 def _is_own(filename: str) -> bool:
-    return filename in _OWN_FILES or filename.startswith("<frozen importlib")
+    return filename.startswith((_OWN_FILES, "<frozen importlib"))
