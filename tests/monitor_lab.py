@@ -36,14 +36,14 @@ class ToldNode:
         now = self.clock.wall
         task = Task(type="a", id="x", created_at=now - waited, run_at=now - waited)
         for _ in range(n):
-            self.meter.hear([Started(task, "w1", now), Finished(task, "w1", now, seconds, None, None, "", False)])
+            self.meter.record([Started(task, "w1", now), Finished(task, "w1", now, seconds, None, None, "", False)])
         self.meter.count([replace(task, status=status)] * n)
         self.beat()
 
     def begin(self):
         """An attempt that runs on."""
         task = Task(type="a", id="y", created_at=self.clock.wall, run_at=self.clock.wall)
-        self.meter.hear([Started(task, "w1", self.clock.wall)])
+        self.meter.record([Started(task, "w1", self.clock.wall)])
         self.beat(busy=1)
 
     def beat(self, lease=30, busy=0):

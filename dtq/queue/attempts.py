@@ -63,7 +63,7 @@ class AttemptTracker:
             except Exception as error:
                 self._back_off(error)  # what it has to say, it says later
                 continue
-            self._best_effort.run("the meter", self._metrics_of_node.hear, said)
+            self._best_effort.run("the meter", self._metrics_of_node.record, said)
             for report in said:
                 try:
                     self._apply(report, now)

@@ -1,8 +1,8 @@
-"""Staff: which workers a queue has, and what each group of them is for.
+"""The groups of workers of a queue, and the tasks that each group accepts.
 
 TaskQueue(pool_size=4)                                          one group, for everything
-TaskQueue(pools={"urgent": Pool(1, min_priority=5),             a worker that is kept free for what cannot wait,
-                 "rest": Pool(3)})                              and three for all
+TaskQueue(pools={"urgent": Pool(1, min_priority=5),             one worker reserved for urgent tasks,
+                 "rest": Pool(3)})                              and three for all tasks
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ MAX_WORKERS = 1000
 
 
 class Pool(Struct, frozen=True):
-    """How many workers, and what for: tasks of these queues (all, if none is named) and of at least this priority."""
+    """The specification of a group of workers.
+
+    Args:
+        size: how many workers.
+        queues: the queues whose tasks they run; empty: all queues.
+        min_priority: the lowest priority of their tasks; None: any priority.
+    """
 
     size: int = 4
     queues: tuple[str, ...] = ()
@@ -30,7 +36,7 @@ class Pool(Struct, frozen=True):
 
 
 class WorkerGroup(Struct, frozen=True):
-    """A pool of workers, with what it is for."""
+    """A running pool of workers, with its name and specification."""
 
     spec: Pool
     pool: backend.WorkerBackend
@@ -38,22 +44,23 @@ class WorkerGroup(Struct, frozen=True):
 
 
 def check(pools: Mapping[str, Pool], executor: Executor) -> None:
-    """Raises DTQError, naming what cannot be and what is allowed."""
+    """Raise DTQError if a pool or the executor is invalid, with the allowed values."""
     for name, spec in pools.items():
         if not isinstance(spec, Pool) or type(spec.size) is not int or not 0 <= spec.size <= MAX_WORKERS:
             raise DTQError(f"pool {name!r} is {spec!r}; allowed: a Pool of 0 to {MAX_WORKERS:,} workers")
     if isinstance(executor, str) and executor not in EXECUTORS:
-        raise DTQError(f"executor is {executor!r}; allowed: {', '.join(map(repr, EXECUTORS))}, or a pool of your own")
+        names = ", ".join(map(repr, EXECUTORS))
+        raise DTQError(f"executor is {executor!r}; allowed: {names}, or a WorkerBackend of your own")
 
 
 def check_size(size: object) -> None:
-    """Raises DTQError where a pool cannot have so many workers."""
+    """Raise DTQError if a pool cannot have this many workers."""
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_WORKERS:
         raise DTQError(f"the size of a pool is {size!r}; allowed: a whole number from 0 to {MAX_WORKERS:,}")
 
 
 def named(groups: Sequence[WorkerGroup], pool: object) -> WorkerGroup:
-    """Return the pool of this name, or of this position. Raises DTQError where there is none."""
+    """Return the group with this name, or at this position. Raise DTQError if there is none."""
     for position, group in enumerate(groups):
         if pool == group.name or (type(pool) is int and pool == position):
             return group
@@ -64,7 +71,7 @@ def named(groups: Sequence[WorkerGroup], pool: object) -> WorkerGroup:
 def make_executors(
     pools: Mapping[str, Pool], executor: Executor, max_tasks: int | None, max_result: int
 ) -> list[WorkerGroup]:
-    """The pools, made and not yet started."""
+    """Return a group for each pool, not started yet."""
     return [
         WorkerGroup(spec, _make(executor, name, spec.size, max_tasks, max_result), name) for name, spec in pools.items()
     ]
@@ -75,7 +82,7 @@ def _make(executor: Executor, name: str, size: int, max_tasks: int | None, max_r
         return WorkerPool(size, name=name, max_tasks_per_worker=max_tasks, max_result=max_result)
     if not isinstance(executor, str):
         return executor
-    from dtq.workers.inline import InlinePool  # these load asyncio, and all that a worker needs: seldom used here
+    from dtq.workers.inline import InlinePool  # loaded on demand: these need asyncio, and all code of a worker
     from dtq.workers.threads import ThreadPool
 
     return (

@@ -1,11 +1,11 @@
-"""Which handler runs which type of task, and how a worker gets hold of it.
+"""Registry: which handler runs which type of task, and how a worker loads it.
 
     "package.module:function"  --> Source name    the worker imports it
     "path/to/handler.py"       --> Source path    the worker runs the file and takes its `execute`
     a function                 --> Source value   pickled: by reference where it can be imported, else as code
 
-A queue carries names, not code. Only what was made in a notebook or a script goes to the pool as code, and goes again
-when it has changed (`refresh`): a worker cannot import it from anywhere.
+A queue carries names, not code. Only functions of a notebook or a script are sent to the pool as code, because workers
+cannot import them. They are sent again when they have changed (`refresh`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 class _Entry(NamedTuple):
     source: Source
-    function: Function | None  # where the handler was given as one
+    function: Function | None  # the handler itself, if it was registered as a function
 
 
 class Registry:
-    """The handlers of one queue. With `pickles=False`, for pools inside this process, functions stay what they are."""
+    """The handlers of one queue. With `pickles=False`, for pools inside this process, functions are not pickled."""
 
     def __init__(self, pickles: bool = True) -> None:
         self._pickles = pickles
@@ -47,13 +47,20 @@ class Registry:
     def register(
         self, type: str, handler: Handler, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
     ) -> None:
-        """This is the handler of the type from now on. `concurrency`: how many calls an `async def` handler has in hand
-        at once, for each worker. `give_up_on`: exceptions after which there is no further attempt; `retry_on`: where
-        any is named, the only ones after which there is one. Both take classes or names, as in "OSError",
-        "httpx.HTTPError". Timeouts and crashes are no exceptions of the handler: they are retried as ever.
+        """Use this handler for the type from now on. Timeouts and crashes are retried whatever `retry_on` names.
 
-        Raises InvalidTask where the type cannot be one, and HandlerError, which says what is wrong with the handler and
-        what to do. A file must exist now; a module is imported by the worker that first needs it.
+        Args:
+            type: the type of the tasks that it runs.
+            handler: a function (payload, context), "package.module:function", or the path of a .py file with a function
+                `execute`. A file must exist now; a module is imported by the first worker that needs it.
+            concurrency: how many calls of an `async def` handler each worker runs at once.
+            retry_on: if not empty, only these exceptions lead to another attempt. Classes or names ("OSError",
+                "httpx.HTTPError").
+            give_up_on: exceptions that end the task without another attempt.
+
+        Raises:
+            InvalidTask: the type is not a valid name.
+            HandlerError: the handler cannot be used; the message says why and what to do.
         """
         names.check_free("type", type)
         self.enter(type, handler, concurrency, retry_on=retry_on, give_up_on=give_up_on)
@@ -61,25 +68,25 @@ class Registry:
     def enter(
         self, type: str, handler: Handler, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
     ) -> None:
-        """The same without the check of the type, for handlers of dtq itself."""
+        """Register a handler without checking the type, for handlers of dtq itself."""
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_CONCURRENCY:
             raise HandlerError(
                 f"concurrency of {type!r} is {concurrency!r}; allowed: a whole number from 1 to {MAX_CONCURRENCY:,}"
             )
         if concurrency > 1 and inspect.isfunction(handler) and not inspect.iscoroutinefunction(handler):
             raise HandlerError(
-                f"concurrency of {type!r} is {concurrency}, but {_describe(handler)} is not async: it has a worker to "
-                "itself while it runs. Write it as async def, or give the queue more workers"
+                f"concurrency of {type!r} is {concurrency}, but {_describe(handler)} is not async: while it runs, its "
+                "worker runs nothing else. Write it as async def, or give the queue more workers"
             )
         rules = (_names("retry_on", type, retry_on), _names("give_up_on", type, give_up_on))
         self._entries[type] = self._entry(type, handler, concurrency, rules)
 
     def source(self, type: str) -> Source:
-        """Where workers get it from. Raises UnknownType."""
+        """Return where workers load the handler from. Raise UnknownType if there is none."""
         return self._find(type).source
 
     def function(self, type: str) -> Function | None:
-        """The handler itself, where it was given as a function: nothing to load in this process. Raises UnknownType."""
+        """Return the handler if it was registered as a function, else None. Raise UnknownType if there is none."""
         return self._find(type).function
 
     def __contains__(self, type: str) -> bool:
@@ -89,10 +96,12 @@ class Registry:
         return frozenset(self._entries)
 
     def refresh(self) -> list[str]:
-        """Looks again at the functions that were made in a notebook or a script: the name may have been bound to a new
-        function, or something that the function uses may have changed. Returns the types whose source did.
+        """Pickle the functions of a notebook or a script again, and return the types whose source has changed.
 
-        Raises HandlerError where one can no longer be pickled; the others are refreshed all the same.
+        The name may be bound to a new function, or something that the function uses may have changed.
+
+        Raises:
+            HandlerError: a function can no longer be pickled. All others are refreshed.
         """
         changed, problems = [], []
         for type, entry in list(self._entries.items()):
@@ -130,7 +139,7 @@ class Registry:
 
 
 def _names(option: str, handled: str, errors: Errors) -> Names:
-    """The exceptions by name: a queue carries names, not code."""
+    """Return the names of the exceptions: a queue carries names, not code."""
     listed = list(errors) if isinstance(errors, Iterable) and not isinstance(errors, (str, type)) else [errors]
     return tuple(_name(option, handled, error) for error in listed)
 
@@ -145,7 +154,7 @@ def _name(option: str, handled: str, error: object) -> str:
     )
 
 
-# --- what a handler may be --------------------------------------------------------------------------------------------
+# --- valid handlers ---------------------------------------------------------------------------------------------------
 
 
 def _locate(type: str, handler: str | Path) -> tuple[str, str]:
@@ -165,7 +174,7 @@ def _check_function(type: str, handler: Any) -> None:
     try:
         signature = inspect.signature(handler)
     except ValueError:
-        return  # made in C, without a signature: the first call will tell
+        return  # written in C, without a signature: the first call will show
     try:
         signature.bind(None, None)
     except TypeError as error:
@@ -176,7 +185,7 @@ def _check_function(type: str, handler: Any) -> None:
 
 
 def _describe(function: Any) -> str:
-    """How a person would point at it: module:name."""
+    """Return the function as module:name."""
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or '?'}:{name}"
 
@@ -196,13 +205,13 @@ def _pickle(function: Function) -> bytes:
 
 
 def _dumps(value: Any) -> bytes:
-    import cloudpickle  # needed for the handlers of a script or a notebook only
+    import cloudpickle  # only needed for handlers of a script or a notebook
 
     return cloudpickle.dumps(value)  # type: ignore[no-any-return]
 
 
 def _unpicklable(function: Function) -> list[str]:
-    """What the function uses from outside itself and cannot take along, as `name (its type)`."""
+    """Return the globals and closure variables of the function that cannot be pickled, as `name (its type)`."""
     try:
         used = inspect.getclosurevars(function)
     except (TypeError, ValueError):
@@ -224,9 +233,9 @@ def _is_of_main(function: Function) -> bool:
 
 
 def _rebound(function: Function) -> Function:
-    """What the function's name means in `__main__` now, if that is a function from there; else the function as it was.
+    """Return the function that the name means in `__main__` now, or else the function itself.
 
-    Not where it is a decorator's wrapper around the very same function: that one was registered without it, on purpose.
+    A wrapper of a decorator around the same function does not replace it: it was registered without it on purpose.
     """
     candidate = vars(sys.modules["__main__"]).get(getattr(function, "__name__", ""))
     if not inspect.isfunction(candidate) or not _is_of_main(candidate):

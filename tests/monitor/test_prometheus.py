@@ -33,7 +33,7 @@ def store():
     for name, host, ends in (("n1", "h1", ("ok", "ok", "overdue")), ("n2", STRANGE, ("ok",))):
         meter = NodeMetrics(lambda: 0.0)
         for task, end in zip(store.claim(name, len(ends), 30, NOW, {"mail"}), ends, strict=True):
-            meter.hear([Started(task, "w-1", NOW), Finished(task, "w-1", NOW + 1, 0.25, None, None, "", False)])
+            meter.record([Started(task, "w-1", NOW), Finished(task, "w-1", NOW + 1, 0.25, None, None, "", False)])
             ended = succeed(task, 1, NOW) if end == "ok" else fail(task, ErrorInfo("Timeout"), NOW, lambda: 0.0)
             store.update([(ended, ())])
             meter.count([ended])

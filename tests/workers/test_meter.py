@@ -13,7 +13,7 @@ from dtq.task.transitions import fail, succeed
 from dtq.workers.backend import Finished, Started, WorkerChanged, WorkerInfo
 from dtq.workers.metrics import usage
 from dtq.workers.metrics.histogram import Histogram
-from dtq.workers.metrics.node import LANES, OTHER, TYPES, NodeMetrics
+from dtq.workers.metrics.node import MAX_LANES, MAX_TYPES, OTHER, NodeMetrics
 from dtq.workers.metrics.usage import Usage, Use
 
 NOW = 1000.0
@@ -47,7 +47,7 @@ def worker(id="w-1"):
 
 
 def ran(meter, task, seconds, at=NOW, name="w-1"):
-    meter.hear([Started(task, name, at), Finished(task, name, at, seconds, None, None, "", False)])
+    meter.record([Started(task, name, at), Finished(task, name, at, seconds, None, None, "", False)])
 
 
 def test_endings_are_counted_by_queue_type_and_outcome(meter):
@@ -68,34 +68,34 @@ def test_execution_and_waiting_times_are_kept_by_type(meter):
 
 
 def test_a_worker_that_runs_is_busy_before_its_call_ends(meter, ticks):
-    meter.hear([Started(claimed(), "w-1", NOW)])
+    meter.record([Started(claimed(), "w-1", NOW)])
     ticks.now = 3.0
     reading = meter.reading([worker()])
     assert (reading["busy"], reading["workers"], reading["uptime"]) == (3.0, {"w-1": 3.0}, 3.0)
-    meter.hear([Finished(claimed(), "w-1", NOW, 3.5, None, None, "", False)])
+    meter.record([Finished(claimed(), "w-1", NOW, 3.5, None, None, "", False)])
     assert meter.reading([worker()])["busy"] == 3.5
 
 
 def test_calls_that_overlap_keep_a_worker_busy_once(meter, ticks):
-    meter.hear([Started(claimed("x"), "w-1", NOW), Started(claimed("y"), "w-1", NOW + 1)])
+    meter.record([Started(claimed("x"), "w-1", NOW), Started(claimed("y"), "w-1", NOW + 1)])
     ticks.now = 4.0
-    meter.hear([Finished(claimed("x"), "w-1", NOW, 3.0, None, None, "", False)])
-    meter.hear([Finished(claimed("y"), "w-1", NOW + 1, 3.0, None, None, "", False)])
+    meter.record([Finished(claimed("x"), "w-1", NOW, 3.0, None, None, "", False)])
+    meter.record([Finished(claimed("y"), "w-1", NOW + 1, 3.0, None, None, "", False)])
     assert meter.reading([worker()])["busy"] == 4.0
 
 
 def test_busy_seconds_never_shrink_when_the_wall_clock_is_set_back_between_calls_that_overlap(meter, ticks):
-    meter.hear([Started(claimed("x"), "w-1", NOW), Started(claimed("y"), "w-1", NOW)])
+    meter.record([Started(claimed("x"), "w-1", NOW), Started(claimed("y"), "w-1", NOW)])
     ticks.now = 4.0
     before = meter.reading([worker()])["busy"]
     for id in "xy":
-        meter.hear([Finished(claimed(id), "w-1", NOW - 3600, 1.0, None, None, "", False)])
+        meter.record([Finished(claimed(id), "w-1", NOW - 3600, 1.0, None, None, "", False)])
     assert meter.reading([worker()])["busy"] >= before == 4.0
 
 
 def test_what_a_worker_did_that_is_gone_stays_counted(meter):
     ran(meter, claimed(), 2.0)
-    meter.hear([WorkerChanged("w-1", "exited", 7)])
+    meter.record([WorkerChanged("w-1", "exited", 7)])
     ran(meter, claimed("y"), 1.0, name="w-2")
     reading = meter.reading([worker("w-2")])
     assert (reading["busy"], reading["workers"]) == (3.0, {"w-2": 1.0})
@@ -124,7 +124,7 @@ def test_while_nothing_happens_the_reading_stays_the_same_object(meter, ticks):
     first = meter.reading([worker()])
     ticks.now = 100.0
     assert meter.reading([worker()]) is first
-    meter.hear([])
+    meter.record([])
     assert meter.reading([worker()]) is first
 
 
@@ -134,9 +134,9 @@ def test_a_reading_is_bounded_whatever_the_tasks_are_called(meter):
             ran(meter, claimed(type=f"t{n}"), seconds)
         meter.count([succeed(claimed(type=f"t{n}", queue=f"q{n}"), 1, NOW)])
     reading = meter.reading([worker()])
-    assert len(reading["execution"]) == len(reading["waiting"]) == TYPES + 1
-    assert sum(map(len, reading["ended"].values())) == LANES + 1
-    assert reading["ended"][OTHER][OTHER]["completed"] == 1000 - LANES
+    assert len(reading["execution"]) == len(reading["waiting"]) == MAX_TYPES + 1
+    assert sum(map(len, reading["ended"].values())) == MAX_LANES + 1
+    assert reading["ended"][OTHER][OTHER]["completed"] == 1000 - MAX_LANES
     assert len(json.dumps(reading)) < 150_000
 
 

@@ -54,7 +54,7 @@ def metering(tasks: int = 50_000) -> float:
     ended = [replace(task, status=Status.COMPLETED)]
     began = time.perf_counter()
     for _ in range(tasks // 32):
-        meter.hear(said * 32)
+        meter.record(said * 32)
         meter.count(ended * 32)
     return (time.perf_counter() - began) / tasks * 1e6
 

@@ -1,4 +1,4 @@
-"""What a node measures of itself: histograms, processor time, memory.
+"""Measure a node: durations, outcomes, processor time, memory.
 
 May import: workers.
 Read first: node.py.

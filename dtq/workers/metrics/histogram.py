@@ -1,18 +1,17 @@
-"""Histogram: how long things took, in a few hundred counters, from which quantiles can be told and which can be added
-up.
+"""Histogram: counts durations in a few hundred buckets. It yields quantiles, and histograms can be added.
 
-    0.0131 s --log2--> bucket -100 --> counts[-100] += 1         one dictionary entry for each bucket that was met
+    0.0131 s --log2--> bucket -100 --> counts[-100] += 1         one dictionary entry for each bucket in use
 
-Bucket i holds the values above 2^((i-1)/16) and up to 2^(i/16). This is the exponential histogram of OpenTelemetry at
-scale 4, and the idea of DDSketch (Masson, Rim, Lee: DDSketch, VLDB 2019). What follows from it:
+Bucket i counts the values above 2^((i-1)/16) and up to 2^(i/16). This is the exponential histogram of OpenTelemetry at
+scale 4, and the idea of DDSketch (Masson, Rim, Lee: DDSketch, VLDB 2019). Its properties:
 
-- A quantile is off by at most 2.2 % of its value (ERROR), however the values are spread.
-- Two sketches are merged, and an earlier one is taken away from a later one, without further error.
-- How many values are up to a power of two is exact: these are the bounds that dtq.monitor.prometheus shows.
-- There are at most 705 buckets: below 1 us and above 194 days there is one for all.
+- The error of a quantile is at most 2.2 % of its value (ERROR), for any distribution.
+- Adding two histograms, and subtracting an earlier one from a later one, adds no error.
+- Counts up to a power of two are exact: dtq.monitor.prometheus uses these bounds.
+- There are at most 705 buckets: one for all values below 1 us, and one for all above 194 days.
 
-Own code, because it is in the core, and met twice by every task: an `add` took 0.53 us where one of the package
-ddsketch 3.0.1 took 1.3 us, and the core install gets no new dependency.
+Why not a package: every task uses it twice, and the core install should stay small. One `add` takes 0.53 us here, and
+1.3 us in ddsketch 3.0.1.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ ERROR = (BASE - 1) / (BASE + 1)  # relative, of any quantile
 
 
 class Histogram:
-    """Counts durations in seconds. For one thread."""
+    """Counts durations in seconds. Not safe for use from several threads."""
 
     __slots__ = ("counts", "sum")
 
@@ -37,7 +36,7 @@ class Histogram:
         self.sum = sum
 
     def add(self, seconds: float) -> None:
-        """What is below zero, as a clock that was set gives it, counts as zero: nothing here ever shrinks."""
+        """Count a duration. A negative one, from a clock that was set back, counts as zero, so that no sum shrinks."""
         seconds = seconds if seconds > 0 else 0.0
         index = ceil(log2(seconds) * SCALE) if seconds else LOWEST
         index = LOWEST if index < LOWEST else HIGHEST if index > HIGHEST else index
@@ -45,12 +44,13 @@ class Histogram:
         self.sum += seconds
 
     def merge(self, other: Histogram) -> None:
+        """Add the counts of another histogram to this one."""
         for index, n in other.counts.items():
             self.counts[index] = self.counts.get(index, 0) + n
         self.sum += other.sum
 
     def since(self, earlier: Histogram) -> Histogram:
-        """What was added after this one was `earlier`. A count never goes below zero."""
+        """Return what was added since the state `earlier`. No count is below zero."""
         grown = {index: n - earlier.counts.get(index, 0) for index, n in self.counts.items()}
         return Histogram({index: n for index, n in grown.items() if n > 0}, max(0.0, self.sum - earlier.sum))
 
@@ -63,8 +63,7 @@ class Histogram:
         return self.sum / n if (n := self.count) else None
 
     def quantile(self, q: float) -> float | None:
-        """The value below which a part q of all values is, as the one of rank floor(q * (n - 1)); None if there is
-        none."""
+        """Return the q-quantile (0 <= q <= 1): the value of rank floor(q * (n - 1)), or None if there are no values."""
         left = int(q * (self.count - 1))
         for index in sorted(self.counts):
             left -= self.counts[index]
@@ -73,7 +72,7 @@ class Histogram:
         return None
 
     def up_to(self, bounds: Iterable[int]) -> list[int]:
-        """How many values are at most 2**bound seconds, for each of these bounds."""
+        """Return, for each bound, how many values are at most 2**bound seconds."""
         return [sum(n for index, n in self.counts.items() if index <= bound * SCALE) for bound in bounds]
 
     # --- as JSON: {"first": -100, "counts": [1, 0, 4], "sum": 0.07}

@@ -1,19 +1,19 @@
-"""Meter: what a node counts of its own work. It goes out with the heartbeat, as `metrics` of the Node.
+"""NodeMetrics: what a node measures of its own work. The heartbeat publishes it as `metrics` of the Node.
 
-    loop --hear, count--> Meter --reading--> Node.metrics --> store --> any monitor, any scrape
+    loop --record, count--> NodeMetrics --reading--> Node.metrics --> store --> any monitor, any scrape
 
-Everything only grows (memory aside) from the start of the node on, so that a heartbeat that was missed costs nothing,
-and whoever looks twice knows what came between. A node that starts again has a new id and begins at zero; of one that
-has left there is nothing in the store any more: who wants to keep its figures has looked before.
+All values except memory only grow while the node runs. So a missed heartbeat costs nothing, and the difference of two
+readings is what happened in between. A restarted node has a new id and begins at zero. The store keeps no metrics of a
+node that has left.
 
     {"uptime": 12.0, "busy": 7.5, "workers": {"w-1": 4.0, "w-2": 3.5}, "memory": 41000000, "cpu": 3.1,
      "ended": {"default": {"mail": {"completed": 9, "retried": 1, "timed_out": 1}}},
-     "execution": {"mail": sketch}, "waiting": {"mail": sketch}}
+     "execution": {"mail": histogram}, "waiting": {"mail": histogram}}
 
-While something keeps the loop from its work, `"trouble"` says what (see dtq.queue.guards).
+While something keeps the loop from its work, `"trouble"` names it (see dtq.queue.guards).
 
-The size is bounded: after TYPES types, or LANES pairs of queue and type, all others are counted together as OTHER.
-While nothing happens the reading stays the same object, and an idle node has nothing to write.
+The size is bounded: beyond MAX_TYPES types, or MAX_LANES pairs of queue and type, all others count as OTHER. While
+nothing happens the reading stays the same object, so an idle node writes nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dtq.workers.backend import Finished, Report, Started, WorkerChanged, Worker
 from dtq.workers.metrics.histogram import Histogram
 from dtq.workers.metrics.usage import Usage
 
-TYPES = 20
-LANES = 100
+MAX_TYPES = 20
+MAX_LANES = 100
 OTHER = "(other)"  # no type can have this name
 OUTCOMES = ("completed", "failed", "retried", "cancelled", "timed_out")
 _OUTCOME = {
@@ -37,29 +37,29 @@ _OUTCOME = {
 
 
 class NodeMetrics:
-    """For the loop's thread; `ticks` are seconds that no change of the wall clock can move."""
+    """For the loop's thread only. `monotonic` returns seconds of a clock that is never set."""
 
-    def __init__(self, ticks: Callable[[], float] = monotonic) -> None:
-        self._ticks = ticks
-        self._born = self._tick = ticks()
+    def __init__(self, monotonic: Callable[[], float] = monotonic) -> None:
+        self._monotonic = monotonic
+        self._born = self._now = monotonic()
         self._ended: dict[tuple[str, str], dict[str, int]] = {}
         self._times: dict[str, tuple[Histogram, Histogram]] = {}  # type -> execution, waiting
-        self._spells: dict[str, BusyTime] = {}  # of each worker
-        self._busy_of_the_gone = 0.0
+        self._busy: dict[str, BusyTime] = {}  # by worker
+        self._busy_of_gone = 0.0
         self._usage = Usage()
         self._reading: dict[str, Any] = {}
         self._changed = True
 
-    # --- what happens
+    # --- input
 
-    def hear(self, reports: Sequence[Report]) -> None:
-        """What a pool has told in this turn."""
-        self._tick = self._ticks()
+    def record(self, reports: Sequence[Report]) -> None:
+        """Record the reports of a pool."""
+        self._now = self._monotonic()
         for report in reports:
             if isinstance(report, Finished):
                 self._finish(report)
             elif isinstance(report, Started):
-                self._spell(report.worker).start(report, self._tick)
+                self._busy_time(report.worker).start(report, self._now)
             elif isinstance(report, WorkerChanged):
                 self._change(report)
         self._changed |= bool(reports)
@@ -69,24 +69,24 @@ class NodeMetrics:
         execution, waiting = self._times.get(task.type) or self._new_times(task.type)
         execution.add(report.seconds)
         waiting.add(report.started_at - task.run_at)
-        if spell := self._spells.get(report.worker):
-            spell.finish(report, self._tick)
+        if busy := self._busy.get(report.worker):
+            busy.finish(report, self._now)
 
-    def _spell(self, worker: str) -> BusyTime:
-        spell = self._spells.get(worker)
-        if spell is None:
-            spell = self._spells[worker] = BusyTime()
-        return spell
+    def _busy_time(self, worker: str) -> BusyTime:
+        busy = self._busy.get(worker)
+        if busy is None:
+            busy = self._busy[worker] = BusyTime()
+        return busy
 
     def _new_times(self, type: str) -> tuple[Histogram, Histogram]:
-        return self._times.setdefault(type if len(self._times) < TYPES else OTHER, (Histogram(), Histogram()))
+        return self._times.setdefault(type if len(self._times) < MAX_TYPES else OTHER, (Histogram(), Histogram()))
 
     def _change(self, report: WorkerChanged) -> None:
-        if report.state == "exited" and (spell := self._spells.pop(report.worker, None)):
-            self._busy_of_the_gone += spell.busy(self._tick)
+        if report.state == "exited" and (busy := self._busy.pop(report.worker, None)):
+            self._busy_of_gone += busy.seconds(self._now)
 
     def count(self, ended: Iterable[Task]) -> None:
-        """These attempts, or tasks, have ended, and the store has accepted it."""
+        """Count attempts, or tasks, that have ended, once the store has accepted their outcome."""
         for task in ended:
             if (outcome := _OUTCOME.get(task.status)) is not None:
                 lane = self._ended.get((task.queue, task.type)) or self._new_lane(task.queue, task.type)
@@ -96,29 +96,29 @@ class NodeMetrics:
             self._changed = True
 
     def _new_lane(self, queue: str, type: str) -> dict[str, int]:
-        lane = (queue, type) if len(self._ended) < LANES else (OTHER, OTHER)
+        lane = (queue, type) if len(self._ended) < MAX_LANES else (OTHER, OTHER)
         return self._ended.setdefault(lane, dict.fromkeys(OUTCOMES, 0))
 
-    # --- what is published
+    # --- output
 
     def reading(self, workers: Sequence[WorkerInfo]) -> dict[str, Any]:
-        """All of it as JSON data; the same object as the last time where nothing has happened since."""
-        running = any(spell.running for spell in self._spells.values())
+        """Return all values as JSON data: the same object as before if nothing has happened since."""
+        running = any(busy.running for busy in self._busy.values())
         if self._changed or running:
             self._changed = False
-            self._tick = self._ticks()
+            self._now = self._monotonic()
             self._reading = self._read(workers)
         return self._reading
 
     def _read(self, workers: Sequence[WorkerInfo]) -> dict[str, Any]:
-        busy = {name: round(spell.busy(self._tick), 6) for name, spell in self._spells.items()}
+        busy = {name: round(time.seconds(self._now), 6) for name, time in self._busy.items()}
         use = self._usage.read({worker.pid for worker in workers})
         ended: dict[str, dict[str, dict[str, int]]] = {}
         for (queue, type), counts in self._ended.items():
             ended.setdefault(queue, {})[type] = {outcome: n for outcome, n in counts.items() if n}
         return {
-            "uptime": round(self._tick - self._born, 6),
-            "busy": self._busy_of_the_gone + sum(busy.values()),
+            "uptime": round(self._now - self._born, 6),
+            "busy": self._busy_of_gone + sum(busy.values()),
             "workers": {worker.id: busy.get(worker.id, 0.0) for worker in workers},
             "memory": use.memory,
             "cpu": use.cpu,
@@ -129,32 +129,33 @@ class NodeMetrics:
 
 
 class BusyTime:
-    """How long one worker has been at work: the time in which at least one call ran, however many did at once."""
+    """The time during which a worker ran at least one call."""
 
-    __slots__ = ("_ended", "_least", "_since", "_since_tick", "running")
+    __slots__ = ("_ended", "_last", "_since", "_since_monotonic", "running")
 
     def __init__(self) -> None:
         self.running: set[str] = set()  # ids of tasks
-        self._ended = 0.0  # seconds, of the spells that are over
-        self._least = 0.0  # what was told: it must never shrink
-        self._since = 0.0  # the beginning of this spell, by the worker's clock
-        self._since_tick = 0.0
+        self._ended = 0.0  # seconds of the busy periods that are over
+        self._last = 0.0  # the last value returned: it must never shrink
+        self._since = 0.0  # start of this busy period, by the worker's clock
+        self._since_monotonic = 0.0
 
-    def start(self, report: Started, tick: float) -> None:
+    def start(self, report: Started, now: float) -> None:
         if not self.running:
-            self._since, self._since_tick = report.at, tick
+            self._since, self._since_monotonic = report.at, now
         self.running.add(report.task.id)
 
-    def finish(self, report: Finished, tick: float) -> None:
-        """The seconds of a call come from a clock that nobody sets. Only where calls overlap does the worker's wall
-        clock tell how, within what can have passed."""
+    def finish(self, report: Finished, now: float) -> None:
+        """End a call. Its seconds come from a clock that is never set. If calls overlapped, the worker's wall clock
+        gives the length of the busy period, limited by the time that has passed here."""
         if report.task.id in self.running:
             self.running.remove(report.task.id)
             if not self.running:
-                spell = report.started_at + report.seconds - self._since
-                self._ended += max(report.seconds, min(spell, tick - self._since_tick + report.seconds))
+                period = report.started_at + report.seconds - self._since
+                self._ended += max(report.seconds, min(period, now - self._since_monotonic + report.seconds))
 
-    def busy(self, tick: float) -> float:
-        now = self._ended + (tick - self._since_tick if self.running else 0.0)
-        self._least = max(self._least, now)
-        return self._least
+    def seconds(self, now: float) -> float:
+        """Return the busy seconds so far."""
+        total = self._ended + (now - self._since_monotonic if self.running else 0.0)
+        self._last = max(self._last, total)
+        return self._last

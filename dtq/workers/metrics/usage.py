@@ -1,4 +1,4 @@
-"""What the processes of a node use: memory now, processor time so far. From /proc; elsewhere this process alone."""
+"""Measure memory and processor time of a node's processes. Needs /proc; other systems measure only this process."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import NamedTuple
 
 PROC = Path("/proc")
 HAS_PROC = sys.platform == "linux"
-PAGE, TICK = (os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")) if HAS_PROC else (1, 1)
+PAGE_SIZE, TICKS_PER_SECOND = (os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")) if HAS_PROC else (1, 1)
 
 
 class Use(NamedTuple):
-    """Bytes of resident memory, and seconds of processor time."""
+    """`memory`: resident bytes. `cpu`: seconds of processor time."""
 
     memory: int
     cpu: float
 
 
 def use_of(pid: int) -> Use:
-    """What a process uses; nothing, where it is gone or cannot be looked at."""
+    """Return the use of a process; zero if it is gone or cannot be read."""
     with suppress(OSError, ValueError, IndexError):
         fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-        return Use(int(fields[21]) * PAGE, (int(fields[11]) + int(fields[12])) / TICK)
+        return Use(int(fields[21]) * PAGE_SIZE, (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND)
     return Use(0, 0.0)
 
 
 class Usage:
-    """This process and its workers, of which some come and go: what they have used stays counted."""
+    """The use of this process and its workers. The processor time of workers that are gone stays counted."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, float] = {}  # seconds of processor time, by the process of a worker
-        self._gone = 0.0
+        self._cpu_of: dict[int, float] = {}  # seconds of processor time, by process id of a worker
+        self._cpu_of_gone = 0.0
 
     def read(self, workers: Iterable[int]) -> Use:
-        """`workers` are the process ids of those that live now."""
+        """Return the total use. `workers` are the process ids of the current workers."""
         here = os.getpid()
         uses = {pid: use_of(pid) for pid in workers if pid != here} if HAS_PROC else {}
-        self._gone += sum(cpu for pid, cpu in self._seen.items() if pid not in uses)
-        self._seen = {pid: max(use.cpu, self._seen.get(pid, 0.0)) for pid, use in uses.items()}
+        self._cpu_of_gone += sum(cpu for pid, cpu in self._cpu_of.items() if pid not in uses)
+        self._cpu_of = {pid: max(use.cpu, self._cpu_of.get(pid, 0.0)) for pid, use in uses.items()}
         memory = use_of(here).memory + sum(use.memory for use in uses.values())
-        return Use(memory, time.process_time() + self._gone + sum(self._seen.values()))
+        return Use(memory, time.process_time() + self._cpu_of_gone + sum(self._cpu_of.values()))
