@@ -39,31 +39,11 @@ KEPT = (
     "dtq-chapter-",
 )  # of browsers, and of kernels that are killed
 
-LONG = (  # together some five minutes, of what a shorter or a second test shows as well: DTQ_LONG=1 runs these too
-    "test_api.py::test_processes_that_are_killed",
-    "test_browser.py::test_a_reader_who_runs_all_cells_sees_them_succeed_and_the_bars_move[00-tour",
-    "test_browser.py::test_a_reader_who_runs_all_cells_sees_them_succeed_and_the_bars_move[01-task",
-    "test_browser.py::test_a_reader_who_runs_all_cells_sees_them_succeed_and_the_bars_move[02-storage",
-    "test_browser.py::test_the_buttons_of_a_fault_lab",
-    "test_chaos.py::test_nobody_outlives_a_siege_that_is_ended_from_outside[15",
-    "test_chaos.py::test_nobody_outlives_a_siege_that_is_ended_from_outside[2",
-    "test_chaos.py::test_a_small_siege_breaks_no_promise[file",
-    "test_chaos.py::test_a_small_siege_of_a_server",
-    "test_flow_kills.py::test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once[0-file",
-)
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "leaves(*names): threads that nobody can end, and that outlive the test")
+    config.addinivalue_line("markers", "leaves(*names): threads that cannot be ended and that outlive the test")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, and so in what we start
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "DTQ_LONG" not in os.environ:
-        for item in items:
-            if any(f"/{name}" in item.nodeid for name in LONG):
-                item.add_marker(pytest.mark.skip(reason="takes long: set DTQ_LONG=1"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,6 @@ from dtq.api.state import AppState
 
 WAIT = 60.0
 TOKENS = {"r" * 20: "read", "s" * 20: "submit", "a" * 20: "admin"}
-LONG = float(os.environ.get("DTQ_API_SECONDS", "3"))
 
 
 def double(payload, context):
@@ -503,14 +502,17 @@ def test_a_process_that_starts_leaves_the_shared_socket_as_it_is(tmp_path, monke
     assert seen == [False, False]
 
 
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(3, marks=pytest.mark.long), pytest.param(30, marks=pytest.mark.hourly)]
+)
 @pytest.mark.parametrize("url", ["sqlite:///{}/queue.db", "file:{}/queue", "valkey"])
-def test_processes_that_are_killed_lose_no_task_that_was_acknowledged(tmp_path, url):
-    """`DTQ_API_SECONDS=30` kills one of four each second, for so long."""
+def test_processes_that_are_killed_lose_no_task_that_was_acknowledged(tmp_path, url, seconds):
+    """Each second, one of four processes is killed."""
     if url == "valkey":
         url = servers.url_of("valkey")
     url = url.format(tmp_path if url.startswith("file") else f"/{tmp_path}".replace("//", "/"))
     with APIServer(url, port=0, clustered=True) as api:
-        load, kills, until = Load(api.port, 8), 0, time.monotonic() + LONG
+        load, kills, until = Load(api.port, 8), 0, time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(1)
             os.kill(api.pids()[kills % len(api.pids())], signal.SIGKILL)

@@ -1,12 +1,11 @@
 """The API against its own document: whatever is sent, it answers as the document says; and clients can be made of it.
 
-`DTQ_API_EXAMPLES=120 pytest tests/api/test_api_schema.py` tries some thousand requests instead of some hundred.
+`pytest -m hourly tests/api/test_api_schema.py` tries some thousand requests instead of some hundred.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -16,9 +15,10 @@ import pytest
 
 pytest.importorskip("litestar")
 
+from sizes import small_and_large
+
 from dtq import APIServer, QueueManager, TaskQueue
 
-EXAMPLES = int(os.environ.get("DTQ_API_EXAMPLES", "3"))
 # What a schema cannot say (two fields of which one is needed, a time zone), is 422 all the same.
 CONFIG = "".join(
     f"""
@@ -34,15 +34,16 @@ include-name = "GET /tasks/{task_id}/wait"
 parameters = { "query.timeout" = 0.5 }
 """
 TOKEN = "a-token-for-everything"
-SLOW = EXAMPLES * 30  # seconds
+SLOW = 30  # seconds for one example of each operation
 
 
 def double(payload, context):
     return 2 * payload["n"]
 
 
+@small_and_large("examples", 3, 120)
 @pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")
-def test_whatever_is_sent_is_answered_as_the_document_says(tmp_path):
+def test_whatever_is_sent_is_answered_as_the_document_says(tmp_path, examples):
     """Every operation but /events, which does not end. No answer is a 5xx, each fits its schema, and what the schema
     does not allow is refused."""
     with QueueManager(tmp_path / "queue.db") as manager, APIServer(manager, port=0, token=TOKEN) as api:
@@ -51,13 +52,15 @@ def test_whatever_is_sent_is_answered_as_the_document_says(tmp_path):
         command = [
             sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}openapi.json", "--no-color",
             f"--header=Authorization: Bearer {TOKEN}", "--exclude-path=/events", "--exclude-path=/health",
-            f"--max-examples={EXAMPLES}", "--seed=1",
+            f"--max-examples={examples}", "--seed=1",
         ]  # fmt: skip
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60 + SLOW, check=False)
+        result = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=60 + SLOW * examples, check=False
+        )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     tried = int(re.search(r"([\d,]+) generated", result.stdout)[1].replace(",", ""))
     print(tried, "requests")
-    assert tried > 20 * EXAMPLES
+    assert tried > 20 * examples
 
 
 @pytest.mark.skipif(

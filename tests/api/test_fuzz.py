@@ -1,6 +1,6 @@
 """What comes from outside may be anything: bytes on a socket, values of users, files that something has damaged.
 
-DTQ_CORRUPTED=5000 damages so many files; HYPOTHESIS_PROFILE=deep looks at more values.
+`pytest -m hourly` damages 5,000 files; HYPOTHESIS_PROFILE=deep looks at more values.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import small_and_large
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.stores.file.journal import parse
@@ -28,7 +29,6 @@ from dtq.task.model import WAITING, ErrorInfo, Task, Webhook
 from dtq.task.transitions import end_doomed, succeed
 from dtq.workers import wire
 
-CORRUPTED = int(os.environ.get("DTQ_CORRUPTED", "250"))
 EXAMPLES = settings(max_examples=5000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 150, deadline=None)
 NOW = 1000.0
 CHILDREN = {"task-07": {"task-06"}, "task-11": {"task-10", "task-05"}}
@@ -185,13 +185,14 @@ def spoiled_by(directory: Path, path: Path, before: bytes, after: bytes) -> set[
     return spoiled | {child for child, parents in CHILDREN.items() if parents & spoiled}
 
 
-def test_a_start_never_fails_for_a_damaged_file_and_its_neighbours_are_as_they_were(healthy, tmp_path, caplog):
+@small_and_large("damaged", 250, 5000)
+def test_a_start_never_fails_for_a_damaged_file_and_its_neighbours_are_as_they_were(healthy, tmp_path, caplog, damaged):
     template, tasks, limits = healthy
     caplog.set_level(logging.CRITICAL, "dtq")
     names = sorted(
         path.relative_to(template) for path in template.rglob("*") if path.is_file() and path.parent.name != "nodes"
     )
-    for seed in range(CORRUPTED):
+    for seed in range(damaged):
         chance = random.Random(seed)
         directory = tmp_path / str(seed)
         shutil.copytree(template, directory)
@@ -222,12 +223,13 @@ def _works(store: FileStore, seed: int) -> None:
     assert store.get(["task-99"])[0].status == "completed", seed
 
 
-def test_a_damaged_database_is_refused_or_read_and_never_ends_in_another_error(tmp_path):
+@small_and_large("damaged", 50, 1000)
+def test_a_damaged_database_is_refused_or_read_and_never_ends_in_another_error(tmp_path, damaged):
     store = SQLiteStore(tmp_path / "healthy.db")
     store.add([_task(n, payload="x" * 500) for n in range(40)])
     store.close()
     whole = (tmp_path / "healthy.db").read_bytes()
-    for seed in range(CORRUPTED // 5):
+    for seed in range(damaged):
         chance = random.Random(seed)
         path = tmp_path / f"{seed}.db"
         data = bytearray(whole)

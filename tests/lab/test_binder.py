@@ -1,6 +1,6 @@
 """Binder: the image that would be built, what is installed in it, and that it is enough for every chapter.
 
-DTQ_BINDER=1 pytest tests/lab/test_binder.py    also installs the pinned set anew, and runs the chapters on one core
+pytest -m hourly tests/lab/test_binder.py    also installs the pinned set anew, and runs the chapters on one core
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def test_a_page_on_a_port_of_ours_is_seen_through_the_jupyter_server(page, tmp_p
 # --- the real thing: minutes
 
 
-@pytest.mark.skipif("DTQ_BINDER" not in os.environ, reason="installs everything anew: set DTQ_BINDER=1")
+@pytest.mark.hourly
 def test_the_pinned_set_runs_every_chapter_on_one_core_within_a_gigabyte(tmp_path):
     checkout, venv = tmp_path / "checkout", tmp_path / "venv"
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", "*.egg-info", ".*cache"))

@@ -67,11 +67,16 @@ def open_notebook(places):
     lab.end_kernels()
 
 
+def mark_of(path):
+    """The tour is run for each change, and all chapters every night."""
+    return pytest.mark.long if path.stem == "00-tour" else pytest.mark.hourly
+
+
 def most_widths(notebook):
     return max(map(len, notebook.widths()), default=0)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=mark_of(path)) for path in NOTEBOOKS])
 def test_a_reader_who_runs_all_cells_sees_them_succeed_and_the_bars_move(path, open_notebook):
     source = nbformat.read(path, 4)
     notebook = open_notebook(source, path.name)
@@ -101,6 +106,7 @@ print(sum(died), "deaths")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chapter", FAULT_LABS)
 def test_the_buttons_of_a_fault_lab_do_what_they_say_while_the_reader_looks(chapter, open_notebook):
     needed, workers = FAULT_LABS[chapter]

@@ -16,6 +16,7 @@ from contextlib import suppress
 import pytest
 from full_disks import disk, fill  # noqa: F401
 from monitor_lab import NOW, Clock, ToldNode
+from sizes import small_and_large
 
 from dtq import DTQError, Monitor, QueueManager, StoreError, TaskQueue
 from dtq.monitor import logs
@@ -371,17 +372,15 @@ def test_history_survives_processes_that_are_killed(manager, tmp_path):
     assert times == sorted(times)
 
 
-INTERVALS = int(os.environ.get("DTQ_INTERVALS", "2000"))  # 100,000 take three minutes
-
-
-def test_memory_is_flat_over_very_many_intervals(watch, manager, clock):
+@small_and_large("intervals", 2000, 100_000)
+def test_memory_is_flat_over_very_many_intervals(watch, manager, clock, intervals):
     """Nodes come and go all the while."""
-    life = INTERVALS // 10
+    life = intervals // 10
     monitor = watch(history=100)
     sizes = []
     tracemalloc.start()
     try:
-        for n in range(INTERVALS):
+        for n in range(intervals):
             clock.forward(10)
             if n % life == 0:
                 node = ToldNode(manager.store, clock, f"n{n}")
@@ -395,7 +394,7 @@ def test_memory_is_flat_over_very_many_intervals(watch, manager, clock):
     finally:
         tracemalloc.stop()
     assert sizes[-1] < sizes[1] * 1.02 + 10_000
-    assert monitor.get_metrics()["summary"]["completed"] == INTERVALS // 100
+    assert monitor.get_metrics()["summary"]["completed"] == intervals // 100
 
 
 # --- logs

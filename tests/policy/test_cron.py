@@ -1,11 +1,10 @@
 """When schedules tick, and what becomes of ticks that were missed: pure functions, against a walk over the minutes.
 
-DTQ_ALL_ZONES=1 pytest tests/policy/test_cron.py    every change of every zone over five years (some minutes)
+pytest -m hourly tests/policy/test_cron.py    every change of every zone over five years (some minutes)
 """
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import islice, takewhile
@@ -153,7 +152,7 @@ def test_around_changes_of_the_clock_ticks_are_those_of_a_walk_over_the_minutes(
     assert compared > 10_000
 
 
-@pytest.mark.skipif("DTQ_ALL_ZONES" not in os.environ, reason="takes minutes: DTQ_ALL_ZONES=1 runs it")
+@pytest.mark.hourly
 def test_around_every_change_of_every_zone_ticks_are_those_of_a_walk_over_the_minutes(capsys):
     zones = {tz: found for tz in sorted(available_timezones()) if (found := changes(tz))}
     alike = {alike_by(tz, found): tz for tz, found in zones.items()}  # many are other names of the same clock

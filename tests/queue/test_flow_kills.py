@@ -1,6 +1,6 @@
 """A random graph while workers and nodes are killed. The witness is a log that the handlers write outside the queue.
 
-DTQ_FLOW_ROUNDS=20 pytest tests/queue/test_flow_kills.py looks at as many graphs.
+`pytest -m hourly tests/queue/test_flow_kills.py` looks at twenty graphs for each store.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from dtq.task.model import MAX_INTERRUPTIONS
 HERE = Path(__file__).parents[1]
 WAIT = 120.0
 TASKS = 1000
-ROUNDS = int(os.environ.get("DTQ_FLOW_ROUNDS", "1"))
+SQLITE, FILE = "{}/queue.db", "file:{}/queue"
+GRAPHS = [
+    (0, SQLITE),
+    pytest.param(0, FILE, marks=pytest.mark.long),
+    *(pytest.param(seed, url, marks=pytest.mark.hourly) for seed in range(1, 20) for url in (SQLITE, FILE)),
+]
 
 
 class Node:
@@ -73,8 +78,7 @@ def events(log: Path) -> dict[str, list[tuple[int, str]]]:
     return told
 
 
-@pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
-@pytest.mark.parametrize("seed", range(ROUNDS))
+@pytest.mark.parametrize(("seed", "url"), GRAPHS)
 def test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once(url, seed, tmp_path):
     chance, log, endings = random.Random(seed), tmp_path / "log", tmp_path / "endings"
     url = url.format(tmp_path)

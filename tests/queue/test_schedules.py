@@ -1,12 +1,11 @@
 """Schedules in a store: made, changed, looked at, and fired by nodes; each tick once, whatever happens to them.
 
-DTQ_TICKS=1000 pytest tests/queue/test_schedules.py    the long version of the kills
+pytest -m hourly tests/queue/test_schedules.py    the long version of the kills
 """
 
 from __future__ import annotations
 
 import collections
-import os
 import random
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sizes import small_and_large
 from stepped_loop import ScriptedPool, make
 
 from dtq import InvalidTask, QueueManager, TaskQueue, UnknownSchedule, UnknownType, open_store
@@ -378,9 +378,10 @@ class Node:
         self.process.stdout.close()
 
 
-def test_each_tick_comes_exactly_once_while_nodes_are_killed(tmp_path):
+@small_and_large("wanted", 150, 5000)
+def test_each_tick_comes_exactly_once_while_nodes_are_killed(tmp_path, wanted):
     """Two nodes at a time, one of them killed every half second or so: the tasks are the ticks, no more and no less."""
-    wanted, path, log = int(os.environ.get("DTQ_TICKS", 150)), str(tmp_path / "queue.db"), tmp_path / "log"
+    path, log = str(tmp_path / "queue.db"), tmp_path / "log"
     log.touch()
     chance = random.Random(5)
     with QueueManager(path) as manager:

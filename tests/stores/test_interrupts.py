@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of any call on a store: see interrupts.py, which runs many more of them by hand."""
+"""Ctrl-C at any moment of any call on a store. See interrupts.py, which also runs by hand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 from interrupts import Interrupted, Presses, pester, sweep
 from servers import url_of
+from sizes import small_and_large
 
 from dtq import QueueManager, TaskQueue
 from dtq.queue.events import Emitter
@@ -38,16 +39,18 @@ def url(request, tmp_path):
     return {"memory": "memory:", "sqlite": f"{tmp_path}/queue.db", "file": f"file:{tmp_path}/queue"}[request.param]
 
 
-def test_a_call_that_is_interrupted_at_any_moment_has_happened_whole_or_not_at_all(url, presses):
+@small_and_large("stride", 29, 1)
+def test_a_call_that_is_interrupted_at_any_moment_has_happened_whole_or_not_at_all(url, presses, stride):
     store = open_store(url)
     lasts = url != "memory:"
-    sweep(store, presses, stride=29, reopen=(lambda: store.close() or open_store(url)) if lasts else None)
+    sweep(store, presses, stride=stride, reopen=(lambda: store.close() or open_store(url)) if lasts else None)
     store.close()
 
 
-def test_other_threads_and_the_node_go_on_while_calls_are_interrupted(url, presses):
+@small_and_large("interrupts", 300, 20_000)
+def test_other_threads_and_the_node_go_on_while_calls_are_interrupted(url, presses, interrupts):
     store = open_store(url)
-    pester(store, presses, 300)
+    pester(store, presses, interrupts)
     store.close()
 
 

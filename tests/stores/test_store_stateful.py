@@ -2,17 +2,16 @@
 compares answers.
 
 The store under test is open twice, as in two processes that take turns; one of them may be killed and opened again at
-any moment. HYPOTHESIS_PROFILE=deep looks for longer, and makes a failure small before it shows it; DTQ_EXAMPLES=500 is
-a quarter of it, to be run four times (each with a --hypothesis-seed of its own).
+any moment. `pytest -m hourly` looks for longer, and makes a failure small before it shows it.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 import servers
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -434,15 +433,14 @@ class MemoryAgrees(StoresAgree):
         pass
 
 
-DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
-MANY = int(os.environ.get("DTQ_EXAMPLES", "2000"))
 USUAL = settings(
-    max_examples=MANY if DEEP else 60,
-    phases=list(Phase) if DEEP else [p for p in Phase if p is not Phase.shrink],
-    stateful_step_count=50 if DEEP else 40,
+    max_examples=60,
+    phases=[phase for phase in Phase if phase is not Phase.shrink],
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+LARGE = settings(USUAL, max_examples=2000, phases=list(Phase), stateful_step_count=50)
 
 TestSQLiteAgrees = SQLiteAgrees.TestCase
 TestSQLiteAgrees.settings = USUAL
@@ -451,7 +449,27 @@ TestFileAgrees.settings = USUAL
 TestValkeyAgrees = RedisAgrees.TestCase
 TestValkeyAgrees.settings = USUAL
 TestMemoryAgrees = MemoryAgrees.TestCase
-TestMemoryAgrees.settings = settings(USUAL, max_examples=MANY if DEEP else 20)
+TestMemoryAgrees.settings = settings(USUAL, max_examples=20)
 if shutil.which("redis-server"):
     TestDebianRedisAgrees = DebianRedisAgrees.TestCase
-    TestDebianRedisAgrees.settings = settings(USUAL, max_examples=MANY if DEEP else 20)
+    TestDebianRedisAgrees.settings = settings(USUAL, max_examples=20)
+
+
+@pytest.mark.hourly
+class TestSQLiteAgreesForLong(SQLiteAgrees.TestCase):
+    settings = LARGE
+
+
+@pytest.mark.hourly
+class TestFileAgreesForLong(FileAgrees.TestCase):
+    settings = LARGE
+
+
+@pytest.mark.hourly
+class TestValkeyAgreesForLong(RedisAgrees.TestCase):
+    settings = LARGE
+
+
+@pytest.mark.hourly
+class TestMemoryAgreesForLong(MemoryAgrees.TestCase):
+    settings = LARGE

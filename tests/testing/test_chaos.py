@@ -28,7 +28,7 @@ from dtq.testing.chaos.plan import KILLS, ON_APIS, ON_SERVERS, WEIGHTS, draw, ki
 SEED = 1
 
 
-@pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
+@pytest.mark.parametrize("url", ["{}/queue.db", pytest.param("file:{}/queue", marks=pytest.mark.long)])
 def test_a_small_siege_breaks_no_promise(url, tmp_path):
     outcome = run(url.format(tmp_path), SEED, PROFILES["small"])
     assert outcome.broken == {}, f"again: dtq chaos {url.format('.')} --seed {SEED}"
@@ -41,6 +41,7 @@ def test_a_small_siege_breaks_no_promise(url, tmp_path):
     assert f"| `file:` | {2 * line.tasks:,} | {2 * line.kills:,} |" in record.markdown(record.read(tmp_path / "runs"))
 
 
+@pytest.mark.long
 def test_a_small_siege_of_a_server_that_is_killed_and_frozen_too_breaks_no_promise(tmp_path):
     port = servers.free_port()
     options = f"--port {port} --bind 127.0.0.1 --dir {tmp_path} --save '' --appendonly yes --appendfsync always"
@@ -57,7 +58,9 @@ def test_a_server_that_cannot_be_started_is_named():
         run("redis://127.0.0.1:1/0", 1, PROFILES["small"], server="no-such-server --port 1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.long) for s in (signal.SIGTERM, signal.SIGINT))]
+)
 def test_nobody_outlives_a_siege_that_is_ended_from_outside(number, tmp_path):
     port = servers.free_port()
     server = f"{servers.program('valkey')} --port {port} --bind 127.0.0.1 --dir {tmp_path} --save ''"

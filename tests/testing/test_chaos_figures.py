@@ -1,9 +1,8 @@
-"""Figures that take minutes to measure: DTQ_FIGURES=1 pytest tests/testing/test_chaos_figures.py -s prints them."""
+"""Figures that take minutes to measure: `pytest -m hourly tests/testing/test_chaos_figures.py -s` prints them."""
 
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from dtq.stores.open import open_store
 from dtq.task.model import Task
 from dtq.task.transitions import succeed
 
-pytestmark = pytest.mark.skipif(not os.environ.get("DTQ_FIGURES"), reason="takes minutes: set DTQ_FIGURES=1")
+pytestmark = pytest.mark.hourly
 
 NOW = 1000.0
 WAITING = 100_000
@@ -86,7 +85,7 @@ def _node(url: str) -> subprocess.Popen[bytes]:
 
 def test_two_million_tasks_leave_no_more_memory_than_two_hundred_thousand(tmp_path):
     """What grows with the tasks that came and went is a leak: in the queue's process, its zygote and its workers."""
-    few, many = 200_000, int(os.environ.get("DTQ_MANY", "2000000"))
+    few, many = 200_000, 2_000_000
     seen = {}
     with TaskQueue(str(tmp_path / "queue.db"), {"work": "queue_handlers:nothing"}, 2) as queue:
         for done in range(BATCH, many + 1, BATCH):

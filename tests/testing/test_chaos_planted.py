@@ -14,7 +14,7 @@ from dtq.testing.chaos.harness import PROFILES, run
 
 QUICK = "acknowledged_before_it_ran"
 RUNS = 3  # in which a bug has to show: what the faults meet is a matter of chance; mostly one run is enough
-long = pytest.mark.skipif("DTQ_LONG" not in os.environ, reason="takes long: set DTQ_LONG=1")
+NAMES = [pytest.param(name, marks=[pytest.mark.hourly] * (name != QUICK)) for name in planted.PLANTED]
 
 
 def test_each_planted_bug_breaks_what_dtq_has():
@@ -30,7 +30,7 @@ def test_a_planted_bug_whose_target_is_gone_is_refused():
         planted.patch(planted.Loop, "_gone", None)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[long] * (name != QUICK)) for name in planted.PLANTED])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_bug_that_is_planted_in_every_process_is_found(name, tmp_path, monkeypatch):
     _, promise, seed = planted.PLANTED[name]
     monkeypatch.setattr(members, "NODE", [sys.executable, planted.__file__, name])

@@ -8,13 +8,14 @@ import sys
 
 import pytest
 from msgspec.structs import replace
+from sizes import small_and_large
 
 from dtq.queue.loop import Loop
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.transitions import succeed
 from dtq.testing.chaos.simulation import hunt, simulate
 
-SCHEDULES = int(os.environ.get("DTQ_SCHEDULES", "150"))  # the long run: DTQ_SCHEDULES=20000
+in_schedules = small_and_large("schedules", 150, 20_000)
 ENOUGH = 400  # schedules in which a planted bug has to show
 
 PLANTED: list[tuple[dict[str, type], str]] = []
@@ -169,13 +170,15 @@ def test_of_a_task_that_was_lost_and_has_come_back_only_the_last_outcome_counts(
     assert simulate(seed).broken == {}
 
 
-def test_every_promise_is_kept_in_every_schedule():
-    found = hunt(range(SCHEDULES))
+@in_schedules
+def test_every_promise_is_kept_in_every_schedule(schedules):
+    found = hunt(range(schedules))
     assert found is None, f"dtq chaos memory: --seed {found.seed} --schedules 1\n{found}"
 
 
-def test_a_machine_that_sleeps_costs_no_node_its_tasks():
-    found = hunt(range(SCHEDULES), sleeps=True)
+@in_schedules
+def test_a_machine_that_sleeps_costs_no_node_its_tasks(schedules):
+    found = hunt(range(schedules), sleeps=True)
     assert found is None, f"simulate({found.seed}, sleeps=True)\n{found}"
 
 
@@ -222,8 +225,9 @@ def test_a_seed_gives_the_same_story_in_every_process():
     assert b"every promise was kept" in told.pop()
 
 
-def test_no_attempt_reaches_a_later_task_of_its_id():
-    found = hunt(range(SCHEDULES), lives=True)
+@in_schedules
+def test_no_attempt_reaches_a_later_task_of_its_id(schedules):
+    found = hunt(range(schedules), lives=True)
     assert found is None, f"simulate({found.seed}, lives=True)\n{found}"
 
 
