@@ -137,7 +137,7 @@ def machine_steps(store, work) -> int:
 
 
 def commands(store) -> int:
-    return sum(command["calls"] for command in store.link.client.info("commandstats").values())
+    return sum(command["calls"] for command in store.client.redis.info("commandstats").values())
 
 
 def worst_claim(store, n=8, rounds=6) -> int:

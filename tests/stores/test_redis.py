@@ -74,14 +74,14 @@ class Losses:
         self.by = by or redis.ConnectionError("the answer got lost")
         self.after = 0
         self.times = times
-        self._lines = store.link._lines
-        store.link._lines = self
+        self._connections = store.client._connections
+        store.client._connections = self
 
     def use(self, talk):
-        self._lines.use(lambda line: talk(Lossy(line, self)))
+        self._connections.use(lambda line: talk(Lossy(line, self)))
 
     def close(self):
-        self._lines.close()
+        self._connections.close()
 
 
 @pytest.mark.parametrize("times", [1, 100])
@@ -146,16 +146,16 @@ def test_an_errand_in_parts_goes_on_where_it_was_interrupted(store):
 def test_scripts_that_the_server_has_forgotten_are_sent_again(store):
     store.add([Task(type="job", id=f"{n:03}") for n in range(300)])
     assert len(store.claim("w", 300, 30, NOW, {"job"})) == 300
-    store.link.client.script_flush()
+    store.client.redis.script_flush()
     store.add([Task(type="job", id=f"{n:03}") for n in range(300, 700)])
     assert len(store.claim("w", 400, 30, NOW, {"job"})) == 400
 
 
 def test_lines_that_nobody_uses_may_have_been_cut(store):
     """All at once, as by a server that was started anew: the next call makes one new line, and does not try each."""
-    use = store.link._lines.use
+    use = store.client._connections.use
     use(lambda _: use(lambda _: use(lambda _: None)))
-    store.link.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    store.client.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     began = time.monotonic()
     assert store.add([Task(type="job", id="a")]) == ["a"]
     assert time.monotonic() - began < 1
@@ -186,9 +186,9 @@ def test_what_a_claim_foresees_is_asked_for_only_once(store):
     store.fileno()  # listens
     store.add([Task(type="job", id="a", run_at=NOW + 5)])
     assert store.claim("w", 1, 30, NOW, {"job"}) == []
-    store.link.client.config_resetstat()
+    store.client.redis.config_resetstat()
     assert store.next_due(NOW) == NOW + 5
-    assert "cmdstat_evalsha" not in store.link.client.info("commandstats")
+    assert "cmdstat_evalsha" not in store.client.redis.info("commandstats")
     assert store.next_due(NOW + 1) == NOW + 5
     store.add([Task(type="job", id="b", run_at=NOW + 3)])
     assert store.next_due(NOW) == NOW + 3
@@ -211,20 +211,20 @@ def test_ten_thousand_children_are_unblocked_in_pieces(store):
         store.add([Task(type="child", id=f"c{n + i:05}", after=("p",)) for i in range(1000)])
     store.add([Task(type="child", id=f"d{n}", after=("q",)) for n in range(700)])
     p, q = store.claim("w", 2, 30, NOW, {"parent"})
-    store.link.client.config_resetstat()
+    store.client.redis.config_resetstat()
     store.update([(succeed(p, None, NOW), ())])
     store.update([(fail(q, ErrorInfo("E"), NOW, lambda: 0.0, final=True), ())])
     assert store.stats().counts["pending"] == 10_000
     claimed = store.claim("w", 1000, 30, NOW, {"child"})
     assert sum(bool(task.doom) for task in claimed) == 700
-    scripts = store.link.client.info("commandstats")["cmdstat_evalsha"]
+    scripts = store.client.redis.info("commandstats")["cmdstat_evalsha"]
     assert scripts["calls"] > 20  # in pieces
 
 
 def test_who_comes_next_goes_on_where_a_killed_process_left_children_blocked(store, monkeypatch):
     store.add([Task(type="parent", id="p"), *(Task(type="child", id=f"c{n:04}", after=("p",)) for n in range(1200))])
     (parent,) = store.claim("w", 2, 30, NOW, {"parent"})
-    monkeypatch.setattr(store, "_settle", lambda: None)  # it was killed right behind the update
+    monkeypatch.setattr(store, "_unblock_children", lambda: None)  # killed right after the update
     store.update([(succeed(parent, None, NOW), ())])
     assert store.stats().counts["blocked"] == 700
     for _ in range(4):
@@ -236,7 +236,7 @@ def test_who_comes_next_goes_on_where_a_killed_process_left_children_blocked(sto
 def test_all_children_of_a_deleted_parent_are_doomed_though_the_process_was_killed(store, monkeypatch):
     store.add([Task(type="parent", id="p"), *(Task(type="child", id=f"c{n:04}", after=("p",)) for n in range(1200))])
     (parent,) = store.claim("w", 2, 30, NOW, {"parent"})
-    monkeypatch.setattr(store, "_settle", lambda: None)  # it was killed right behind the update, and the delete
+    monkeypatch.setattr(store, "_unblock_children", lambda: None)  # killed after the update and the delete
     store.update([(succeed(parent, None, NOW), ())])
     store.delete(["p"])
     for _ in range(4):
@@ -249,11 +249,11 @@ def test_all_keys_carry_the_prefix_and_temporary_ones_end_by_themselves(store):
     store.set_lane(type="job", rate=5)
     store.add([Task(type="job", id="a", key="k"), Task(type="job", id="b", after=("a",))])
     store.claim("w", 1, 30, NOW, {"job"})
-    client = store.link.client
-    keys = {key.decode().removeprefix(store.link.prefix) for key in client.keys(f"{store.link.prefix}*")}
+    client = store.client.redis
+    keys = {key.decode().removeprefix(store.client.prefix) for key in client.keys(f"{store.client.prefix}*")}
     assert {"t", "b", "lease", "n", "nodes"} <= keys
     (last,) = [key for key in keys if key.startswith("last:")]
-    assert 0 < client.ttl(store.link.prefix + last) <= 60
+    assert 0 < client.ttl(store.client.prefix + last) <= 60
     store.close()
 
 
@@ -270,10 +270,10 @@ def test_claims_cost_the_same_whatever_waits(store):
     """Counted in commands that the server runs, which no busy machine can disturb."""
 
     def commands() -> int:
-        store.link.client.config_resetstat()
+        store.client.redis.config_resetstat()
         tasks = store.claim("w", 10, 30, NOW, {"job"})
         assert len(tasks) == 10
-        stats = store.link.client.info("commandstats")
+        stats = store.client.redis.info("commandstats")
         return sum(entry["calls"] for entry in stats.values())
 
     store.set_lane(key="throttled", rate=0.001)
@@ -290,7 +290,7 @@ def test_what_a_dtq_without_an_order_of_lanes_has_left_is_claimed(store):
     """It had the names of lanes in `lanes`, and counted and kept doomed tasks by lane."""
     tasks = [Task(type="job", id=f"{key}{n}", limit_key=key, run_at=NOW, created_at=NOW) for key in "xy" for n in "12"]
     store.add([*tasks, Task(type="job", id="late", limit_key="z", run_at=NOW, created_at=NOW, expires=NOW)])
-    server, root = store.link.client, store.link.prefix
+    server, root = store.client.redis, store.client.prefix
     server.delete(*(root + name for name in ("kinds", "at", "due", "w:default\x1fjob\x1f*", "n", "exp")))
     lanes = {key: f"default\x1fjob\x1f{key}" for key in "xyz"}
     server.zadd(root + "lanes", {lanes["x"]: 0, lanes["y"]: 0})
@@ -338,7 +338,7 @@ def test_clocks_that_are_hours_apart_do_no_harm(tmp_path):
 
 def test_only_others_are_told_of_a_change(url):
     def told():
-        return here.link.client.info("commandstats").get("cmdstat_publish", {}).get("calls", 0)
+        return here.client.redis.info("commandstats").get("cmdstat_publish", {}).get("calls", 0)
 
     with closing(open_store(url)) as here, closing(open_store(url)) as there:
         here.wait(0)
@@ -450,7 +450,7 @@ def test_a_password_is_needed_and_taken_from_the_url():
     with redis.Redis(port=server.port) as client:
         client.config_set("requirepass", "secret")
     for bad in (server.url, server.url.replace("//", "//:wrong@")):
-        with pytest.raises(StoreError, match=r"refuses us|NOAUTH|WRONGPASS"):
+        with pytest.raises(StoreError, match=r"refuses access|NOAUTH|WRONGPASS"):
             open_store(bad)
     store = open_store(server.url.replace("//", "//:secret@").replace("redis:", "valkey:"))
     assert store.add([Task(type="job", id="a")]) == ["a"]

@@ -149,7 +149,7 @@ def test_behind_sentinel_a_queue_goes_on_when_another_server_takes_over(pair):
         waiting = queue.add("double", 1, delay=2)
         master.kill()
         wait_until(lambda: sentinel.sentinels[0].sentinel_master("main")["port"] == replica.port)
-        store.link.replicas = 0  # there is none any more
+        store.client.replicas = 0  # there is none any more
         assert waiting.result(WAIT) == 2
         assert queue.add("double", 4).result(WAIT) == 8
         assert queue.health < 30

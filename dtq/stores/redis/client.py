@@ -1,9 +1,9 @@
-"""Link: the way to a Redis or Valkey server. It makes clients, runs scripts, tries again, and knows the server's clock.
+"""RedisClient: runs scripts on a Redis or Valkey server, retries them, and measures the server's clock.
 
-call --> EVALSHA --> server          a connection that has broken is made anew, for up to `patience` seconds;
-         ^------ again <--'          then StoreError, which names the server without its password
+    call --> EVALSHA --> server          retried on a new connection for some seconds, then StoreError,
+             ^------ retry <--'          which names the server without its password
 
-Of several calls of one script (an PipelinedCalls), the next is on its way while the server is busy with one.
+Of several calls of one script (PipelinedCalls), the next request is sent while the server still runs the one before.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from redis.retry import Retry
 
 from dtq.errors import StoreError
 from dtq.stores.address import redacted
-from dtq.stores.redis.lines import Connections, send
+from dtq.stores.redis.connections import Connections, send
 from dtq.stores.shared.overlap import take_up
 from dtq.task.codec import pack
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between attempts to reach the server
-REPLICATED_WITHIN = 1.0  # seconds that replicas are waited for
-LASTING = ("add", "update")  # what must not be lost; a claim that is lost is made again
+REPLICATION_TIMEOUT = 1.0  # seconds to wait for replicas
+REPLICATED_SCRIPTS = ("add", "update")  # what they write must not be lost; a claim that is lost is made again
 SOCKET_TIMEOUT = 2.0  # seconds, at most, that one attempt waits for a connection or a reply
-PARTS = {  # what a script is made of, beside lib.lua, order.lua and itself
+INCLUDES = {  # what a script includes, besides lib.lua and order.lua
     "add": ["plant"], "update": ["plant"], "claim": ["pick", "due"], "next_due": ["due"], "delete": ["remove"],
     "purge": ["remove"], "limit": ["pick"],
 }  # fmt: skip
-FLAGS = {"delete": " flags=allow-oom", "purge": " flags=allow-oom"}  # what makes room must run when there is none
-AWAY = (  # what may pass by itself: the server is restarting, or another one is taking its place
+FLAGS = {
+    "delete": " flags=allow-oom",
+    "purge": " flags=allow-oom",
+}  # they free memory: must run when it is full
+TRANSIENT_ERRORS = (  # worth a retry: the server restarts, or a replica takes over
     exceptions.ConnectionError,
     exceptions.TimeoutError,
     exceptions.ReadOnlyError,
@@ -43,7 +46,7 @@ AWAY = (  # what may pass by itself: the server is restarting, or another one is
     exceptions.MasterDownError,
     exceptions.RedisClusterException,
 )
-ON_THEIR_WAY = 2  # requests: one that the server is busy with, and the next
+PIPELINE_DEPTH = 2  # requests without a reply: one that the server runs, and the next
 T = TypeVar("T")
 R = TypeVar("R")
 Client = Any  # redis.Redis or redis.RedisCluster, which share their methods but no class
@@ -51,38 +54,53 @@ Client = Any  # redis.Redis or redis.RedisCluster, which share their methods but
 
 @cache
 def script(name: str) -> str:
-    """The whole source of this operation."""
+    """Return the whole source of a script."""
     folder = files("dtq.stores.redis") / "lua"
-    parts = [(folder / f"{part}.lua").read_text() for part in ["lib", "order", *PARTS.get(name, []), name]]
+    parts = [(folder / f"{part}.lua").read_text() for part in ["lib", "order", *INCLUDES.get(name, []), name]]
     return "\n".join([f"#!lua{FLAGS.get(name, '')}", *parts])
 
 
-def as_it_is(value: Any) -> Any:
+def identity(value: Any) -> Any:
+    """Return the value unchanged."""
     return value
 
 
 class PipelinedCalls(Generic[T, R]):
-    """Several calls of one script: `args` makes its arguments of each of `left`, and `read` reads the reply. An errand
-    that is interrupted goes on with what has no reply yet."""
+    """Several calls of one script. A retry continues with the requests that have no reply yet.
+
+    Args:
+        name: of the script.
+        requests: what each call asks for.
+        args: returns the script's argument for a request; MessagePack must carry it.
+        read: returns what a reply says.
+    """
 
     def __init__(
-        self, name: str, asked: Iterable[T], args: Callable[[T], Any] = as_it_is, read: Callable[[Any], R] = as_it_is
+        self, name: str, requests: Iterable[T], args: Callable[[T], Any] = identity, read: Callable[[Any], R] = identity
     ) -> None:
         self.name = name
-        self.left = list(asked)
+        self.left = list(requests)
         self.args = args
         self.read = read
         self.replies: list[R] = []
 
-    def hear(self, reply: Any) -> None:
-        """The reply to the first of those that are left."""
+    def accept(self, reply: Any) -> None:
+        """Take the reply to the first request that is left."""
         self.replies.append(self.read(reply))
         del self.left[0]
 
 
 class RedisClient:
-    """`url` or `client` says where; `cluster` that it is one. `timeout`: seconds until a call gives up. `replicas`: how
-    many must have what is added and what has ended before it is acknowledged."""
+    """A connection to the server of one namespace.
+
+    Args:
+        url: where the server is; not used where `client` is given.
+        client: a redis-py client, which the caller closes.
+        namespace: the queue; all keys begin with "dtq:{namespace}:".
+        timeout: seconds for which a call tries to reach the server.
+        cluster: whether the URL is that of a node of a Redis Cluster.
+        replicas: how many replicas must have what `add` and `update` wrote before they return.
+    """
 
     def __init__(
         self, url: str, client: Client | None, namespace: str, timeout: float, cluster: bool, replicas: int = 0
@@ -93,87 +111,91 @@ class RedisClient:
         self.replicas = replicas
         self.ahead = 0.0  # seconds by which the server's clock is ahead of this machine's
         self._owns_client = client is None
-        self._known: set[str] = set()  # scripts that the server has, as far as we know
-        self.client = client if client is not None else self.patiently(lambda: _connect(url, timeout, cluster), timeout)
-        self.is_cluster = isinstance(self.client, RedisCluster)
-        self._lines = None if self.is_cluster else Connections(self.client.connection_pool)
-        self.measure_clock()  # which says, too, whether it can be reached
+        self._loaded: set[str] = set()  # scripts that the server has in its cache, if it was not restarted since
+        self.redis = client if client is not None else self.retry(lambda: _connect(url, timeout, cluster), timeout)
+        self.is_cluster = isinstance(self.redis, RedisCluster)
+        self._connections = None if self.is_cluster else Connections(self.redis.connection_pool)
+        self.measure_clock()  # raises where the server cannot be reached
 
-    def call(self, name: str, args: Any = None, patience: float | None = None) -> Any:
-        """The reply of a script. Raises StoreError where none comes within `patience` seconds (`timeout`, if None)."""
-        return self.calls(PipelinedCalls(name, [args]), patience)[0]
+    def call(self, name: str, args: Any = None, timeout: float | None = None) -> Any:
+        """Return the reply of a script. Raise StoreError where none comes within `timeout` seconds (of the client, if
+        None)."""
+        return self.call_all(PipelinedCalls(name, [args]), timeout)[0]
 
-    def calls(self, errand: PipelinedCalls[T, R], patience: float | None = None) -> list[R]:
-        """What the replies of an errand say, in order. Raises as `call` does."""
-        talk = partial(self._talk, errand)
-        work = partial(self._lines.use, talk) if self._lines else partial(self._talk_to_cluster, errand)
-        self.patiently(work, self.timeout if patience is None else patience)
-        return errand.replies
+    def call_all(self, calls: PipelinedCalls[T, R], timeout: float | None = None) -> list[R]:
+        """Make all calls. Return what their replies say, in order. Raises as `call` does."""
+        talk = partial(self._talk, calls)
+        work = partial(self._connections.use, talk) if self._connections else partial(self._talk_to_cluster, calls)
+        self.retry(work, self.timeout if timeout is None else timeout)
+        return calls.replies
 
-    def _talk(self, errand: PipelinedCalls[Any, Any], line: Any) -> None:
-        """While the server is busy with one, the next is made and sent, and the reply before it is read."""
-        on_their_way = 0
-        while errand.left:
-            for one in errand.left[on_their_way:ON_THEIR_WAY]:
-                self._send(line, errand.name, pack(errand.args(one)))
-                on_their_way += 1
+    def _talk(self, calls: PipelinedCalls[Any, Any], connection: Any) -> None:
+        """Pack and send the next request while the server runs the one before, then read a reply."""
+        unanswered = 0
+        while calls.left:
+            for request in calls.left[unanswered:PIPELINE_DEPTH]:
+                self._send(connection, calls.name, pack(calls.args(request)))
+                unanswered += 1
             take_up()
-            errand.hear(self._receive(line, errand.name))
-            on_their_way -= 1
+            calls.accept(self._receive(connection, calls.name))
+            unanswered -= 1
 
-    def _send(self, line: Any, name: str, packed: bytes) -> None:
-        command = ("EVALSHA", _digest(name)) if name in self._known else ("EVAL", script(name))
-        send(line, *command, 1, self.prefix, packed)
-        if self._must_last(name):
-            send(line, "WAIT", self.replicas, int(REPLICATED_WITHIN * 1000))
+    def _send(self, connection: Any, name: str, packed: bytes) -> None:
+        command = ("EVALSHA", _digest(name)) if name in self._loaded else ("EVAL", script(name))
+        send(connection, *command, 1, self.prefix, packed)
+        if self._needs_replicas(name):
+            send(connection, "WAIT", self.replicas, int(REPLICATION_TIMEOUT * 1000))
 
-    def _receive(self, line: Any, name: str) -> Any:
-        reply = line.read_response()
-        self._known.add(name)
-        if self._must_last(name) and (reached := line.read_response()) < self.replicas:
+    def _receive(self, connection: Any, name: str) -> Any:
+        reply = connection.read_response()
+        self._loaded.add(name)
+        if self._needs_replicas(name) and (reached := connection.read_response()) < self.replicas:
             raise StoreError(
-                f"{self.place} has it, and {reached} of {self.replicas} replicas within {REPLICATED_WITHIN:g} s: "
-                "it may be lost if another server takes over; asking again does no harm"
+                f"{self.place} has it, and {reached} of {self.replicas} replicas within {REPLICATION_TIMEOUT:g} s: "
+                "it may be lost if another server takes over; repeating the call does no harm"
             )
         return reply
 
-    def _must_last(self, name: str) -> bool:
-        return self.replicas > 0 and name in LASTING
+    def _needs_replicas(self, name: str) -> bool:
+        return self.replicas > 0 and name in REPLICATED_SCRIPTS
 
-    def _talk_to_cluster(self, errand: PipelinedCalls[Any, Any]) -> None:
-        """One by one: the client knows which node has the slot, and learns when it moves."""
-        name = errand.name
-        while errand.left:
-            packed = pack(errand.args(errand.left[0]))
-            if name in self._known:
-                reply = self.client.evalsha(_digest(name), 1, self.prefix, packed)
+    def _talk_to_cluster(self, calls: PipelinedCalls[Any, Any]) -> None:
+        """Make the calls one by one: the client of a cluster finds the node that has the slot for each."""
+        name = calls.name
+        while calls.left:
+            packed = pack(calls.args(calls.left[0]))
+            if name in self._loaded:
+                reply = self.redis.evalsha(_digest(name), 1, self.prefix, packed)
             else:
-                reply = self.client.eval(script(name), 1, self.prefix, packed)
-            self._known.add(name)
-            errand.hear(reply)
+                reply = self.redis.eval(script(name), 1, self.prefix, packed)
+            self._loaded.add(name)
+            calls.accept(reply)
 
     def measure_clock(self) -> None:
-        asked = time.time()
-        self.set_clock(self.call("clock"), asked)
+        """Ask the server for its time. Raises StoreError where it cannot be reached."""
+        sent_at = time.time()
+        self.set_clock(self.call("clock"), sent_at)
 
-    def set_clock(self, reply: bytes | str, asked: float) -> None:
-        """The server's time, in a reply to what was asked at this time of ours: half-way between, as it were."""
-        self.ahead = float(reply) - (asked + time.time()) / 2
+    def set_clock(self, server_time: bytes | str, sent_at: float) -> None:
+        """Set `ahead` from a reply that has the server's time, to a request sent at `sent_at` (local UTC seconds). The
+        server is assumed to have read its clock half-way between request and reply (Cristian 1989)."""
+        self.ahead = float(server_time) - (sent_at + time.time()) / 2
 
-    def patiently(self, work: Any, patience: float) -> Any:
-        give_up_at, pause = time.monotonic() + patience, FIRST_PAUSE
+    def retry(self, work: Any, timeout: float) -> Any:
+        """Return what `work()` returns. Retry transient errors for `timeout` seconds; raise StoreError for others."""
+        give_up_at, pause = time.monotonic() + timeout, FIRST_PAUSE
         while True:
             try:
                 return work()
-            except exceptions.NoScriptError:  # the server was started anew, or another one has taken its place
-                self._known.clear()
-            except AWAY as error:
+            except exceptions.NoScriptError:  # the server was restarted, or another one took over
+                self._loaded.clear()
+            except TRANSIENT_ERRORS as error:
                 if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
-                    raise StoreError(f"{self.place} refuses us: {error}") from None
+                    raise StoreError(f"{self.place} refuses access: {error}") from None
                 if time.monotonic() + pause > give_up_at:
                     raise StoreError(
-                        f"{self.place} cannot be reached ({_first_line(error)}), tried for {patience:g} s: "
-                        "what was asked may not have been stored"
+                        f"{self.place} cannot be reached ({_first_line(error)}), tried for {timeout:g} s: "
+                        "the request may not have been stored"
                     ) from None
                 time.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -181,24 +203,24 @@ class RedisClient:
                 raise StoreError(f"{self.place}: {_first_line(error)}") from None
 
     def facts(self) -> dict[str, Any]:
-        """What the server that has the namespace tells of itself: INFO, `config` ({} where CONFIG is forbidden), and
-        `ahead`."""
+        """Return INFO of the server that has the namespace, `config` ({} where CONFIG is forbidden), and `ahead`."""
         self.measure_clock()
-        node = {"target_nodes": self.client.get_node_from_key(self.prefix)} if self.is_cluster else {}
-        info = self.patiently(lambda: self.client.info(**node), self.timeout)
+        node = {"target_nodes": self.redis.get_node_from_key(self.prefix)} if self.is_cluster else {}
+        info = self.retry(lambda: self.redis.info(**node), self.timeout)
         try:
-            config = {name: self.client.config_get(name, **node)[name] for name in ("appendfsync", "save")}
+            config = {name: self.redis.config_get(name, **node)[name] for name in ("appendfsync", "save")}
         except (exceptions.ResponseError, KeyError):
             config = {}
         return {**info, "config": config, "ahead": self.ahead}
 
     def close(self) -> None:
-        if self._lines:
-            self._lines.close()
+        """Close the connections; also the client, unless the caller passed it in."""
+        if self._connections:
+            self._connections.close()
         if self._owns_client:
-            self.client.close()
+            self.redis.close()
             if self.is_cluster:
-                _close_all(self.client)
+                _close_all(self.redis)
 
 
 def _connect(url: str, timeout: float, cluster: bool) -> Client:
@@ -213,7 +235,7 @@ def _connect(url: str, timeout: float, cluster: bool) -> Client:
 
 
 def _close_all(client: RedisCluster) -> None:
-    """The client of a cluster forgets, when it closes, the connections by which it learnt of the nodes."""
+    """Close the connections that redis-py leaves open when it closes a cluster: those that discovered the nodes."""
     nodes = client.nodes_manager
     for node in (*nodes.startup_nodes.values(), *nodes.nodes_cache.values()):
         if node.redis_connection is not None:
@@ -221,11 +243,11 @@ def _close_all(client: RedisCluster) -> None:
 
 
 def _place_of(client: Client) -> str:
-    """How errors name a client that was given."""
+    """Return how errors name the server of a client. Raise StoreError for a client that decodes replies."""
     pool = getattr(client, "connection_pool", None)
     known = getattr(pool, "connection_kwargs", {})
     if known.get("decode_responses"):
-        raise StoreError("the client has decode_responses=True; allowed: one that gives bytes")
+        raise StoreError("the client has decode_responses=True; allowed: one that returns bytes")
     if service := getattr(pool, "service_name", None):
         return f"the master that Sentinel has for {service!r}"
     host, port = known.get("host"), known.get("port")

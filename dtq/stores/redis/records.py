@@ -1,9 +1,14 @@
-"""Between tasks and what the scripts of the Redis store take and give.
+"""Records: convert tasks to what the Lua scripts of the Redis store take, and their replies back to tasks.
 
-What a task is (`Body`) is JSON and written once; what its attempts leave behind (`Remains`) is JSON, and absent where
-nothing differs from the defaults, as for most tasks. How far it is (`State`) is MessagePack; its last three values are
-texts in parts, which most scripts pass on as they are. Times are text: as numbers they would not come through Lua
-unchanged.
+    Task --new_record, outcome_record--> list, packed as MessagePack --> script
+    Task <--tasks_of-------------------- id, State, Body, Remains    <-- script
+
+    Body      what a task is: JSON, written once
+    Remains   what its attempts left: JSON, absent where all fields have their defaults, as for most tasks
+    State     how far it is: MessagePack. Its last three values are texts of several parts, separated by \\x1f, which
+              most scripts pass on unchanged
+
+Times are text: as numbers they would lose digits in Lua.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ T = TypeVar("T")
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a task is. The payload is written last, so that lib.lua can leave it out of a brief record."""
+    """What a task is. The payload comes last, so that lib.lua can cut it off for a brief record."""
 
     created_at: float = 0.0
     max_attempts: int = 3
@@ -39,7 +44,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What attempts left behind. The error is written first: it is all that lib.lua puts into a brief record."""
+    """What attempts left. The error comes first: lib.lua puts only that into a brief record."""
 
     error: ErrorInfo | None = None
     result: Any = None
@@ -48,7 +53,7 @@ class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How far a task is, in the order of lib.lua."""
+    """How far a task is: the values in the order that lib.lua states."""
 
     status: str
     version: int
@@ -62,76 +67,85 @@ class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fixed: str
 
 
-NUMBER = 14  # digits of the number that the server gives to a new task
-NOTHING = Remains()
+NUMBER_DIGITS = 14  # of the insertion number that the server gives to a new task
+NO_REMAINS = Remains()
 _state = msgspec.msgpack.Decoder(State).decode
 _body = msgspec.json.Decoder(Body).decode
 _remains = msgspec.json.Decoder(Remains).decode
 _STATUS = {str(status): status for status in Status}
-_BETWEEN = "\x1f"  # the parts of a text: it is in no name and no key
-_TEN = b"\x9a"  # what MessagePack has before ten values that are one; in the store they are so many
+_SEP = "\x1f"  # between the parts of a text: no name and no key has this character
+_ARRAY_OF_10 = b"\x9a"  # the head of a MessagePack array of ten values; the store keeps the values without it
+_text_head = partial(struct.Struct(">BH").pack, 0xDA)  # returns the head of a MessagePack text of n bytes
 
 
-@lru_cache(1024)
-def lane_of(text: str) -> Lane:
-    queue, type, key = text.split(_BETWEEN, 2)
-    return queue, type, key
+# --- tasks to records
 
 
 def place(priority: int, run_at: float) -> str:
-    """Text that sorts as claims are ordered: higher priority first, then what is due earlier. A float that is not
-    negative sorts as its bits do."""
+    """Return text that sorts in the order of claims: higher priority first, then earlier due time.
+
+    The bits of a float that is not negative sort as the float does.
+    """
     return f"{1000 - priority:04d}{struct.pack('>d', run_at + 0.0).hex()}"
 
 
+def lowest_place(min_priority: int | None) -> str:
+    """Return the beginning of the last places that a claim with this lowest priority may take."""
+    return f"{1000 - (-1000 if min_priority is None else min_priority):04d}"
+
+
 def due_time(place: str) -> float:
+    """Return the due time in a place."""
     (run_at,) = struct.unpack(">d", bytes.fromhex(place[4:20]))
     return float(run_at)
 
 
 def new_record(task: Task) -> list[Any]:
-    """A new task as plant.lua takes it."""
+    """Return a new task as plant.lua takes it."""
+    lane, key = _SEP.join(task.lane), task.key or ""
+    where, head, tail = _new_state(lane, task.priority, task.run_at, task.expires, task.on_parent_failure, key)
+    is_ready = task.run_at <= task.created_at and task.expires is None
+    record = [task.id, key, lane, where if is_ready else "", head, tail, _body_of(task)]
+    return [*record, task.after] if task.after else record
+
+
+def _body_of(task: Task) -> str:
     body = Body(
         task.created_at, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff, task.retry_jitter,
         task.retry_cap, task.on_parent_failure, task.webhook, task.payload,
     )  # fmt: skip
-    lane, key = _BETWEEN.join(task.lane), task.key or ""
-    where, head, tail = _beginning(lane, task.priority, task.run_at, task.expires, task.on_parent_failure, key)
-    ready = where if task.run_at <= task.created_at and task.expires is None else ""
-    record = [task.id, key, lane, ready, head, tail, to_json(body).decode()]
-    return [*record, task.after] if task.after else record
+    return to_json(body).decode()
 
 
 @lru_cache(256)
-def _beginning(
+def _new_state(
     lane: str, priority: int, run_at: float, expires: float | None, on_parent_failure: str, key: str
 ) -> tuple[str, msgspec.Raw, msgspec.Raw]:
-    """The place of a new task; how far it is, packed, from its attempts up to the number that the server gives it, and
-    behind that."""
+    """Return the place of a new task and its packed State, in two parts: from `attempts` up to the insertion number in
+    `fixed`, which plant.lua puts in between, and from there to the end.
+
+    Packed by hand, and cached: tasks that are added together share it.
+    """
     plan = _plan(priority, run_at, expires)
-    where = plan.split(_BETWEEN)[1]
-    course = f"{plan}\x1f".encode()
-    rest = f"\x1f{'1' if on_parent_failure == 'fail' else ''}\x1f\x1f{key}".encode()
-    head = _front(lane) + _of_length(len(course)) + course + _of_length(NUMBER + len(rest))
-    return where, _as_it_is(head), _as_it_is(rest)
+    course = f"{plan}{_SEP}".encode()
+    fixed = f"{_SEP}{'1' if on_parent_failure == 'fail' else ''}{_SEP}{_SEP}{key}".encode()  # behind the number
+    head = _state_before_course(lane) + _text_head(len(course)) + course + _text_head(NUMBER_DIGITS + len(fixed))
+    return plan.split(_SEP)[1], _raw_text(head), _raw_text(fixed)
 
 
 @lru_cache(256)
-def _front(lane: str) -> bytes:
-    """The values of State between `version` and `course`, in MessagePack."""
-    return b"".join(map(pack, (0, "", lane, False, False, _BETWEEN * 4)))
+def _state_before_course(lane: str) -> bytes:
+    """Return the values of a new State from `attempts` to `claim`, as MessagePack."""
+    return b"".join(map(pack, (0, "", lane, False, False, _SEP * 4)))
 
 
-def _as_it_is(value: bytes) -> msgspec.Raw:
-    """Bytes for a script: its MessagePack knows texts alone, of any bytes."""
-    return msgspec.Raw(_of_length(len(value)) + value)
-
-
-_of_length = partial(struct.Struct(">BH").pack, 0xDA)  # what MessagePack has before a text
+def _raw_text(value: bytes) -> msgspec.Raw:
+    """Return bytes as a MessagePack text: scripts know texts alone, which may hold any bytes."""
+    return msgspec.Raw(_text_head(len(value)) + value)
 
 
 def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[Any]:
-    """An outcome as update.lua takes it."""
+    """Return an outcome as update.lua takes it."""
     plan = _plan(task.priority, task.run_at, task.expires)
     course = f"{_text(task.finished_at)}{plan}{task.interruptions or ''}\x1f{task.doom or ''}"
     record = [task.id, task.version, token, task.status, task.attempts, _left(task), claim_text(task), course]
@@ -139,7 +153,7 @@ def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[
 
 
 def _left(task: Task) -> str:
-    """What its attempts left; nothing, where that is what a new task has."""
+    """Return what the attempts left, as JSON; "" where that is what a new task has."""
     if task.result is None and task.error is None and not task.history and not task.log:
         return ""
     return to_json(Remains(task.error, task.result, task.history, task.log)).decode()
@@ -147,46 +161,56 @@ def _left(task: Task) -> str:
 
 @lru_cache(256)
 def _plan(priority: int, run_at: float, expires: float | None) -> str:
-    """The middle of a course: one for all tasks that were added at once."""
+    """Return the middle of a course, which tasks that are added together share."""
     return f"\x1f{place(priority, run_at)}\x1f{run_at!r}\x1f{_text(expires)}\x1f"
 
 
 def claim_text(task: Task) -> str:
-    """Who has it, since and until when, and what was heard of it."""
+    """Return the `claim` of a State: worker, start of the attempt, end of the lease, progress and note."""
     since, until = _text(task.started_at), _text(task.lease_until)
-    return f"{task.worker or ''}\x1f{since}\x1f{until}\x1f{heard_text(task)}"
+    return f"{task.worker or ''}\x1f{since}\x1f{until}\x1f{progress_text(task)}"
 
 
-def heard_text(task: Task) -> str:
-    """The part of it that a heartbeat tells."""
+def progress_text(task: Task) -> str:
+    """Return the part of `claim` that a heartbeat updates."""
     progress = repr(task.progress) if task.progress else ""
     return f"{progress}\x1f{task.note}"
 
 
+# --- records to tasks
+
+
+@lru_cache(1024)
+def lane_of(text: str) -> Lane:
+    """Return the lane that lib.lua writes as "queue \\x1f type \\x1f limit key"."""
+    queue, type, key = text.split(_SEP, 2)
+    return queue, type, key
+
+
 def tasks_of(reply: list[bytes]) -> list[Task]:
-    """The tasks of records, as the scripts give them: for each its id, state, body and remains."""
+    """Return the tasks of a reply, which has id, State, Body and Remains for each."""
     parts = iter(reply)
     return [_task_of(*record) for record in zip(parts, parts, parts, parts, strict=True)]
 
 
 def brief_tasks_of(reply: list[bytes]) -> list[Task]:
-    """Return the tasks of brief records."""
+    """Return the tasks of a reply with brief records."""
     return list(map(brief_of, tasks_of(reply)))
 
 
 def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:
     try:
-        s = _state(_TEN + state)
-        return _assembled(id, s, _body(body), _remains(remains) if remains else NOTHING)
-    except Exception as why:  # another version of dtq wrote it, or a hand: the others must not suffer for it
+        s = _state(_ARRAY_OF_10 + state)
+        return _assembled(id, s, _body(body), _remains(remains) if remains else NO_REMAINS)
+    except Exception as why:  # written by another version of dtq, or by hand: other tasks must still be read
         return _remnant(id, state, body, remains, why)
 
 
 def _remnant(id: bytes, state: bytes, body: bytes, remains: bytes, why: Exception) -> Task:
-    """What can be read of a record."""
-    b, r = _or_else(_body, cut(body), Body()), _or_else(_remains, cut(remains or b"{}"), NOTHING)
+    """Return a task with what can be read of its record."""
+    b, r = _or_else(_body, cut(body), Body()), _or_else(_remains, cut(remains or b"{}"), NO_REMAINS)
     try:
-        return unreadable(_assembled(id, _state(_TEN + state), b, r), why)
+        return unreadable(_assembled(id, _state(_ARRAY_OF_10 + state), b, r), why)
     except Exception:
         name = id.decode("utf-8", "replace")
         return Task(type="unreadable", id=name, version=1, status=Status.FAILED, payload=b.payload, result=r.result)
@@ -202,9 +226,9 @@ def _or_else(read: Callable[[bytes], T], data: bytes, otherwise: T) -> T:
 def _assembled(id: bytes, s: State, b: Body, r: Remains) -> Task:
     queue, type, limit_key = lane_of(s.lane)
     worker, started_at, lease_until, progress, note = _claim_of(s.claim)
-    finished, _, rest = s.course.partition(_BETWEEN)
+    finished, _, rest = s.course.partition(_SEP)
     priority, run_at, expires, interruptions, doom = _course_of(rest)
-    _, _, parents, key = s.fixed.split(_BETWEEN, 3)
+    _, _, parents, key = s.fixed.split(_SEP, 3)
     return Task(
         id=id.decode(), queue=queue, type=type, limit_key=limit_key, status=_STATUS[s.status], version=s.version,
         priority=priority, run_at=run_at, expires=expires, doom=doom, started_at=started_at,
@@ -219,16 +243,16 @@ def _assembled(id: bytes, s: State, b: Body, r: Remains) -> Task:
 
 @lru_cache(256)
 def _claim_of(text: str) -> tuple[str | None, float | None, float | None, float, str]:
-    """What `claim_text` has put together; one text for all that were claimed at once."""
-    worker, since, until, progress, note = text.split(_BETWEEN, 4)
+    """Return the parts of a `claim`, which tasks that were claimed together share."""
+    worker, since, until, progress, note = text.split(_SEP, 4)
     return worker or None, _number(since), _number(until), float(progress or 0), note
 
 
 @lru_cache(256)
 def _course_of(text: str) -> tuple[int, float, float | None, int, str | None]:
-    """Of a course without its end: priority, due time, expiry, interruptions, doom; one text for all that were added
-    at once."""
-    where, run_at, expires, interruptions, doom = text.split(_BETWEEN, 4)
+    """Return priority, due time, expiry, interruptions and doom from a `course` without the time at which the task
+    ended. Tasks that were added together share it."""
+    where, run_at, expires, interruptions, doom = text.split(_SEP, 4)
     return 1000 - int(where[:4]), float(run_at), _number(expires), int(interruptions or 0), doom or None
 
 
@@ -238,3 +262,14 @@ def _text(value: float | None) -> str:
 
 def _number(text: str) -> float | None:
     return float(text) if text else None
+
+
+def pairs_of(values: list[Any]) -> list[tuple[Any, Any]]:
+    """Return the (field, value) pairs of a hash, which the server sends as one list."""
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def counter_of(pair: tuple[str, str]) -> tuple[str, str, str, int]:
+    """Return queue, type, status and number of tasks from a (name, number) pair of stats.lua."""
+    queue, type, *_, status = pair[0].split(_SEP)
+    return queue, type, status, int(pair[1])

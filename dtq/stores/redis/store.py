@@ -1,20 +1,22 @@
 """RedisStore: tasks on a Redis or Valkey server, for any number of processes on any number of machines.
 
-    RedisStore   the protocol of dtq.stores, one method a script       (this file)
-      Link       the server: clients, retries, its clock               (link.py)
-        Lines    its connections                                       (lines.py)
-      Ear        who listens for changes                               (ear.py)
-      records    between tasks and what scripts take and give
-      lua/       the scripts; lib.lua opens with the keys
+    RedisStore        the protocol of dtq.stores, one script for each method    (this file)
+      Claim           a claim of many tasks as several calls                    (claims.py)
+      RedisClient     the server: scripts, retries, its clock                   (client.py)
+        Connections   its connections                                           (connections.py)
+      Subscriber      wakes waiting threads when another process changes something
+      records         convert tasks to what scripts take, and back
+      lua/            the scripts; lib.lua begins with a list of the keys
 
-- What is acknowledged is as safe as the server keeps it: `dtq doctor URL` says what that is.
-- A node lives while it sends heartbeats: its tasks are taken over when their lease has run out. Heartbeats are always
-  written, since nothing else tells.
-- `clock` is the server's, so the clocks of the machines need not agree: a TaskQueue on this store goes by it.
-- Scripts are kept short: large calls are cut into several. So a call of more than CHUNK tasks may have stored a part
-  of them when the server goes away in the middle (adding them again does no harm), unless they depend on each other:
-  then they are one step. Of a parent with thousands of children, some hundred are unblocked with its outcome, and the
-  others right behind it, by whoever comes next.
+- What is acknowledged is as safe as the server keeps it; `dtq doctor URL` reports how safe that is.
+- A node is alive while it sends heartbeats: its tasks are taken over once their lease has ended. So each heartbeat is
+  written, also where nothing has changed.
+- `clock` is that of the server, and a TaskQueue on this store uses it: the clocks of the machines need not agree.
+- Scripts are short: a large call becomes several. If the server goes away in the middle of a call of more than
+  TASKS_PER_SCRIPT tasks, a part of them may be stored (adding them again does no harm). Tasks that depend on each other
+  are one script, whatever their number.
+- Of a parent with thousands of children, some hundred are unblocked with its outcome. The others follow at once, by
+  calls of settle.lua or by the next claim of any node.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,9 +33,19 @@ from msgspec.structs import replace
 from dtq.errors import InvalidTask, StoreError
 from dtq.policy.limits import Limit
 from dtq.stores.protocol import Node, Outcome, Stats, count_up
+from dtq.stores.redis.claims import LOOP_TIMEOUT, TASKS_PER_SCRIPT, Claim
 from dtq.stores.redis.client import PipelinedCalls, RedisClient
-from dtq.stores.redis.records import brief_tasks_of, due_time, heard_text, new_record, outcome_record, tasks_of
-from dtq.stores.redis.retries import RetryTokens
+from dtq.stores.redis.records import (
+    brief_tasks_of,
+    counter_of,
+    due_time,
+    new_record,
+    outcome_record,
+    pairs_of,
+    progress_text,
+    tasks_of,
+)
+from dtq.stores.redis.retry_tokens import RetryTokens
 from dtq.stores.redis.subscriber import Subscriber
 from dtq.stores.shared.readable import readable
 from dtq.sync.forks import Forkable
@@ -42,26 +53,27 @@ from dtq.sync.wakeup import Wakeup
 from dtq.task.codec import to_json
 from dtq.task.model import TERMINAL, Task
 
-CHUNK = 128  # tasks in one script
-HURRY = 0.25  # seconds for which a call of the loop tries to reach the server: workers must not wait for it
-STRETCH = 1000  # ids that one script of `find` looks at
-PURGE = 200  # tasks that one script looks at, and removes
-REPLY_KEPT = 60  # seconds for which a claim is remembered, for who has missed the reply
-Claimed = tuple[list[Task], list[bytes]]  # and the times at which there may be more
+IDS_PER_FIND = 1000  # ids that one call of find.lua looks at
+TASKS_PER_PURGE = 200  # tasks that one call of purge.lua looks at
 _reply = msgspec.msgpack.Decoder().decode
 _node = msgspec.json.Decoder(Node).decode
 _limit = msgspec.json.Decoder(Limit).decode
 
 
 class RedisStore(Forkable):
-    """Keeps the protocol of dtq.stores on the server at `url`, or that of a `client` of redis-py (from Sentinel, say),
-    which stays the caller's.
+    """A store on a Redis or Valkey server, by the protocol of dtq.stores.
 
-    `namespace` is which queue on this server; all its keys begin with "dtq:{namespace}:". `timeout`: seconds for which
-    a call tries to reach the server before it raises StoreError (a call of the loop gives up sooner, and is made
-    again). `cluster`: the URL is that of a node of a Redis Cluster, in which the namespace lives in one slot.
-    `replicas`: so many replicas must have what is added, and what has ended, before it is acknowledged (WAIT): then it
-    is not lost when one of them takes over. Where they have not within a second, StoreError.
+    Args:
+        url: where the server is.
+        namespace: which queue on this server; all its keys begin with "dtq:{namespace}:".
+        timeout: seconds for which a call tries to reach the server. Calls of the loop give up sooner and are repeated.
+        cluster: whether the URL is that of a node of a Redis Cluster; the namespace is in one slot.
+        replicas: how many replicas must have a write of `add` or `update` before it is acknowledged (WAIT), so that it
+            is not lost when one of them takes over. StoreError where they do not within a second.
+        client: a redis-py client to use instead of `url`, for example from Sentinel; the caller closes it.
+
+    Raises:
+        StoreError: an argument is out of range, or the server cannot be reached.
     """
 
     def __init__(
@@ -80,39 +92,39 @@ class RedisStore(Forkable):
             raise StoreError(f"timeout is {timeout!r}; allowed: up to 3,600 seconds, more than 0")
         if not 0 <= replicas <= 100 or (replicas and cluster):
             raise StoreError(f"replicas is {replicas!r}; allowed: 0 to 100, and 0 on a cluster")
-        self.link = RedisClient(url, client, namespace, timeout, cluster, replicas)
+        self.client = RedisClient(url, client, namespace, timeout, cluster, replicas)
         self._id = os.urandom(8).hex()
-        self._bell = Wakeup()
-        self._ear: Subscriber | None = None
+        self._wakeup = Wakeup()
+        self._subscriber: Subscriber | None = None
         self._nodes: dict[str, Node] = {}
-        self._doubts = RetryTokens()
-        self._foreseen: dict[float, float | None] = {}  # what next_due gives, while nothing has changed here
+        self._tokens = RetryTokens()
+        self._due: dict[float, float | None] = {}  # now -> what next_due returns, while nothing has changed
         self._closed = False
         self.follow_forks()
 
     @property
     def ahead(self) -> float:
         """Seconds by which the server's clock is ahead of this machine's, as last measured."""
-        return self.link.ahead
+        return self.client.ahead
 
     def clock(self) -> float:
-        """The server's time, UTC seconds: what all nodes go by."""
-        return time.time() + self.link.ahead
+        """Return the server's time (UTC seconds), which all nodes use."""
+        return time.time() + self.client.ahead
 
     def facts(self) -> dict[str, Any]:
-        """What the server tells of itself (dtq.cli.checks says what it means)."""
-        return self.link.facts()
+        """Return facts about the server, which dtq.cli.checks judges."""
+        return self.client.facts()
 
     # --- add
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
         parts = _parts(tasks, any(task.after for task in tasks))
-        errand = PipelinedCalls("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
-        told = zip(parts, self.link.calls(errand), strict=True)
-        return [id for part, reply in told for id in _ids(reply) or (task.id for task in part)]
+        calls = PipelinedCalls("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
+        replies = zip(parts, self.client.call_all(calls), strict=True)
+        return [id for part, reply in replies for id in _ids(reply) or (task.id for task in part)]
 
     def _added(self, reply: bytes) -> Any:
-        """A part is there: the workers here can begin with it."""
+        """Wake the workers of this process for the part that is stored, and return the reply."""
         self._changed()
         return _reply(reply)
 
@@ -124,64 +136,45 @@ class RedisStore(Forkable):
     ) -> list[Task]:  # fmt: skip
         if n <= 0:
             return []
-        types, queues = sorted(types), sorted(queues)
-        lowest = f"{1000 - (-1000 if min_priority is None else min_priority):04d}"
-        kind = f"{hash((*types, None, *queues, min_priority)) & 0xFFFFFFFF:08x}"
-        ask = partial(self._claim, worker, kind, [repr(now), repr(now + lease), types, queues, lowest])
-        first, *others = [min(CHUNK, n - at) for at in range(0, n, CHUNK)]
-        while self._doubts.has((worker, kind, 1 + len(others))):
-            others.append(0)  # it is for what it gave when its answer was lost, and for no more
-        answers = ask([first])
-        if others and (len(answers[0][0]) >= first or self._doubts.has((worker, kind, 1))):
-            with suppress(StoreError):  # they are in doubt now; what is here already must not be lost with them
-                answers += ask(others, 1)
-        tasks = [task for found, _ in answers for task in found]
+        claim = Claim(self.client, self._tokens, worker, lease, now, types, queues, min_priority)
+        tasks, times = claim.run(n)
         if len(tasks) < n:
-            self._foresee(now, answers[-1][1])
+            self._remember_due(now, times)
         return tasks
 
-    def _claim(self, worker: str, kind: str, how: list[Any], sizes: list[int], start: int = 0) -> list[Claimed]:
-        """Several claims of so many tasks, of which the first has this number: each has a doubt of its own."""
-        names = [(worker, kind, number) for number in range(start, start + len(sizes))]
-        with self._doubts.tokens_for([(name, None) for name in names]) as tokens:
-            asked = [
-                [worker, size, *how, f"{kind}{number}", token, REPLY_KEPT]
-                for size, token, (_, _, number) in zip(sizes, tokens, names, strict=True)
-            ]
-            return self.link.calls(PipelinedCalls("claim", asked, read=_claimed), HURRY)
-
-    def _foresee(self, now: float, times: list[bytes]) -> None:
-        """What `next_due` will be asked for next, mostly. Whoever changes it from now on will ring, if we listen."""
-        self._foreseen = {now: _first(times)} if self._ear else {}
+    def _remember_due(self, now: float, times: list[bytes]) -> None:
+        """Keep the answer to the `next_due` that usually follows. Every later change wakes a subscriber, so this is
+        only right where there is one."""
+        self._due = {now: _first(times)} if self._subscriber else {}
 
     # --- update
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        with self._doubts.tokens_for([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
+        with self._tokens.tokens_for([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
             sent = list(zip(outcomes, tokens, strict=True))
             whole = any(task.after for _, planted in outcomes for task in planted)
             parts = _parts(sent, whole)
-            errand = PipelinedCalls("update", parts, self._update, _reply)
-            replies = self.link.calls(errand, HURRY)
-        self._foreseen = {}
+            calls = PipelinedCalls("update", parts, self._update_argument, _reply)
+            replies = self.client.call_all(calls, LOOP_TIMEOUT)
+        self._due = {}
         if any(left for _, left in replies):
-            self._settle()
+            self._unblock_children()
         accepted: set[str] = set()
         for part, reply in zip(parts, replies, strict=True):
             accepted |= {task.id for (task, _), _ in part}.difference(_ids(reply))
         return accepted
 
-    def _update(self, part: Sequence[tuple[Outcome, str]]) -> list[Any]:
-        """What update.lua is to do."""
+    def _update_argument(self, part: Sequence[tuple[Outcome, str]]) -> list[Any]:
+        """Return the argument of update.lua for these outcomes and their tokens."""
         outcomes = [
             outcome_record(task, token, [new_record(new) for new in planted]) for (task, planted), token in part
         ]
         return [outcomes, self._id]
 
-    def _settle(self) -> None:
-        """Until the children of all ended parents know. Where it cannot go on, the next claim will."""
+    def _unblock_children(self) -> None:
+        """Unblock or doom the children that are left of ended parents. Where that fails, the next claim continues."""
         with suppress(StoreError):
-            while self.link.call("settle", [self._id], HURRY):
+            while self.client.call("settle", [self._id], LOOP_TIMEOUT):
                 pass
 
     # --- leases
@@ -191,10 +184,12 @@ class RedisStore(Forkable):
         until = repr(now + lease)
         body = to_json(replace(node, seen_at=now)).decode()
         for part in _parts(held) or [()]:
-            tasks = [[task.id, task.version, task.worker or "", heard_text(task)] for task in part]
-            asked = time.time()
-            reply = _reply(self.link.call("heartbeat", [node.id, body, until if lease else "", until, tasks], HURRY))
-            self.link.set_clock(reply[1], asked)
+            tasks = [[task.id, task.version, task.worker or "", progress_text(task)] for task in part]
+            sent_at = time.time()
+            reply = _reply(
+                self.client.call("heartbeat", [node.id, body, until if lease else "", until, tasks], LOOP_TIMEOUT)
+            )
+            self.client.set_clock(reply[1], sent_at)
             lost.update(reply[0])
         self._nodes[node.id] = node
         if not lease:
@@ -204,18 +199,18 @@ class RedisStore(Forkable):
     def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
         tasks: list[Task] = []
         while True:
-            wanted = min(CHUNK, n - len(tasks))
-            found = tasks_of(self.link.call("reap", [worker, wanted, repr(now), repr(now + lease)], HURRY))
+            wanted = min(TASKS_PER_SCRIPT, n - len(tasks))
+            found = tasks_of(self.client.call("reap", [worker, wanted, repr(now), repr(now + lease)], LOOP_TIMEOUT))
             tasks += found
-            if len(found) < CHUNK:
+            if len(found) < TASKS_PER_SCRIPT:
                 return tasks
 
     # --- look
 
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
         read = brief_tasks_of if brief else tasks_of
-        errand = PipelinedCalls("get", _parts(list(ids)), lambda part: [part, brief], read)
-        return [task for tasks in self.link.calls(errand) for task in tasks]
+        calls = PipelinedCalls("get", _parts(list(ids)), lambda part: [part, brief], read)
+        return [task for tasks in self.client.call_all(calls) for task in tasks]
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
@@ -230,8 +225,8 @@ class RedisStore(Forkable):
     def _find(self, filters: list[str], after: str, limit: int, brief: bool) -> list[Task]:
         read = brief_tasks_of if brief else tasks_of
         tasks: list[Task] = []
-        while (wanted := min(CHUNK, limit - len(tasks))) > 0:
-            last, found = self.link.call("find", [*filters, after, wanted, STRETCH, brief])
+        while (wanted := min(TASKS_PER_SCRIPT, limit - len(tasks))) > 0:
+            last, found = self.client.call("find", [*filters, after, wanted, IDS_PER_FIND, brief])
             tasks += read(found)
             if not last:
                 break
@@ -239,8 +234,8 @@ class RedisStore(Forkable):
         return tasks
 
     def stats(self) -> Stats:
-        counters, heads, later, nodes, limits = _reply(self.link.call("stats"))
-        rows = readable(_counter, _pairs(counters), "a counter")
+        counters, heads, later, nodes, limits = _reply(self.client.call("stats"))
+        rows = readable(counter_of, pairs_of(counters), "a counter")
         times = [due_time(head) for head in heads] + ([float(later)] if later else [])
         oldest = min(times, default=None)
         return Stats(
@@ -248,101 +243,86 @@ class RedisStore(Forkable):
         )
 
     def next_due(self, now: float) -> float | None:
-        if now in self._foreseen:
-            return self._foreseen[now]
-        return _first(self.link.call("next_due", repr(now), HURRY))
+        if now in self._due:
+            return self._due[now]
+        return _first(self.client.call("next_due", repr(now), LOOP_TIMEOUT))
 
     # --- lanes, removal, waking
 
     def set_lane(
         self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
     ) -> None:
-        nothing = Limit(queue, type, key)
-        selector = to_json(nothing.selector).decode()
+        unlimited = Limit(queue, type, key)
+        selector = to_json(unlimited.selector).decode()
         while True:
-            old = dict(_pairs(_reply(self.link.call("stats"))[4])).get(selector, "")  # as it stands there, to the byte
-            known = next(iter(readable(_limit, [old], "a limit")), nothing) if old else nothing
-            limit = _limit(to_json(known.with_changes(changes)))  # 3 becomes 3.0, as it will be read
+            old = dict(pairs_of(_reply(self.client.call("stats"))[4])).get(selector, "")  # the stored bytes
+            known = next(iter(readable(_limit, [old], "a limit")), unlimited) if old else unlimited
+            limit = _limit(to_json(known.with_changes(changes)))  # 3 becomes 3.0, as when it is read back
             new = "" if limit.is_void else to_json(limit).decode()
-            if self.link.call("limit", [selector, old, new, limit.rate != known.rate, self._id]):
+            if self.client.call("limit", [selector, old, new, limit.rate != known.rate, self._id]):
                 return self._changed()
 
     def delete(self, ids: Iterable[str]) -> int:
         n, left = 0, 0
         for part in _parts(list(dict.fromkeys(ids))):
-            removed, left = self.link.call("delete", [part, self._id])
+            removed, left = self.client.call("delete", [part, self._id])
             n += removed
         if left:
-            self._settle()
+            self._unblock_children()
         self._changed()
         return n
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
         wanted = sorted(set(map(str, statuses)) & set(map(str, TERMINAL)))
         while True:
-            removed, looked_at = self.link.call("purge", [repr(before), wanted, PURGE], HURRY)
-            if removed or looked_at < PURGE:
+            removed, looked_at = self.client.call("purge", [repr(before), wanted, TASKS_PER_PURGE], LOOP_TIMEOUT)
+            if removed or looked_at < TASKS_PER_PURGE:
                 return int(removed)
 
     def _changed(self) -> None:
-        self._foreseen = {}
-        self._bell.ring()
+        self._due = {}
+        self._wakeup.ring()
 
     def fileno(self) -> int:
         self._listen()
-        return self._bell.fileno()
+        return self._wakeup.fileno()
 
     def wait(self, timeout: float) -> bool:
         self._listen()
-        return self._bell.wait(timeout)
+        return self._wakeup.wait(timeout)
 
     def _listen(self) -> None:
-        if self._ear is None and not self._closed:
-            self._ear = Subscriber(self.link, self._bell, self._id)
+        if self._subscriber is None and not self._closed:
+            self._subscriber = Subscriber(self.client, self._wakeup, self._id)
 
     def close(self) -> None:
         if self._closed:
             return
         for node in list(self._nodes.values()):
-            with suppress(StoreError):  # the others will see that its lease runs out
+            with suppress(StoreError):  # other nodes will see its lease end
                 self.heartbeat(node, [], 0, node.seen_at)
         self.abandon()
 
     def in_child(self) -> None:
-        """After a fork: the nodes, the thread that listens and the connections are the parent's (see Lines)."""
-        self._nodes, self._foreseen, self._ear = {}, {}, None
+        """Forget, after a fork, the parent's nodes and subscriber; Connections does so for its own."""
+        self._nodes, self._due, self._subscriber = {}, {}, None
         if not self._closed:
-            self._bell.close()
-            self._bell = Wakeup()
+            self._wakeup.close()
+            self._wakeup = Wakeup()
 
     def abandon(self) -> None:
-        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        """Close without telling other nodes, as if this process were killed; for tests of crashes."""
         self._closed = True
-        if self._ear is not None:
-            self._ear.close()
-        self._bell.close()
-        self.link.close()
-
-
-def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
-    """Fields and values, which a hash gives by turns."""
-    return list(zip(values[::2], values[1::2], strict=True))
-
-
-def _counter(pair: tuple[str, str]) -> tuple[str, str, str, int]:
-    queue, type, *_, status = pair[0].split("\x1f")
-    return queue, type, status, int(pair[1])
+        if self._subscriber is not None:
+            self._subscriber.close()
+        self._wakeup.close()
+        self.client.close()
 
 
 def _parts(items: Sequence[Any], whole: bool = False) -> list[Sequence[Any]]:
-    """The items in parts of CHUNK, or all at once."""
-    size = max(len(items), 1) if whole else CHUNK
+    """Return the items in parts of TASKS_PER_SCRIPT, or as one part if they must be stored as a whole."""
+    size = max(len(items), 1) if whole else TASKS_PER_SCRIPT
     return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def _claimed(reply: list[Any]) -> Claimed:
-    records, times = reply
-    return tasks_of(records), times
 
 
 def _first(times: list[bytes]) -> float | None:
@@ -350,7 +330,7 @@ def _first(times: list[bytes]) -> float | None:
 
 
 def _ids(reply: list[Any]) -> list[str]:
-    """Those that add, or update, tells. Raises InvalidTask where it tells of an unknown parent."""
+    """Return the ids in a reply of add.lua or update.lua. Raise InvalidTask where it names an unknown parent."""
     if reply[0] is False:
         raise InvalidTask(f"after is {reply[1]!r}; allowed: the id of a task that is stored, or added by the same call")
     ids: list[str] = reply[0] or []

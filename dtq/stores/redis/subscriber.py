@@ -1,8 +1,8 @@
-"""Ear: a thread that listens to a server for changes that others make, and rings a Bell for those who wait.
+"""Subscriber: a thread that subscribes to changes made by other processes, and wakes those that wait for one.
 
-    others --PUBLISH--> server --> Ear (a connection of its own) --> Bell --> selector of the loop
+    other processes --PUBLISH--> server --> Subscriber (its own connection) --> Wakeup --> selector of the loop
 
-A message may be lost while the connection is down, so it rings too when the connection is new.
+A message may be lost while the connection is down, so each new subscription also wakes.
 """
 
 from __future__ import annotations
@@ -12,27 +12,34 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from dtq.stores.redis.client import AWAY, FIRST_PAUSE, LONGEST_PAUSE, RedisClient
+from dtq.stores.redis.client import FIRST_PAUSE, LONGEST_PAUSE, TRANSIENT_ERRORS, RedisClient
 from dtq.sync.wakeup import Wakeup
 
-LISTEN = 5.0  # seconds for which one call listens; then the connection's health is checked
+LISTEN_TIMEOUT = 5.0  # seconds that one call listens; the connection's health is checked in between
 
 
 class Subscriber:
-    """Listens from its making on, if the server can be reached; else from when it can."""
+    """Subscribes at once if the server can be reached, else as soon as it can.
 
-    def __init__(self, link: RedisClient, bell: Wakeup, sender: str) -> None:
-        channel = f"{link.prefix}changed"
-        self._channels = [channel] if link.is_cluster else [channel, f"{channel}:{sender}"]  # the other: see lib.lua
-        self._bell = bell
-        self._sender = sender.encode()  # whose messages are our own
+    Args:
+        client: the server.
+        wakeup: what to wake.
+        sender: the id under which this store publishes; its own messages do not wake it.
+    """
+
+    def __init__(self, client: RedisClient, wakeup: Wakeup, sender: str) -> None:
+        channel = f"{client.prefix}changed"
+        own_channel = f"{channel}:{sender}"  # shows lib.lua that this store listens alone
+        self._channels = [channel] if client.is_cluster else [channel, own_channel]
+        self._wakeup = wakeup
+        self._sender = sender.encode()
         self._stop = threading.Event()
-        self._pubsub: Any = link.client.pubsub(ignore_subscribe_messages=False)
-        with suppress(*AWAY):
+        self._pubsub: Any = client.redis.pubsub(ignore_subscribe_messages=False)
+        with suppress(*TRANSIENT_ERRORS):
             self._pubsub.subscribe(*self._channels)
             for _ in self._channels:
                 self._pubsub.get_message(timeout=1.0)
-        self._thread = threading.Thread(target=self._listen, name="dtq-ear", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="dtq-subscriber", daemon=True)
         self._thread.start()
 
     def _listen(self) -> None:
@@ -41,23 +48,24 @@ class Subscriber:
             try:
                 if not self._pubsub.subscribed:
                     self._pubsub.subscribe(*self._channels)
-                self._hear(self._pubsub.get_message(timeout=LISTEN))
+                self._handle(self._pubsub.get_message(timeout=LISTEN_TIMEOUT))
                 pause = FIRST_PAUSE
-            except (*AWAY, OSError):
+            except (*TRANSIENT_ERRORS, OSError):
                 self._stop.wait(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
-        with suppress(*AWAY, OSError):
+        with suppress(*TRANSIENT_ERRORS, OSError):
             self._pubsub.close()
 
-    def _hear(self, message: dict[str, Any] | None) -> None:
-        """A subscription that is new may have missed something."""
+    def _handle(self, message: dict[str, Any] | None) -> None:
+        """Wake for a message of another store, and for a new subscription, which may have missed messages."""
         if message and (message["type"] == "subscribe" or message["data"] != self._sender):
-            self._bell.ring()
+            self._wakeup.ring()
 
     def close(self) -> None:
+        """Stop the thread. It ends its wait when the socket is shut down."""
         self._stop.set()
         sock = getattr(self._pubsub.connection, "_sock", None)
         if sock is not None:
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # which ends what it waits for
-        self._thread.join(LISTEN)
+                sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(LISTEN_TIMEOUT)

@@ -1,8 +1,7 @@
-"""RetryTokens: what was sent to a server and not answered may have happened. Sent again, it must be known to be the
-same.
+"""Retry tokens: a request without a reply may have been executed; its retry must carry the same token.
 
-Each request carries a token, and the server keeps the last one with what it has changed. A request that was not
-answered keeps its token until it is: the server then knows that it has done this already, and answers as it would have.
+Each request carries a token, and the server keeps the last one with what it has changed. A retry with that token is
+recognised: the server changes nothing and replies as it would have done the first time.
 """
 
 from __future__ import annotations
@@ -14,19 +13,22 @@ from typing import Any
 
 from dtq.errors import StoreError
 
-MOST = 10_000  # doubts that are kept; those that nobody asks about again go first
+MAX_TOKENS = 10_000  # tokens of unanswered requests that are kept; the oldest go first
 
 
 class RetryTokens:
-    """For any thread: no doubt is changed, only entered and taken out."""
+    """The tokens of requests that have no reply yet. Any thread may use it: entries are added and removed, and never
+    changed."""
 
     def __init__(self) -> None:
         self._tokens: dict[Hashable, tuple[str, Any]] = {}
 
     @contextmanager
     def tokens_for(self, requests: Sequence[tuple[Hashable, Any]]) -> Iterator[list[str]]:
-        """A token for each request (its name, and what it says): the one that it had, where it was sent before and
-        says the same. Where the body raises StoreError, or is interrupted, the requests are in doubt."""
+        """Yield a token for each request (name, content): a new one, or that of the same request without a reply.
+
+        The body sends the requests. Where it raises StoreError or is interrupted, their tokens are kept.
+        """
         fresh = os.urandom(8).hex()
         tokens = [self._token(name, content, fresh) for name, content in requests]
         try:
@@ -42,10 +44,11 @@ class RetryTokens:
     def _keep(self, requests: Sequence[tuple[Hashable, Any]], tokens: Sequence[str]) -> None:
         for (name, content), token in zip(requests, tokens, strict=True):
             self._tokens[name] = token, content
-        for name in list(self._tokens)[:-MOST]:
+        for name in list(self._tokens)[:-MAX_TOKENS]:
             self._tokens.pop(name, None)
 
     def has(self, name: Hashable) -> bool:
+        """Return whether a request of this name has no reply yet."""
         return name in self._tokens
 
     def _token(self, name: Hashable, content: Any, fresh: str) -> str:

@@ -1,0 +1,76 @@
+"""Claims: a large claim becomes several calls of claim.lua, of TASKS_PER_SCRIPT tasks at most.
+
+    claim 300 tasks --> call 0: 128
+                        calls 1, 2: 128, 44    pipelined; only where call 0 found as many tasks as it asked for
+
+Each call has a name: worker, filter and number. A call whose reply was lost keeps its retry token under that name. The
+next claim with this worker and filter makes it again, and claim.lua returns the tasks that it claimed the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+
+from dtq.errors import StoreError
+from dtq.stores.redis.client import PipelinedCalls, RedisClient
+from dtq.stores.redis.records import lowest_place, tasks_of
+from dtq.stores.redis.retry_tokens import RetryTokens
+from dtq.task.model import Task
+
+TASKS_PER_SCRIPT = 128
+LOOP_TIMEOUT = 0.25  # seconds for which a call of the loop tries to reach the server: workers must not wait for it
+REPLY_TTL = 60  # seconds for which the server remembers a claim, to repeat a lost reply
+Claimed = tuple[list[Task], list[bytes]]  # the tasks, and the times at which there may be more
+
+
+class Claim:
+    """One claim: for whom, until when, and which tasks."""
+
+    def __init__(
+        self, client: RedisClient, tokens: RetryTokens, worker: str, lease: float, now: float, types: Collection[str],
+        queues: Collection[str], min_priority: int | None,
+    ) -> None:  # fmt: skip
+        self._client = client
+        self._tokens = tokens
+        self._worker = worker
+        types, queues = sorted(types), sorted(queues)
+        self._filter = f"{hash((*types, None, *queues, min_priority)) & 0xFFFFFFFF:08x}"
+        self._arguments = [repr(now), repr(now + lease), types, queues, lowest_place(min_priority)]
+
+    def run(self, n: int) -> Claimed:
+        """Claim up to n tasks. Raises StoreError where the first call has no reply."""
+        first, *others = self._sizes(n)
+        tasks, times = self._call([first])[0]
+        if others and (len(tasks) >= first or self._is_unanswered(1)):
+            with suppress(StoreError):  # the next claim repeats them; the tasks of the first call must not be lost
+                more = self._call(others, 1)
+                tasks += [task for found, _ in more for task in found]
+                times = more[-1][1]
+        return tasks, times
+
+    def _sizes(self, n: int) -> list[int]:
+        """Return how many tasks each call asks for. A size of 0 only repeats a call that had no reply."""
+        sizes = [min(TASKS_PER_SCRIPT, n - start) for start in range(0, n, TASKS_PER_SCRIPT)]
+        while self._is_unanswered(len(sizes)):
+            sizes.append(0)
+        return sizes
+
+    def _is_unanswered(self, number: int) -> bool:
+        return self._tokens.has((self._worker, self._filter, number))
+
+    def _call(self, sizes: list[int], start: int = 0) -> list[Claimed]:
+        """Make calls of these sizes, of which the first has the number `start`. Return their replies."""
+        numbers = range(start, start + len(sizes))
+        names = [(self._worker, self._filter, number) for number in numbers]
+        with self._tokens.tokens_for([(name, None) for name in names]) as tokens:
+            requests = [
+                [self._worker, size, *self._arguments, f"{self._filter}{number}", token, REPLY_TTL]
+                for size, number, token in zip(sizes, numbers, tokens, strict=True)
+            ]
+            return self._client.call_all(PipelinedCalls("claim", requests, read=_claimed), LOOP_TIMEOUT)
+
+
+def _claimed(reply: list[list[bytes]]) -> Claimed:
+    records, times = reply
+    return tasks_of(records), times
