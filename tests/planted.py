@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from dtq.queue import attempts
 from dtq.queue.loop import Loop
-from dtq.stores.shared.peers import Fates
+from dtq.stores.shared.peers import LostNodes
 from dtq.stores.sqlite import choice, dependencies, schema
 from dtq.stores.sqlite.rows import json_list
 from dtq.stores.sqlite.store import SQLiteStore
@@ -86,7 +86,7 @@ def reap_ignores_live_nodes() -> None:
     def planted(self, dead, now, lease):
         mine = self.database.watch.peers.name
         nodes = self.database.read(lambda db: db.execute(schema.NODES).fetchall())
-        return Fates([id for id, peer, _ in nodes if peer != mine], [])
+        return LostNodes([id for id, peer, _ in nodes if peer != mine], [])
 
     patch(SQLiteStore, "_fates", planted)
 

@@ -40,7 +40,7 @@ from dtq.queue.events import Emitter
 from dtq.queue.guards import MIN_BACKOFF, BatchCommit, with_deliveries
 from dtq.queue.handle import Waiters
 from dtq.queue.scheduler import Scheduler
-from dtq.stores.protocol import Node, Outcome, Store, ahead_of_here
+from dtq.stores.protocol import Node, Outcome, Store, clock_offset
 from dtq.stores.shared.overlap import while_waiting
 from dtq.task.model import Task
 from dtq.task.transitions import fail, release
@@ -66,7 +66,7 @@ class Loop(AttemptTracker):
         chance: Callable[[], float] = random.random, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
-        ahead = ahead or partial(ahead_of_here, store)
+        ahead = ahead or partial(clock_offset, store)
         super().__init__(id, groups, events, Scheduler(store, id, lease), ahead, chance, monotonic)
         self._store = store
         self.idle = True  # nothing held, and nothing found at the last look

@@ -56,7 +56,7 @@ class ResultPoller:
         if self._waiters:
             with self._lock:
                 if self._run is not None:
-                    self._run.wakeup.ring()
+                    self._run.wakeup.wake()
 
     def in_child(self) -> None:
         """After a fork: the thread is the parent's."""
@@ -148,6 +148,6 @@ class PollerThread:
     def end(self) -> None:
         self.ended.set()
         with suppress(OSError):  # it has just ended by itself
-            self.wakeup.ring()
+            self.wakeup.wake()
         if self.thread.is_alive() and self.thread is not threading.current_thread():
             self.thread.join(JOIN_TIMEOUT)

@@ -16,7 +16,7 @@ def redacted(url: str) -> str:
     return re.sub(r"(?i)([?&][^=&]*(?:password|username)[^=&]*=)[^&]*", r"\1***", url)
 
 
-def address(url: str) -> tuple[str, dict[str, Any]]:
+def parse_address(url: str) -> tuple[str, dict[str, Any]]:
     """The URL without the options that are ours, and those. Raises StoreError where one is not as it must be."""
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from dtq.errors import StoreError
-from dtq.stores.address import address, redacted
+from dtq.stores.address import parse_address, redacted
 from dtq.stores.protocol import Store
 
 
@@ -58,7 +58,7 @@ def _open_redis(url: str) -> Store:
             raise
         raise StoreError('a store on Redis or Valkey needs redis-py: pip install "dtq[redis]"') from None
     scheme, _, rest = url.partition(":")
-    place, options = address(f"{_REDIS[scheme]}:{rest}")
+    place, options = parse_address(f"{_REDIS[scheme]}:{rest}")
     return RedisStore(place, **options)
 
 

@@ -227,13 +227,13 @@ def clock_of(store: Store) -> Callable[[], float]:
     return clock
 
 
-def ahead_of_here(store: Store) -> float:
+def clock_offset(store: Store) -> float:
     """Seconds by which that clock is ahead of this machine's."""
     ahead: float = getattr(store, "ahead", 0.0)
     return ahead
 
 
-def count_up(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[str, Counts], dict[str, Counts]]:
+def sum_counts(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[str, Counts], dict[str, Counts]]:
     """From (queue, type, status, how many): the tasks by status, in all, by queue, and by type."""
     counts = dict.fromkeys(map(str, Status), 0)
     queues: dict[str, Counts] = {}
@@ -244,12 +244,12 @@ def count_up(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[st
     return counts, queues, types
 
 
-def doom_by(parent_id: str, status: str, strict: bool) -> str | None:
+def doom_from(parent_id: str, status: str, strict: bool) -> str | None:
     """Why the child of this ended parent is not to be run, if so; a child that is not `strict` runs all the same."""
     return f"its parent {parent_id} is {status}" if strict and status != Status.COMPLETED else None
 
 
-def stand_ins(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:
+def parents_of(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:
     """What the task waits for, where `stands_for` tells which ids of the same call gave way to others: a parent whose
     key was taken is waited for in the task that has the key. No task waits for itself."""
     parents = (stands_for.get(parent, parent) for parent in task.after)

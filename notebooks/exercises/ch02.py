@@ -35,8 +35,8 @@ from msgspec.structs import replace
 from dtq import Task
 from dtq.errors import StoreError
 from dtq.lab import exercise, explore, time_passes
-from dtq.stores.protocol import Stats, count_up
-from dtq.sync.wakeup import Bell
+from dtq.stores.protocol import Stats, sum_counts
+from dtq.sync.wakeup import Wakeup
 from dtq.task.transitions import brief_of, succeed
 from dtq.testing import conformance
 from dtq.testing.conformance import expect
@@ -163,7 +163,7 @@ class Table:
     def __init__(self, path=":memory:"):
         self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self.db.executescript(SCHEMA)
-        self.lock, self.bell, self._nodes = threading.RLock(), Bell(), {}
+        self.lock, self.wakeup, self._nodes = threading.RLock(), Wakeup(), {}
 
     def select(self, where, **values):
         """The tasks of which this is true."""
@@ -189,7 +189,7 @@ class Table:
         return [*map(brief_of, tasks)] if brief else tasks
 
     def stats(self):
-        counts = count_up(self._rows("queue, type, status, count(*)", "true GROUP BY 1, 2, 3", {}))
+        counts = sum_counts(self._rows("queue, type, status, count(*)", "true GROUP BY 1, 2, 3", {}))
         return Stats(*counts, self.next_due(-1), [*self._nodes.values()], [])
 
     def next_due(self, now):
@@ -216,17 +216,17 @@ class Table:
     # --- wakes, and closes
 
     def fileno(self):
-        return self.bell.fileno()
+        return self.wakeup.fileno()
 
     def wait(self, timeout):
-        return self.bell.wait(timeout)
+        return self.wakeup.wait(timeout)
 
     def set_lane(self, *lane, **limits):
         raise StoreError(f"{type(self).__name__} has no lanes: use SQLiteStore")
 
     def close(self):
         self.db.close()
-        self.bell.close()
+        self.wakeup.close()
 
 
 # --- every story of a real store --------------------------------------------------------------------------------------

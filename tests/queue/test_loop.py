@@ -8,7 +8,7 @@ from stepped_loop import NOW, STORES, ScriptedPool, add, make, opened, status
 
 from dtq.errors import StoreError
 from dtq.stores.memory.store import MemoryStore
-from dtq.stores.shared.overlap import take_up
+from dtq.stores.shared.overlap import run_offered_work
 from dtq.task.model import ErrorInfo
 from dtq.task.transitions import cancel, revive, succeed
 
@@ -80,7 +80,7 @@ def test_what_workers_say_while_the_store_is_busy_is_for_the_next_turn_which_is_
         times += 1
         if times == 1:
             pool.ends(y, result=2)
-            take_up()
+            run_offered_work()
             if fails:
                 raise StoreError("away")
         return update(outcomes)
@@ -578,7 +578,7 @@ def test_of_a_task_that_is_taken_over_the_outcome_of_the_lost_attempt_is_not_tol
     def busy(outcomes):  # x ends while y is committed, and its lease is over by then
         store.update = update
         pool.ends(x, result=1)
-        take_up()
+        run_offered_work()
         return update(outcomes)
 
     pool.ends(y, result=2)

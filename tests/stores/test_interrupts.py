@@ -63,16 +63,16 @@ def test_no_reply_goes_astray_where_a_call_to_a_server_is_interrupted(presses, m
     store.close()
 
 
-class Carrier:
-    """Carries jobs for a GroupCommit, and is interrupted in the first batch: in a job, or right behind the commit."""
+class Committer:
+    """Commits batches for a GroupCommit. An interrupt strikes in the first: in a job, or right after the commit."""
 
-    def __init__(self, behind_the_commit: bool) -> None:
+    def __init__(self, after_the_commit: bool) -> None:
         self.batches = 0
         self.committed: list[str] = []
         self.entered, self.go_on = threading.Event(), threading.Event()
-        self._behind_the_commit = behind_the_commit
+        self._after_the_commit = after_the_commit
 
-    def carry(self, batch: Batch) -> None:
+    def commit(self, batch: Batch) -> None:
         self.batches += 1
         first = self.batches == 1
         if first:
@@ -80,7 +80,7 @@ class Carrier:
             assert self.go_on.wait(10)
         for job in batch.jobs:
             job.value = job.work(self)
-        if first and not self._behind_the_commit:
+        if first and not self._after_the_commit:
             raise KeyboardInterrupt
         self.committed += [job.value for job in batch.jobs]
         batch.is_done = True
@@ -88,57 +88,57 @@ class Carrier:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("behind_the_commit", [False, True])
-def test_only_the_interrupted_thread_hears_of_its_interrupt(tmp_path, behind_the_commit):
-    carrier = Carrier(behind_the_commit)
-    turnstile = GroupCommit(f"{tmp_path}/lock", carrier.carry)
+@pytest.mark.parametrize("after_the_commit", [False, True])
+def test_only_the_interrupted_thread_hears_of_its_interrupt(tmp_path, after_the_commit):
+    committer = Committer(after_the_commit)
+    group = GroupCommit(f"{tmp_path}/lock", committer.commit)
     heard = {}
 
     def run(name: str) -> None:
         try:
-            heard[name] = turnstile.run(lambda _: name, flush=True)
+            heard[name] = group.run(lambda _: name, flush=True)
         except BaseException as error:
             heard[name] = type(error)
 
-    with turnstile.lock:  # so that all three stand in line
+    with group.lock:  # so that all three stand in line
         threads = [threading.Thread(target=run, args=(name,)) for name in "abc"]
         for thread in threads:
             thread.start()
-        while len(turnstile._waiting) < 3:
+        while len(group._waiting) < 3:
             time.sleep(0.001)
-    assert carrier.entered.wait(10)
-    carrier.go_on.set()
+    assert committer.entered.wait(10)
+    committer.go_on.set()
     for thread in threads:
         thread.join(10)
-    turnstile.close(lambda: None)
+    group.close(lambda: None)
     struck = [name for name, value in heard.items() if value is KeyboardInterrupt]
     others = set("abc") - set(struck)
     assert len(struck) == 1
     assert {name: heard[name] for name in others} == {name: name for name in others}
-    assert sorted(carrier.committed) == sorted("abc" if behind_the_commit else others)
-    assert not turnstile._waiting
+    assert sorted(committer.committed) == sorted("abc" if after_the_commit else others)
+    assert not group._waiting
 
 
 def test_a_job_that_fails_in_the_hands_of_another_thread_is_done_again_by_its_own(tmp_path):
     tries = []
 
-    def carry(batch: Batch) -> None:
+    def commit(batch: Batch) -> None:
         tries.append([job.work(None) for job in batch.jobs])
         for job in batch.jobs:
             job.value, job.error = job.work(None), ValueError("of another") if len(tries) == 1 else None
         batch.is_done = True
 
-    turnstile = GroupCommit(f"{tmp_path}/lock", carry)
+    group = GroupCommit(f"{tmp_path}/lock", commit)
     values = []
-    turnstile.lock.acquire()
-    thread = threading.Thread(target=lambda: values.append(turnstile.run(lambda _: "mine", flush=False)))
+    group.lock.acquire()
+    thread = threading.Thread(target=lambda: values.append(group.run(lambda _: "mine", flush=False)))
     thread.start()
-    while not turnstile._waiting:
+    while not group._waiting:
         time.sleep(0.001)
-    turnstile._let_through(Batch(list(turnstile._waiting)))
-    turnstile.lock.release()
+    group._run_batch(Batch(list(group._waiting)))
+    group.lock.release()
     thread.join(10)
-    turnstile.close(lambda: None)
+    group.close(lambda: None)
     assert values == ["mine"]
     assert tries == [["mine"], ["mine"]]
 

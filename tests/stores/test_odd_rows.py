@@ -15,7 +15,7 @@ from dtq import QueueManager, TaskQueue
 from dtq.policy.limits import Limit
 from dtq.stores.file.journal import format_line
 from dtq.stores.open import open_store
-from dtq.stores.shared.readable import _tell_once
+from dtq.stores.shared.decoding import _warn_once
 
 NOW = 1_700_000_000.0
 WAIT = 60.0
@@ -70,7 +70,7 @@ def spoil_redis(url):
 def spoilt(request, tmp_path):
     """The URL of a store with a task of the queue `default`, one of the paused queue `slow`, and odd rows."""
     kind = request.param
-    _tell_once.cache_clear()  # each problem is told once
+    _warn_once.cache_clear()  # each problem is told once
     url = {"sqlite": str(tmp_path / "queue.db"), "valkey": kind == "valkey" and servers.url_of(kind)}
     url = url.get(kind, f"file:{tmp_path / 'queue'}")
     with QueueManager(url) as manager:

@@ -219,7 +219,7 @@ def test_a_copy_in_place_of_a_nodes_file_is_replaced_by_one_that_is_locked(tmp_p
     (tmp_path / one.name).unlink()
     (tmp_path / one.name).touch()  # as a backup that is played back does it
     assert two.dead() == [one.name]
-    one.stay()
+    one.ensure_file()
     assert two.dead() == []
     for peer in (one, two):
         peer.close()

@@ -27,8 +27,7 @@ from dtq.stores.file.salvage import PROBLEMS, salvaged
 from dtq.stores.file.task_files import TaskFiles
 from dtq.stores.shared.group_commit import Batch, GroupCommit, Job
 from dtq.stores.shared.lockfile import Lockfile
-from dtq.stores.shared.peers import Peers, Wake
-from dtq.stores.shared.watch import ChangeWatcher
+from dtq.stores.shared.peers import ChangeWatcher, Peers, Recipients
 
 log = logging.getLogger("dtq")
 
@@ -111,7 +110,7 @@ class Directory:
 
     # --- write: one transaction
 
-    def write(self, work: Callable[[Replica], T], *, flush: bool, wake: Wake = "all") -> T:
+    def write(self, work: Callable[[Replica], T], *, flush: bool, wake: Recipients = "all") -> T:
         """Return the value of `work`, committed as a whole. Raise, and store nothing, where it fails.
 
         With `flush` it is on the disk on return. `wake` says which waiting processes are woken.

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import fields, replace
 
 from dtq.stores.file.changes import Change, Entry, Moved
-from dtq.stores.shared.readable import readable
+from dtq.stores.shared.decoding import decode_or_skip
 from dtq.task.codec import CUT, cut
 from dtq.task.model import TERMINAL, Task
 from dtq.task.transitions import unreadable, unreadable_doom
@@ -41,7 +41,7 @@ _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 def salvaged(body: bytes) -> Change:
     """Return what can be read of a change, and log the rest."""
     body, found = cut(body), dict[str, Any]()
-    for parts in readable(_parts, [body], "a change"):
+    for parts in decode_or_skip(_parts, [body], "a change"):
         for field in fields(Change):
             if field.name in parts:
                 found |= _salvage(field.name, field.type, parts[field.name])
@@ -51,10 +51,10 @@ def salvaged(body: bytes) -> Change:
 def _salvage(name: str, kind: Any, body: msgspec.Raw) -> dict[str, Any]:
     """Return {name: value} for a field that can be read, {} for others. Of a list, keep the items that can be read."""
     if get_origin(kind) is list:
-        items = chain.from_iterable(readable(_items, [bytes(body)], name))
+        items = chain.from_iterable(decode_or_skip(_items, [bytes(body)], name))
         read = _TASKS.get(name) or _decoder(get_args(kind)[0])
-        return {name: readable(read, map(bytes, items), f"one of {name}")}
-    values = readable(_decoder(kind), [bytes(body)], name)
+        return {name: decode_or_skip(read, map(bytes, items), f"one of {name}")}
+    values = decode_or_skip(_decoder(kind), [bytes(body)], name)
     return {name: values[0]} if values else {}
 
 

@@ -81,7 +81,7 @@ class FileStore(Forkable):
         return self._directory.write(lambda replica: replica.update(outcomes), flush=True, wake="others")
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
-        self._directory.watch.peers.stay()
+        self._directory.watch.peers.ensure_file()
         if not held and lease and self._is_published(node):
             return set()
 
@@ -108,7 +108,7 @@ class FileStore(Forkable):
         peers = self._directory.watch.peers
         with self._directory.named_errors("watched"):
             gone = peers.dead()
-            dead, missing = self._directory.read(lambda replica: peers.fates(replica.peer_of, gone, now, lease))
+            dead, missing = self._directory.read(lambda replica: peers.lost_nodes(replica.peer_of, gone, now, lease))
         forgotten = self._directory.read(lambda replica: [node for node in missing if not replica.holds(node)])
         if not dead and not forgotten and not self._directory.read(lambda replica: replica.has_expired_lease(now)):
             for name in gone:

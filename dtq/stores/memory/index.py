@@ -24,7 +24,7 @@ from dtq.errors import InvalidTask
 from dtq.policy.limits import Kind
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.stores.memory.turns import Turns
-from dtq.stores.protocol import Node, Outcome, Stats, count_up, doom_by, stand_ins
+from dtq.stores.protocol import Node, Outcome, Stats, doom_from, parents_of, sum_counts
 from dtq.task.model import PROCESSING, STATE, WAITING, Status, Task
 from dtq.task.transitions import brief_of
 
@@ -78,7 +78,7 @@ class Index(Turns):
         stands_for = dict(zip((task.id for task in tasks), ids, strict=True))
         for task, task_id in zip(tasks, ids, strict=True):
             if task.id == task_id and task_id not in self._tasks:
-                new = replace(task, after=stand_ins(task, stands_for), version=self._deleted + 1)
+                new = replace(task, after=parents_of(task, stands_for), version=self._deleted + 1)
                 self._put(self._placed(new))
         return ids
 
@@ -128,7 +128,7 @@ class Index(Turns):
         ended = [parent for parent in self._stored(task.after) if parent.is_terminal]
         self._parents[task.id] = set(task.after) - {parent.id for parent in ended}
         for parent in ended:
-            if doom := doom_by(parent.id, parent.status, task.on_parent_failure == "fail"):
+            if doom := doom_from(parent.id, parent.status, task.on_parent_failure == "fail"):
                 return replace(task, status=Status.BLOCKED, doom=doom)
         return replace(task, status=Status.BLOCKED if self._parents[task.id] else Status.PENDING)
 
@@ -189,7 +189,7 @@ class Index(Turns):
             if parent.id in self._parents[child.id]:
                 self._parents[child.id].discard(parent.id)
                 if child.status == Status.BLOCKED and not child.doom:
-                    self._settle_child(child, doom_by(parent.id, parent.status, child.on_parent_failure == "fail"))
+                    self._settle_child(child, doom_from(parent.id, parent.status, child.on_parent_failure == "fail"))
 
     def _settle_child(self, child: Task, doom: str | None) -> None:
         if doom:
@@ -202,7 +202,7 @@ class Index(Turns):
         in its version, but will not run again."""
         for child in self._children_of(parent):
             self._parents[child.id].discard(parent.id)
-            doom = doom_by(parent.id, Status.CANCELLED, child.on_parent_failure == "fail")
+            doom = doom_from(parent.id, Status.CANCELLED, child.on_parent_failure == "fail")
             if child.doom:
                 continue
             if child.status != PROCESSING:
@@ -349,7 +349,7 @@ class Index(Turns):
 
     def stats(self) -> Stats:
         rows = ((queue, type, str(status), n) for (queue, type, status), n in self._counts.items())
-        return Stats(*count_up(rows), self._room.oldest(), list(self._nodes.values()), list(self._limits.values()))
+        return Stats(*sum_counts(rows), self._room.oldest(), list(self._nodes.values()), list(self._limits.values()))
 
     def next_due(self, now: float) -> float | None:
         expiry = self._room.next_expiry()

@@ -55,7 +55,7 @@ class MemoryStore(Index, Forkable):
     def __init__(self) -> None:
         super().__init__()
         self._lock: threading.RLock | Elsewhere = threading.RLock()
-        self._bell: Wakeup | Elsewhere = Wakeup()
+        self._wakeup: Wakeup | Elsewhere = Wakeup()
         self.follow_forks()
         self._is_whole = True  # False during a step, and behind one that was interrupted and not taken back yet
         self._before: dict[str, Facts] = {}  # of the tasks that the step has changed
@@ -65,7 +65,7 @@ class MemoryStore(Index, Forkable):
     def _change(self, work: Callable[[], T]) -> T:
         """Do a step, and wake those who wait."""
         value = self._step(work)
-        self._bell.ring()
+        self._wakeup.wake()
         return value
 
     def _step(self, work: Callable[[], T]) -> T:
@@ -205,15 +205,15 @@ class MemoryStore(Index, Forkable):
         return self._change(partial(super().purge, before, statuses))
 
     def fileno(self) -> int:
-        return self._bell.fileno()
+        return self._wakeup.fileno()
 
     def wait(self, timeout: float) -> bool:
-        return self._bell.wait(timeout)
+        return self._wakeup.wait(timeout)
 
     def close(self) -> None:
         self._nodes.clear()
-        self._bell.close()
+        self._wakeup.close()
 
     def in_child(self) -> None:
-        self._bell.close()
-        self._lock = self._bell = Elsewhere()
+        self._wakeup.close()
+        self._lock = self._wakeup = Elsewhere()

@@ -22,7 +22,7 @@ from redis.retry import Retry
 from dtq.errors import StoreError
 from dtq.stores.address import redacted
 from dtq.stores.redis.connections import Connections, send
-from dtq.stores.shared.overlap import take_up
+from dtq.stores.shared.overlap import run_offered_work
 from dtq.task.codec import pack
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between attempts to reach the server
@@ -136,7 +136,7 @@ class RedisClient:
             for request in calls.left[unanswered:PIPELINE_DEPTH]:
                 self._send(connection, calls.name, pack(calls.args(request)))
                 unanswered += 1
-            take_up()
+            run_offered_work()
             calls.accept(self._receive(connection, calls.name))
             unanswered -= 1
 

@@ -32,7 +32,7 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.policy.limits import Limit
-from dtq.stores.protocol import Node, Outcome, Stats, count_up
+from dtq.stores.protocol import Node, Outcome, Stats, sum_counts
 from dtq.stores.redis.claims import LOOP_TIMEOUT, TASKS_PER_SCRIPT, Claim
 from dtq.stores.redis.client import PipelinedCalls, RedisClient
 from dtq.stores.redis.records import (
@@ -47,7 +47,7 @@ from dtq.stores.redis.records import (
 )
 from dtq.stores.redis.retry_tokens import RetryTokens
 from dtq.stores.redis.subscriber import Subscriber
-from dtq.stores.shared.readable import readable
+from dtq.stores.shared.decoding import decode_or_skip
 from dtq.sync.forks import Forkable
 from dtq.sync.wakeup import Wakeup
 from dtq.task.codec import to_json
@@ -235,11 +235,14 @@ class RedisStore(Forkable):
 
     def stats(self) -> Stats:
         counters, heads, later, nodes, limits = _reply(self.client.call("stats"))
-        rows = readable(counter_of, pairs_of(counters), "a counter")
+        rows = decode_or_skip(counter_of, pairs_of(counters), "a counter")
         times = [due_time(head) for head in heads] + ([float(later)] if later else [])
         oldest = min(times, default=None)
         return Stats(
-            *count_up(rows), oldest, readable(_node, nodes, "a node"), readable(_limit, limits[1::2], "a limit")
+            *sum_counts(rows),
+            oldest,
+            decode_or_skip(_node, nodes, "a node"),
+            decode_or_skip(_limit, limits[1::2], "a limit"),
         )
 
     def next_due(self, now: float) -> float | None:
@@ -256,7 +259,7 @@ class RedisStore(Forkable):
         selector = to_json(unlimited.selector).decode()
         while True:
             old = dict(pairs_of(_reply(self.client.call("stats"))[4])).get(selector, "")  # the stored bytes
-            known = next(iter(readable(_limit, [old], "a limit")), unlimited) if old else unlimited
+            known = next(iter(decode_or_skip(_limit, [old], "a limit")), unlimited) if old else unlimited
             limit = _limit(to_json(known.with_changes(changes)))  # 3 becomes 3.0, as when it is read back
             new = "" if limit.is_void else to_json(limit).decode()
             if self.client.call("limit", [selector, old, new, limit.rate != known.rate, self._id]):
@@ -281,7 +284,7 @@ class RedisStore(Forkable):
 
     def _changed(self) -> None:
         self._due = {}
-        self._wakeup.ring()
+        self._wakeup.wake()
 
     def fileno(self) -> int:
         self._listen()

@@ -59,7 +59,7 @@ class Subscriber:
     def _handle(self, message: dict[str, Any] | None) -> None:
         """Wake for a message of another store, and for a new subscription, which may have missed messages."""
         if message and (message["type"] == "subscribe" or message["data"] != self._sender):
-            self._wakeup.ring()
+            self._wakeup.wake()
 
     def close(self) -> None:
         """Stop the thread. It ends its wait when the socket is shut down."""

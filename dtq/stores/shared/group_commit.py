@@ -1,16 +1,16 @@
-"""GroupCommit: writers pass one at a time, process after process, and those who wait together go through together.
+"""GroupCommit: one process writes at a time, and the jobs of threads that wait together share one transaction.
 
-    thread A --.                          .-- one transaction --.
-    thread B --+--> waiting jobs --> the first to get the lock does them all --> one flush --> A, B, C go on
+    thread A --.
+    thread B --+--> waiting jobs --> the first thread with the lock runs them all --> one flush --> A, B and C go on
     thread C --'
 
-A commit costs a disk flush; ten threads that add at the same time pay for one. Between processes a file lock is taken,
-for which the kernel lets them stand in a line (SQLite's own way, sleep and try again, lets one starve the others).
+A commit costs a disk flush; ten threads that add at the same time pay for one. Processes take turns by a FairLock
+(SQLite's own way, sleep and try again, lets one process starve the others).
 
-An interrupt (Ctrl-C, a notebook's Stop, the timeout of a handler that runs in a thread) may strike at any moment. Only
-the thread that it strikes raises it. Each thread enters its own job and takes it out again, whatever happens; a batch
-is done in one step, by one assignment. So the jobs of others are either done, or still waiting for the next thread.
-The job of the interrupted thread is done whole or not at all; if another thread is at it, a moment later.
+An interrupt (Ctrl-C, a notebook's Stop, the timeout of a handler that runs in a thread) may come at any moment, and
+only the interrupted thread raises it. Each thread adds its own job and always removes it; a batch becomes done by one
+assignment. So the jobs of other threads are either done or still waiting. The job of the interrupted thread is done
+completely or not at all; if another thread is running it, that is decided a moment later.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from dtq.stores.shared.lock import Turn
+from dtq.stores.shared.fair_lock import FairLock
 
-S = TypeVar("S")  # what a piece of work is done on
+S = TypeVar("S")  # what the work is done on, such as a connection
 T = TypeVar("T")
 
 
 class Job(Generic[S, T]):
-    """A piece of work of one thread, which may be done again where a batch was interrupted. `flush` asks that it be on
-    the disk before the thread goes on."""
+    """The work of one thread. It runs again if its batch was interrupted. With `flush` the thread goes on only when the
+    commit is on the disk."""
 
     def __init__(self, work: Callable[[S], T], flush: bool) -> None:
         self.work = work
         self.flush = flush
-        self.batch: Batch[S] | None = None  # the last one that took it through
+        self.batch: Batch[S] | None = None  # the last one that it was part of
         self.value: T
-        self.error: Exception | None = None  # of its own
+        self.error: Exception | None = None  # raised by the work itself
 
     @property
     def is_done(self) -> bool:
-        """Return False also for a job that failed: its own thread tries it again, as an exception that was meant for
-        the other thread may have been to blame."""
+        """Return True if the job is committed. A job that failed is not done: its own thread tries it again, as the
+        exception may have been meant for the thread that ran it."""
         return self.batch is not None and self.batch.is_done and self.error is None
 
     def outcome(self) -> T:
@@ -49,7 +49,7 @@ class Job(Generic[S, T]):
 
 
 class Batch(Generic[S]):
-    """Jobs that share a transaction. Where that has failed, `error` is why, and none of them was done."""
+    """Jobs that share a transaction. If that fails, `error` is set, and none of the jobs was done."""
 
     def __init__(self, jobs: Sequence[Job[S, Any]]) -> None:
         self.jobs = jobs
@@ -60,58 +60,59 @@ class Batch(Generic[S]):
             job.batch = self
 
     def fail(self, error: Exception) -> None:
-        """Let every thread hear why the transaction failed."""
+        """Make every thread of the batch raise the error of the transaction."""
         self.error = error
         self.is_done = True
 
 
 class GroupCommit(Generic[S]):
-    """`carry` does the jobs of a batch within one transaction, and sets `is_done` once that is committed.
+    """Runs jobs in batches, one batch at a time among all processes that use the lock file at `path`.
 
-    A job that raises must leave no trace. An error of the disk is for the whole batch (`fail`, or an OSError that
-    `carry` raises). Anything else that `carry` raises is for its own thread alone: the jobs of the others are done, if
-    `is_done` is set, or else done again.
+    `commit` runs the jobs of a batch in one transaction, and sets `is_done` once that is committed. A job that raises
+    must leave nothing behind. An error of the disk fails the whole batch (`fail`, or an OSError that `commit` raises).
+    The thread that called `commit` raises any other exception alone; the jobs of other threads run again unless
+    `is_done` is set.
     """
 
-    def __init__(self, path: str, carry: Callable[[Batch[S]], None]) -> None:
-        self._carry = carry
+    def __init__(self, path: str, commit: Callable[[Batch[S]], None]) -> None:
+        self._commit = commit
         self._waiting: dict[Job[S, Any], None] = {}
-        self.lock = threading.Lock()  # held while a batch is carried out
-        self._turn = Turn(path)
+        self.lock = threading.Lock()  # held while a batch runs
+        self._fair_lock = FairLock(path)
 
     def run(self, work: Callable[[S], T], *, flush: bool) -> T:
-        """The value of `work`, committed; with `flush` it is on the disk before this returns."""
+        """Return the value of `work` after its commit; with `flush`, once the commit is on the disk."""
         job = Job(work, flush)
         try:
             self._waiting[job] = None
             with self.lock:
                 if not job.is_done:
-                    self._let_through(Batch([job for job in list(self._waiting) if not job.is_done]))
+                    self._run_batch(Batch([job for job in list(self._waiting) if not job.is_done]))
         finally:
             self._waiting.pop(job, None)
         return job.outcome()
 
-    def _let_through(self, batch: Batch[S]) -> None:
-        """Do the batch while no other process writes. The lock is given back by the first call of `finally`, before
-        which no second interrupt can strike; giving back what was not taken does no harm."""
+    def _run_batch(self, batch: Batch[S]) -> None:
+        """Run the batch while no other process writes. The first call of `finally` unlocks the file: no second
+        interrupt can come before it. Unlocking a file that is not locked does no harm."""
         try:
-            self._turn.take()
-            self._carry(batch)
+            self._fair_lock.acquire()
+            self._commit(batch)
         except OSError as error:
             if batch.is_done:
                 raise
             batch.fail(error)
         finally:
-            self._turn.file.unlock()
+            self._fair_lock.file.unlock()
 
     def in_child(self) -> None:
-        """After a fork: the threads that were inside, or waited, are the parent's."""
+        """Begin anew in a forked child: the threads that ran or waited are the parent's."""
         self.lock = threading.Lock()
         self._waiting.clear()
-        self._turn.in_child()
+        self._fair_lock.in_child()
 
-    def close(self, let_go: Callable[[], None]) -> None:
-        """When no thread is inside: let go of what works are done on, and of the lock. Harmless when repeated."""
+    def close(self, close_target: Callable[[], None]) -> None:
+        """Close what the jobs work on, and the lock file, while no batch runs. May be repeated."""
         with self.lock:
-            let_go()
-            self._turn.file.close()
+            close_target()
+            self._fair_lock.file.close()

@@ -1,9 +1,9 @@
-"""Lockfile: a file that a process holds locked. The kernel ends the lock with the process, whatever way it ends.
+"""Lockfile: a file that a process locks. The kernel unlocks it when the process ends, however that happens.
 
-Why flock, and not the locks of fcntl.lockf: those belong to the process, so two stores in one process would not keep
-each other out, and all of them are lost when the process closes any descriptor of the file. A flock belongs to the
-opened file instead, which a child made by os.fork shares. To unlock it there would free the lock of the parent; to keep
-it open there would hold the lock after the parent was killed. So a child closes what it has inherited, at once.
+Why flock, and not fcntl.lockf: those locks belong to the process, so two stores in one process would not exclude each
+other, and closing any descriptor of the file would end all of them. A flock belongs to the opened file instead, which a
+child made by os.fork shares. Unlocking it in the child would unlock it for the parent; keeping it open in the child
+would keep it locked after the parent was killed. So a child closes its inherited lock files at once.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-_CLOSED, _INHERITED = -1, -2  # instead of a descriptor
+_CLOSED, _INHERITED = -1, -2  # in place of a descriptor
 _do_nothing = int
 _open: WeakSet[Lockfile] = WeakSet()
 
 
 class Lockfile:
-    """The file at `path`, opened and not yet locked. It is made if it is missing, unless `create` is False.
+    """The file at `path`, opened and not yet locked. It is created if it is missing, unless `create` is False.
 
-    `unlock` ends the lock, and is harmless where there is none. It is made of C alone, so that no interrupt can strike
-    between its call and its work. The methods raise OSError where the system refuses them.
+    `unlock` ends the lock, and does nothing if there is none. It is pure C code, so no interrupt can come between its
+    call and its effect. All methods raise OSError if the system refuses them.
     """
 
     def __init__(self, path: str, *, create: bool = True) -> None:
@@ -49,7 +49,7 @@ class Lockfile:
             self.unlock = partial(fcntl.flock, self._descriptor, fcntl.LOCK_UN)
 
     def _opened(self) -> int:
-        """Return the descriptor. In a child made by os.fork the file is opened again."""
+        """Return the descriptor. Open the file again if this process inherited it from a fork."""
         if self._descriptor == _CLOSED:
             raise OSError(EBADF, "the file was closed", self.path)
         if self._descriptor == _INHERITED:
@@ -57,7 +57,7 @@ class Lockfile:
         return self._descriptor
 
     def try_lock(self) -> bool:
-        """Lock the file if no other open file holds the lock. Return whether that succeeded."""
+        """Lock the file if nothing else holds the lock. Return True if it is locked now."""
         try:
             if sys.platform == "win32":
                 msvcrt.locking(self._opened(), msvcrt.LK_NBLCK, 1)
@@ -70,7 +70,7 @@ class Lockfile:
     if sys.platform != "win32":
 
         def lock(self) -> None:
-            """Wait in the kernel's line until the file is locked."""
+            """Wait in the kernel's queue until the file is locked."""
             fcntl.flock(self._opened(), fcntl.LOCK_EX)
 
     def rename(self, path: str) -> None:
@@ -78,14 +78,14 @@ class Lockfile:
         self.path = path
 
     def is_in_place(self) -> bool:
-        """Return whether the path still names this very file, and not another one or none."""
+        """Return True if the path still names this file, and not another one or none."""
         try:
             return _identity(os.stat(self.path)) == self._identity
         except FileNotFoundError:
             return False
 
     def reopen_if_removed(self) -> bool:
-        """Open the file that the path names by now, if this one was removed. Return whether it was."""
+        """If this file was removed, switch to the file that the path names now. Return True if it was."""
         if os.fstat(self._opened()).st_nlink:
             return False
         self.close()
@@ -93,7 +93,7 @@ class Lockfile:
         return True
 
     def holder(self) -> int | None:
-        """Return the id of the process that has locked the file, where the system tells it (Linux)."""
+        """Return the id of the process that has locked the file, if the system knows it (Linux)."""
         device, inode = self._identity
         name = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
         with suppress(OSError):
@@ -104,7 +104,7 @@ class Lockfile:
         return None
 
     def close(self) -> None:
-        """Close the file, which ends its lock. In a child made by os.fork the lock stays with the parent."""
+        """Close the file, which unlocks it. In a forked child the lock stays with the parent."""
         descriptor, self._descriptor = self._descriptor, _CLOSED
         self.unlock = _do_nothing
         if descriptor >= 0:
@@ -114,7 +114,7 @@ class Lockfile:
         self.close()
 
     def close_inherited(self) -> None:
-        """Close the file in a child; it is opened again where it is used."""
+        """Close the file in a forked child. It is opened again on its next use."""
         if self._descriptor >= 0:
             self.close()
             self._descriptor = _INHERITED

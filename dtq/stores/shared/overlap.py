@@ -1,9 +1,9 @@
-"""Meanwhile: something for a thread to do while a server is busy with what it asked.
+"""Overlap: do other work while a server is busy with a request of this thread.
 
-    with meanwhile(work):
-        store.update(outcomes)      a store that has sent its request calls `take_up`, which does the work
+    with while_waiting(work):
+        store.update(outcomes)      a store that has sent its request calls `run_offered_work`, which runs `work`
 
-A store without a server never calls it, and then the work is not done.
+A store without a server never calls it, and then the work does not run.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class _Here(threading.local):
+class _Offer(threading.local):
     work: Callable[[], None] | None = None
 
 
-_here = _Here()
+_offer = _Offer()
 
 
 @contextmanager
 def while_waiting(work: Callable[[], None]) -> Iterator[None]:
-    """Offers the work to what this thread does in the body: it is done once, or not at all."""
-    _here.work = work
+    """Offer `work` to the calls that this thread makes in the body. It runs once or not at all."""
+    _offer.work = work
     try:
         yield
     finally:
-        _here.work = None
+        _offer.work = None
 
 
-def take_up() -> None:
-    """Does what is offered to this thread, if anything is."""
-    work, _here.work = _here.work, None
+def run_offered_work() -> None:
+    """Run the work that this thread was offered, if there is any."""
+    work, _offer.work = _offer.work, None
     if work is not None:
         work()

@@ -28,8 +28,7 @@ import msgspec
 
 from dtq.errors import StoreError
 from dtq.stores.shared.group_commit import Batch, GroupCommit, Job
-from dtq.stores.shared.peers import Peers, Wake
-from dtq.stores.shared.watch import ChangeWatcher
+from dtq.stores.shared.peers import ChangeWatcher, Peers, Recipients
 from dtq.stores.sqlite.connection import accept_invalid_text, connect, prepare
 
 T = TypeVar("T")
@@ -110,7 +109,7 @@ class Database:
 
     # --- write
 
-    def write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Wake = "all") -> T:
+    def write(self, work: Callable[[sqlite3.Connection], T], *, flush: bool, wake: Recipients = "all") -> T:
         """Return the value of `work` after its commit. Where it raises, none of it is stored.
 
         With `flush` the commit is on the disk before this returns. `wake`: which processes a datagram is sent to.

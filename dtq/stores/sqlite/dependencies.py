@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
-from dtq.stores.protocol import doom_by, stand_ins
+from dtq.stores.protocol import doom_from, parents_of
 from dtq.stores.sqlite import schema
 from dtq.stores.sqlite.lanes import Moves
 from dtq.stores.sqlite.rows import json_list, stage_of
@@ -33,7 +33,7 @@ def require_parents(db: sqlite3.Connection, tasks: Sequence[Task], given: set[st
 def place(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str]) -> list[Task]:
     """The tasks as they begin: blocked by unfinished parents, or doomed by those that failed. A parent of the same call
     whose key was taken is waited for in the task that `stands_for` it."""
-    tasks = [replace(task, after=stand_ins(task, stands_for)) for task in tasks]
+    tasks = [replace(task, after=parents_of(task, stands_for)) for task in tasks]
     parents = {parent for task in tasks for parent in task.after}
     standing: dict[str, str] = dict.fromkeys((task.id for task in tasks), Status.PENDING)
     standing.update(db.execute(schema.STATUS_AMONG, (json_list(parents),)))
@@ -43,7 +43,7 @@ def place(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str])
 def _begun(task: Task, standing: dict[str, str]) -> Task:
     ended = [(parent, standing[parent]) for parent in task.after if standing[parent] in TERMINAL]
     for parent, status in ended:
-        if doom := doom_by(parent, status, task.on_parent_failure == "fail"):
+        if doom := doom_from(parent, status, task.on_parent_failure == "fail"):
             return replace(task, status=Status.BLOCKED, doom=doom)
     return replace(task, status=Status.PENDING if len(ended) == len(task.after) else Status.BLOCKED)
 
@@ -85,7 +85,7 @@ def settle(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], moves: Move
         return
     for parent, status in ended:
         for child, strict in db.execute(schema.EDGES_OF, (parent,)).fetchall():
-            _settle_child(db, child, doom_by(parent, status, strict), moves)
+            _settle_child(db, child, doom_from(parent, status, strict), moves)
 
 
 def _settle_child(db: sqlite3.Connection, seq: int, doom: str | None, moves: Moves) -> None:
@@ -104,7 +104,7 @@ def orphan(db: sqlite3.Connection, parents: Iterable[str], moves: Moves) -> None
         return
     for parent in parents:
         for child, strict in db.execute(schema.ALL_EDGES_OF, (parent,)).fetchall():
-            if doom := doom_by(parent, Status.CANCELLED, strict):
+            if doom := doom_from(parent, Status.CANCELLED, strict):
                 _doom(db, child, doom, moves)
                 db.execute(schema.DOOM_RUNNING, (doom, child))
             else:

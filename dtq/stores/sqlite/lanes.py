@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from dtq.policy.limits import EACH, Gate, Lane, Limit
-from dtq.stores.shared.readable import readable
+from dtq.stores.shared.decoding import decode_or_skip
 from dtq.stores.sqlite import schema
 from dtq.stores.sqlite.rows import json_list
 from dtq.task.codec import to_json
@@ -131,7 +131,7 @@ def _full_at(db: sqlite3.Connection, limit: Limit, bucket: str) -> float:
 
 
 def read_limits(db: sqlite3.Connection) -> list[Limit]:
-    return readable(_limit, (body for (body,) in db.execute(schema.LIMITS)), "a limit")
+    return decode_or_skip(_limit, (body for (body,) in db.execute(schema.LIMITS)), "a limit")
 
 
 def change_limit(

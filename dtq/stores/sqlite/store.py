@@ -27,9 +27,9 @@ from msgspec.structs import replace
 
 from dtq.errors import StoreError
 from dtq.policy.limits import Lane
-from dtq.stores.protocol import Node, Outcome, Stats, count_up
-from dtq.stores.shared.peers import Fates, Peers
-from dtq.stores.shared.readable import readable
+from dtq.stores.protocol import Node, Outcome, Stats, sum_counts
+from dtq.stores.shared.decoding import decode_or_skip
+from dtq.stores.shared.peers import LostNodes, Peers
 from dtq.stores.sqlite import schema
 from dtq.stores.sqlite.choice import Choice
 from dtq.stores.sqlite.database import Database
@@ -212,7 +212,7 @@ class SQLiteStore(Forkable):
     # --- leases
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
-        self.database.watch.peers.stay()
+        self.database.watch.peers.ensure_file()
         if not held and lease and self._is_published(node):
             return set()
         lost = self.database.write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=None)
@@ -264,10 +264,10 @@ class SQLiteStore(Forkable):
 
         return self.database.write(work, flush=False, wake=None)
 
-    def _fates(self, dead: list[str], now: float, lease: float) -> Fates:
+    def _fates(self, dead: list[str], now: float, lease: float) -> LostNodes:
         nodes = self.database.read(lambda db: db.execute(schema.NODES).fetchall())
         peer_of = {id: peer for id, peer, _ in nodes}
-        return self.database.watch.peers.fates(peer_of, dead, now, lease)
+        return self.database.watch.peers.lost_nodes(peer_of, dead, now, lease)
 
     def _forget(self, dead: list[str]) -> None:
         for name in dead:
@@ -403,8 +403,8 @@ class SQLiteStore(Forkable):
 def _stats(db: sqlite3.Connection) -> Stats:
     lanes = db.execute(schema.COUNTS).fetchall()
     rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(schema.COUNTERS, counts, strict=True))
-    nodes = readable(_node, (body for _, _, body in db.execute(schema.NODES)), "a node")
-    return Stats(*count_up(rows), oldest(db), nodes, read_limits(db))
+    nodes = decode_or_skip(_node, (body for _, _, body in db.execute(schema.NODES)), "a node")
+    return Stats(*sum_counts(rows), oldest(db), nodes, read_limits(db))
 
 
 def _insert(db: sqlite3.Connection, rows: list[Row]) -> None:

@@ -19,7 +19,7 @@ from dtq.queue.events import Emitter
 from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
 from dtq.stores.protocol import Outcome
-from dtq.stores.shared.overlap import take_up
+from dtq.stores.shared.overlap import run_offered_work
 from dtq.task.model import ErrorInfo, Status, Task
 from dtq.task.transitions import cancel
 from dtq.testing.chaos.invariants import Line
@@ -51,12 +51,12 @@ class NodeStore:
 
     def claim(self, *args: Any) -> list[Task]:
         """As where a server is busy with it: the loop hears its workers meanwhile."""
-        take_up()
+        run_offered_work()
         tasks: list[Task] = self._world.call(self._who, "claim", *args)
         return tasks
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        take_up()  # as `claim` does
+        run_offered_work()  # as `claim` does
         accepted: set[str] = self._world.call(self._who, "update", outcomes)
         return accepted
 

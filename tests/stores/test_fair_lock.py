@@ -15,8 +15,8 @@ import pytest
 
 from dtq.errors import StoreError
 from dtq.stores.open import open_store
-from dtq.stores.shared import lock
-from dtq.stores.shared.lock import Turn
+from dtq.stores.shared import fair_lock
+from dtq.stores.shared.fair_lock import FairLock
 from dtq.stores.shared.lockfile import Lockfile
 from dtq.task.model import Task
 
@@ -59,7 +59,7 @@ def hold():
 @pytest.mark.parametrize(("url", "lock"), [("q", "q-lock"), ("file:q", "q/lock")])
 def test_a_store_that_waits_too_long_names_the_process_that_holds_the_lock(url, lock, tmp_path, monkeypatch, hold):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    monkeypatch.setattr(fair_lock, "LOCK_TIMEOUT", 0.3)
     store = open_store(url)
     holder = hold(lock)
     began = time.monotonic()
@@ -76,15 +76,15 @@ def test_a_store_that_waits_too_long_names_the_process_that_holds_the_lock(url, 
 
 
 def test_the_error_says_so_where_the_process_that_locked_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    monkeypatch.setattr(fair_lock, "LOCK_TIMEOUT", 0.2)
     started = subprocess.Popen([sys.executable, "-c", ORPHAN, f"{tmp_path}/lock"], stdout=subprocess.PIPE, text=True)
     orphan = int(started.stdout.readline())
     started.stdout.close()
     started.wait()
-    mine = Turn(f"{tmp_path}/lock")
+    mine = FairLock(f"{tmp_path}/lock")
     try:
         with pytest.raises(TimeoutError, match="which has ended, and a process that it forked: `lsof "):
-            mine.take()
+            mine.acquire()
     finally:
         os.kill(orphan, signal.SIGKILL)
     mine.file.unlock()
@@ -106,12 +106,12 @@ def test_a_keyboard_interrupt_ends_the_wait_at_once(tmp_path, hold):
 
 
 def test_a_lock_that_was_given_up_is_free_for_the_others_later(tmp_path, monkeypatch, hold):
-    mine, path, before = Turn(f"{tmp_path}/lock"), tmp_path / "lock", _thread._count()
+    mine, path, before = FairLock(f"{tmp_path}/lock"), tmp_path / "lock", _thread._count()
     holder = hold(path)
-    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    monkeypatch.setattr(fair_lock, "LOCK_TIMEOUT", 0.05)
     for _ in range(3):
         with pytest.raises(TimeoutError):
-            mine.take()
+            mine.acquire()
         mine.file.unlock()
     assert _thread._count() == before + 1
     holder.communicate("")
@@ -120,22 +120,22 @@ def test_a_lock_that_was_given_up_is_free_for_the_others_later(tmp_path, monkeyp
     while not other.try_lock():
         assert time.monotonic() < give_up_at
     other.close()
-    mine.take()
+    mine.acquire()
     mine.file.unlock()
     mine.file.close()
 
 
 def test_a_wait_that_goes_on_gets_the_lock_from_the_thread_in_the_line(tmp_path, monkeypatch, hold):
-    mine, path = Turn(f"{tmp_path}/lock"), tmp_path / "lock"
+    mine, path = FairLock(f"{tmp_path}/lock"), tmp_path / "lock"
     holder = hold(path)
-    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    monkeypatch.setattr(fair_lock, "LOCK_TIMEOUT", 0.05)
     with pytest.raises(TimeoutError):
-        mine.take()
+        mine.acquire()
     mine.file.unlock()
-    monkeypatch.setattr(lock, "PATIENCE", 10)
+    monkeypatch.setattr(fair_lock, "LOCK_TIMEOUT", 10)
     timer = threading.Timer(0.2, holder.communicate, [""])
     timer.start()
-    mine.take()
+    mine.acquire()
     timer.join()
     assert not Lockfile(str(path)).try_lock()
     mine.file.unlock()
@@ -147,12 +147,12 @@ def test_the_wait_goes_on_where_no_thread_can_be_started(tmp_path, monkeypatch, 
     def refuse(*_args):
         raise RuntimeError("can't start new thread")
 
-    mine = Turn(f"{tmp_path}/lock")
+    mine = FairLock(f"{tmp_path}/lock")
     holder = hold(tmp_path / "lock")
     timer = threading.Timer(0.2, holder.communicate, [""])
     timer.start()
     monkeypatch.setattr(_thread, "start_new_thread", refuse)
-    mine.take()
+    mine.acquire()
     monkeypatch.undo()
     timer.join()
     assert not Lockfile(f"{tmp_path}/lock").try_lock()
@@ -161,9 +161,9 @@ def test_the_wait_goes_on_where_no_thread_can_be_started(tmp_path, monkeypatch, 
 
 
 def count_up(path: str, n: int) -> None:
-    mine = Turn(f"{path}/lock")
+    mine = FairLock(f"{path}/lock")
     for turn_number in range(n):
-        mine.take()
+        mine.acquire()
         try:
             with open(f"{path}/number", "r+") as file:
                 number = int(file.read())
@@ -189,8 +189,8 @@ def test_processes_keep_each_other_out_also_where_the_lock_file_is_removed(tmp_p
 
 
 def test_a_closed_lock_cannot_be_taken(tmp_path):
-    mine = Turn(f"{tmp_path}/lock")
+    mine = FairLock(f"{tmp_path}/lock")
     mine.file.close()
     with pytest.raises(OSError, match="was closed"):
-        mine.take()
+        mine.acquire()
     mine.file.unlock()
