@@ -3,7 +3,7 @@
     TaskQueue(handlers={"analyze": "handlers/analyze_data.py"})
     queue.add("analyze", {
         "source": "sales.csv",          # a CSV file with a header; or "records": [{"city": "Bonn", "price": 3}, ...]
-        "dates": ["day"],               # if need be: columns to read as ISO 8601 dates
+        "dates": ["day"],               # optional: columns to read as ISO 8601 dates
         "operations": [
             {"op": "describe", "columns": ["price", "city"]},
             {"op": "aggregate", "by": ["city"], "values": {"price": ["mean", "sum"]}},
@@ -14,7 +14,7 @@
     source or records -> frame --+--> operation --+--> results, in order, as plain JSON
                                  +--> operation --+
 
-A source must lie below the directories that the node names in DTQ_FILES (dtq.files says more): whoever may add a task
+A source must lie below the directories that the node names in DTQ_FILES (see dtq.files): whoever may add a task
 of this type may read any CSV file there. Errors quote nothing of a file.
 
 Nothing is written and nothing but the data is looked at, so a task may run twice. JSON has no NaN and no infinity:
@@ -37,8 +37,8 @@ from pandas.errors import EmptyDataError, ParserError
 
 from dtq.files import reading
 
-MAX_BYTES = 100_000_000  # of a file; its frame takes several times as much memory, more where rows are cut short
-MAX_CELLS = 10_000_000  # of records: a key that one of them has is a column for all
+MAX_BYTES = 100_000_000  # of a file; its frame takes several times as much memory
+MAX_CELLS = 10_000_000  # of records: each key of a record is a column for all records
 MAX_GROUPS = 10_000
 MAX_NAMES = 100  # columns of one operation
 NUMERIC = ("sum", "mean", "median", "std", "var")  # these need numbers
@@ -47,15 +47,15 @@ METHODS = ("pearson", "spearman", "kendall")
 
 
 def execute(payload: Any, context: Any) -> dict[str, Any] | None:
-    """The number of rows, the names of the columns, the result of each operation, and the seconds taken.
+    """Return the number of rows, the names of the columns, the result of each operation, and the seconds taken.
 
-    Raises ValueError for a payload that can never work and for data that do not fit it (it names the field, the value
-    and what is allowed); OSError where the file cannot be read. A cancelled task stops before its next operation and
-    returns None.
+    Raises ValueError for a payload that can never work and for data that do not fit it (the message names the field,
+    the value and what is allowed); OSError if the file cannot be read. A cancelled task stops before its next operation
+    and returns None.
     """
     started = time.perf_counter()
     operations = check_payload(payload)
-    steps = len(operations) + 1  # to read is a step too
+    steps = len(operations) + 1  # reading is a step too
     frame = read(payload)
     check_columns(operations, frame)
     context.progress(100 / steps, f"read {len(frame)} rows, {len(frame.columns)} columns")
@@ -72,17 +72,17 @@ def execute(payload: Any, context: Any) -> dict[str, Any] | None:
 
 def run(where: str, operation: Callable[..., Result], frame: pd.DataFrame, options: dict[str, Any]) -> Result:
     try:
-        with np.errstate(all="ignore"):  # of infinite numbers no mean is known, which the result says by null
+        with np.errstate(all="ignore"):  # infinite numbers have no mean; the result is null
             return operation(frame, **options)
-    except TypeError:  # where text stands among numbers, say; what pandas says may quote it
+    except TypeError:  # such as text among numbers; pandas' message may quote it
         raise ValueError(f"{where} does not fit the data: it is not supported for the values of a column") from None
 
 
-# The payload: no other field is known, and all are checked before a file is touched.
+# The payload: unknown fields are refused, and all fields are checked before a file is touched.
 
 
 class Rule(NamedTuple):
-    """What a field may hold: in words for the error, and as a test."""
+    """What a field may hold: in words for the error message, and as a test."""
 
     allowed: str
     accepts: Callable[[Any], bool]
@@ -101,7 +101,7 @@ def are_names(value: Any) -> bool:
 
 
 def are_values(value: Any) -> bool:
-    """Whether each column comes with a list of functions."""
+    """Return True if each column comes with a list of functions."""
     if not isinstance(value, dict) or not 1 <= len(value) <= MAX_NAMES:
         return False
     return all(are_names(wanted) and wanted and set(wanted) <= set(FUNCTIONS) for wanted in value.values())
@@ -119,7 +119,7 @@ PAYLOAD = {
 
 
 def check_payload(payload: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The operations in order, each as its name and its options."""
+    """Return the operations in order, each as its name and its options."""
     check_fields("payload", payload, PAYLOAD, optional=("source", "records", "dates"))
     if ("source" in payload) == ("records" in payload):
         given = "both source and records" if "source" in payload else "neither source nor records"
@@ -166,9 +166,9 @@ def refusal(field: str, value: object, allowed: str) -> ValueError:
 
 
 def read(payload: dict[str, Any]) -> pd.DataFrame:
-    """All of it, with a row at least, and the columns named by `dates` as dates."""
+    """Return all rows, at least one, with the columns named by `dates` as dates."""
     frame = read_csv(payload["source"]) if "source" in payload else pd.DataFrame(payload["records"])
-    frame.attrs["quotable"] = "records" in payload  # by an error: who sent them knows them
+    frame.attrs["quotable"] = "records" in payload  # error messages may quote them: the sender knows them
     if frame.empty:
         rows, columns = frame.shape
         raise ValueError(f"the data have {rows} rows and {columns} columns; allowed: at least one of each")
@@ -179,18 +179,18 @@ def read(payload: dict[str, Any]) -> pd.DataFrame:
 
 
 def read_csv(source: str) -> pd.DataFrame:
-    """The file, which is in UTF-8. It is read in one go, so that it cannot grow over its bound meanwhile."""
+    """Read the file, which must be UTF-8 text, in one go, so that it cannot grow past its limit meanwhile."""
     with reading(source) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise refusal("payload.source", source, f"a file of at most {MAX_BYTES:,} bytes")
     try:
         frame = pd.read_csv(BytesIO(data), low_memory=False)
-    except (EmptyDataError, ParserError) as error:  # empty, or rows of unequal length, by their numbers
+    except (EmptyDataError, ParserError) as error:  # the file is empty, or its rows differ in length
         raise ValueError(f"source {source!r} is no readable CSV: {str(error).strip()}") from None
-    except ValueError:  # what pandas says may quote the file
+    except ValueError:  # pandas' message may quote the file
         raise ValueError(f"source {source!r} is no readable CSV: it is not UTF-8 text") from None
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first column for the names of the rows
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas would use the first column as row labels
         raise ValueError(f"source {source!r} is no readable CSV: its rows have more fields than its header")
     return frame
 
@@ -200,7 +200,7 @@ def as_dates(column: pd.Series) -> pd.Series:
         raise refusal(f"dates: column {column.name!r}", column.dtype.name, "ISO 8601 text such as 2024-12-31")
     try:
         return pd.to_datetime(column, format="ISO8601")
-    except ValueError:  # what pandas says quotes the value
+    except ValueError:  # pandas' message quotes the value
         wanted = "ISO 8601 dates with the same offset from UTC, or all without"
         raise ValueError(f"dates: column {column.name!r} must hold {wanted}") from None
 
@@ -223,19 +223,20 @@ def check_number(where: str, column: pd.Series) -> None:
         raise ValueError(f"{where} needs numbers; column {column.name!r} holds {column.dtype.name}")
 
 
-# The operations: each takes a frame and its options, and gives its result and a note for the progress.
+# The operations: each takes a frame and its options, and returns its result and a note for the progress.
 
 Result = tuple[dict[str, Any], str]
 
 
 def describe(frame: pd.DataFrame, columns: list[str]) -> Result:
-    """Of numbers and dates: count, mean, spread and quartiles; of all else: count, unique, top and its frequency."""
+    """Describe columns. Numbers and dates: count, mean, spread and quartiles; others: count, unique, top and its
+    frequency."""
     table = {name: plain_dict(frame[name].describe()) for name in columns}
     return {"columns": table}, f"{len(columns)} columns"
 
 
 def aggregate(frame: pd.DataFrame, by: list[str], values: dict[str, list[str]]) -> Result:
-    """For each group in order: what it has in common (null is a value like others), and its figures."""
+    """Return, for each group in order, its common values (null counts as a value) and its figures."""
     for name, wanted in values.items():
         for function in set(wanted).intersection(NUMERIC):
             check_number(f"aggregate with {function!r}", frame[name])
@@ -254,7 +255,7 @@ def aggregate(frame: pd.DataFrame, by: list[str], values: dict[str, list[str]]) 
 
 
 def correlate(frame: pd.DataFrame, columns: list[str], method: str) -> Result:
-    """A matrix of coefficients from -1 to 1; each pair of columns over the rows in which both have a number."""
+    """Return a matrix of coefficients from -1 to 1. Each pair of columns uses the rows in which both have a number."""
     for name in columns:
         check_number("correlate", frame[name])
     try:
@@ -286,12 +287,12 @@ def plain_dict(series: pd.Series) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A cell as JSON can hold it."""
+    """Return a cell as a value that JSON can hold."""
     if value is None or pd.isna(value):
         return None
     if isinstance(value, (pd.Timestamp, pd.Timedelta)):
         return value.isoformat()
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        return str(value)  # of the long digits in a file; no store could keep it as a number
+        return str(value)  # an integer too long for any store to keep as a number
     return None if isinstance(value, float) and not math.isfinite(value) else value

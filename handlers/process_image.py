@@ -1,4 +1,4 @@
-"""Resize, crop, turn, filter and compress image files: a handler with real work in it, loaded by its path.
+"""Resize, crop, turn, filter and compress image files: a handler that does real work, loaded by its path.
 
     TaskQueue(handlers={"image": "handlers/process_image.py"})
     queue.add("image", {
@@ -9,7 +9,7 @@
 
     source -> read -> operation -> operation -> ... -> temporary file -> os.replace -> target
 
-Both paths must lead below the directories that the node names in DTQ_FILES (dtq.files says more): whoever may add a
+Both paths must lead below the directories that the node names in DTQ_FILES (see dtq.files): whoever may add a
 task of this type may read any image there, and overwrite it.
 
 A task may run twice (after a kill, say), so the target appears whole or not at all, and it may not be the
@@ -39,16 +39,16 @@ FILTERS = {
 
 
 def execute(payload: Any, context: Any) -> dict[str, Any] | None:
-    """Write the target and return what it is: its size in pixels and bytes, its format, seconds taken.
+    """Write the target and return its size in pixels and bytes, its format, and the seconds taken.
 
-    Raises ValueError for a payload that can never work (it names the field, the value and what is allowed)
-    and for a source that is no image; OSError where a file cannot be read or written. A cancelled task
-    stops before its next operation, writes nothing and returns None.
+    Raises ValueError for a payload that can never work (the message names the field, the value and what is allowed) and
+    for a source that is not an image; OSError if a file cannot be read or written. A cancelled task stops before its
+    next operation, writes nothing and returns None.
     """
     started = time.perf_counter()
     operations = check_payload(payload)
     source, target = Path(payload["source"]), Path(payload["target"])
-    steps = len(operations) + 2  # to read and to write are steps too
+    steps = len(operations) + 2  # reading and writing are steps too
     image, bytes_in = read(source)
     picture = Picture(image, {})
     context.progress(100 / steps, f"read {source.name}: {picture}")
@@ -71,11 +71,11 @@ def execute(payload: Any, context: Any) -> dict[str, Any] | None:
     }
 
 
-# The payload: every field is required, no other is known, and all are checked before a file is touched.
+# The payload: every field is required, unknown ones are refused, and all are checked before a file is touched.
 
 
 class Rule(NamedTuple):
-    """What a field may hold: in words for the error, and as a test."""
+    """What a field may hold: in words for the error message, and as a test."""
 
     allowed: str
     accepts: Callable[[Any], bool]
@@ -100,7 +100,7 @@ PAYLOAD = {
 
 
 def check_payload(payload: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The operations in order, each as its name and its options."""
+    """Return the operations in order, each as its name and its options."""
     check_fields("payload", payload, PAYLOAD)
     if Path(payload["source"]).resolve() == Path(payload["target"]).resolve():
         raise refusal("payload.target", payload["target"], "a path other than the source")
@@ -131,11 +131,11 @@ def refusal(field: str, value: object, allowed: str) -> ValueError:
     return ValueError(f"{field} is {value!r:.200}; allowed: {allowed}")
 
 
-# The operations: each takes a picture and its options, and gives the next picture.
+# The operations: each takes a picture and its options, and returns the next picture.
 
 
 class Picture(NamedTuple):
-    """An image in mode L, LA, RGB or RGBA, and how it will be encoded."""
+    """An image in mode L, LA, RGB or RGBA, and the options of its encoder."""
 
     image: Image.Image
     encoding: dict[str, Any]
@@ -145,19 +145,19 @@ class Picture(NamedTuple):
 
 
 def resize(picture: Picture, width: int, height: int) -> Picture:
-    """Exactly this size, whatever that does to the proportions."""
+    """Scale to exactly this size, without keeping the proportions."""
     check_pixels(width, height)
     return picture._replace(image=picture.image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def fit(picture: Picture, width: int, height: int) -> Picture:
-    """As large as fits into this size with the proportions kept."""
+    """Scale to the largest size within these bounds that keeps the proportions."""
     check_pixels(width, height)
     return picture._replace(image=ImageOps.contain(picture.image, (width, height), Image.Resampling.LANCZOS))
 
 
 def crop(picture: Picture, left: int, top: int, width: int, height: int) -> Picture:
-    """The part of this size at this offset; it must lie within the picture."""
+    """Cut out the part of this size at this offset, which must lie within the picture."""
     right, bottom = left + width, top + height
     if right > picture.image.width:
         raise refusal("crop.left + width", right, f"at most {picture.image.width}, the picture's width")
@@ -167,7 +167,7 @@ def crop(picture: Picture, left: int, top: int, width: int, height: int) -> Pict
 
 
 def rotate(picture: Picture, degrees: float) -> Picture:
-    """Counter-clockwise; the canvas grows, so that no corner is cut off."""
+    """Turn counter-clockwise. The canvas grows, so no corner is cut off."""
     width, height = picture.image.size
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
     check_pixels(int(width * cos + height * sin), int(width * sin + height * cos))
@@ -183,11 +183,11 @@ def apply_filter(picture: Picture, name: str) -> Picture:
 
 
 def compress(picture: Picture, quality: int) -> Picture:
-    """The quality for JPEG and WEBP; the lossless formats only try harder to be small."""
+    """Set the quality of JPEG and WEBP. Lossless formats only spend more time to become smaller."""
     return picture._replace(encoding={"quality": quality, "optimize": True})
 
 
-SIDE, OFFSET = whole(1, 16_383), whole(0, 16_382)  # pixels; WEBP holds no more
+SIDE, OFFSET = whole(1, 16_383), whole(0, 16_382)  # pixels; the most that WEBP allows
 ANGLE = Rule("a number from -360 to 360", lambda v: type(v) in (int, float) and -360 <= v <= 360)
 OPERATIONS: dict[str, tuple[Callable[..., Picture], dict[str, Rule]]] = {
     "resize": (resize, {"width": SIDE, "height": SIDE}),
@@ -237,7 +237,7 @@ def write(picture: Picture, target: Path) -> int:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Without transparency, which JPEG cannot hold."""
+    """Return the image on a white background, as JPEG has no transparency."""
     if "A" not in image.getbands():
         return image
     canvas = Image.new("RGBA", image.size, "white")

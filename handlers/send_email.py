@@ -1,4 +1,4 @@
-"""Send an email through SMTP: a handler that waits for others instead of computing, loaded by its path.
+"""Send an email through SMTP: a handler that waits instead of computing, loaded by its path.
 
     TaskQueue(handlers={"email": "handlers/send_email.py"})
     queue.add("email", {"to": "ada@example.org", "subject": "Hello", "text": "How are you?"})
@@ -6,7 +6,7 @@
         "to": "ada@example.org",
         "subject": "Your order {{ number }}",       # with a template, or html, the subject is a template too
         "template": "Dear {{ name }},\\n...",        # Jinja2, in place of `text`
-        "html": "<p>Dear {{ name }},</p>...",       # if need be: the same for those who can show it; values are escaped
+        "html": "<p>Dear {{ name }},</p>...",       # optional: the same as HTML; values are escaped
         "data": {"name": "Ada", "number": 7},
     })
 
@@ -14,7 +14,7 @@
 
 Where the mail goes is configuration of the worker, not of the task: a payload cannot name a server. Nor can it add a
 header: the finished message is read back before it is sent. An attempt that is repeated sends the same Message-ID
-again, by which the receiving side can tell that it is no new mail.
+again, so that the receiving side can recognize a repeated mail.
 
     DTQ_SMTP_HOST, DTQ_SMTP_PORT, DTQ_SMTP_FROM     127.0.0.1, 25, dtq@localhost
     DTQ_SMTP_TLS=starttls                           encrypt; a certificate that is not valid fails the mail
@@ -33,9 +33,9 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Any, NoReturn
 
-TIMEOUT = 10.0  # seconds for each answer of the server
+TIMEOUT = 10.0  # seconds for each reply of the server
 MAX_RECIPIENTS = 100
-MAX_SUBJECT = 500  # characters, of a template and of what it gives
+MAX_SUBJECT = 500  # characters, of a template and of the rendered text
 MAX_BODY = 1_000_000
 FIELDS = {"to", "subject", "text", "from", "template", "html", "data"}
 TEMPLATES = {"template", "html"}
@@ -44,8 +44,8 @@ TEMPLATES = {"template", "html"}
 def execute(payload: Any, context: Any) -> dict[str, Any]:
     """Send the mail and return its Message-ID and its recipients.
 
-    Raises ValueError for a payload that can never work (it names the field, the value and what is allowed),
-    OSError or smtplib.SMTPException where the server cannot be reached or refuses.
+    Raises ValueError for a payload that can never work (the message names the field, the value and what is allowed);
+    OSError or smtplib.SMTPException if the server cannot be reached or refuses the mail.
     """
     payload = check_payload(payload)
     if payload.keys() & TEMPLATES:
@@ -62,9 +62,9 @@ def execute(payload: Any, context: Any) -> dict[str, Any]:
 
 
 def check_payload(payload: Any) -> dict[str, Any]:
-    """The payload, if every field of it can be used."""
+    """Return the payload if all of its fields can be used. Raises ValueError otherwise."""
     if not isinstance(payload, dict):
-        refuse("payload", payload, "an object with 'to', 'subject', 'text' or 'template' and, if need be, others")
+        refuse("payload", payload, "an object with 'to', 'subject', 'text' or 'template' and, if needed, others")
     if unknown := payload.keys() - FIELDS:
         refuse(min(unknown), payload[min(unknown)], f"only the fields {', '.join(sorted(FIELDS))}")
     check_body(payload)
@@ -95,7 +95,8 @@ def check_text(field: str, value: Any, limit: int) -> None:
 
 
 def check_subject(subject: str) -> None:
-    """A second line would be a header of its own. Python counts more characters as ends of lines than \\r and \\n."""
+    r"""Refuse a subject of several lines: the second would be a header of its own. For Python, not only \r and \n end
+    a line."""
     if subject and subject.splitlines() != [subject]:
         refuse("subject", subject, "one line")
 
@@ -109,20 +110,21 @@ def payload_recipients(payload: dict[str, Any]) -> list[Any]:
 
 
 def check_address(address: Any) -> None:
-    """Refuse all but one address, of one line, with a name and a domain. Only the server knows whether it exists."""
+    """Refuse anything but one address on one line, with a name and a domain. Only the server knows whether it
+    exists."""
     usable = isinstance(address, str) and address.isprintable() and "," not in address and "=?" not in address
     if not usable or bare(address) is None:
         refuse("address", address, "one such as ada@example.org or Ada <ada@example.org>")
 
 
 def bare(address: str) -> str | None:
-    """Return the ada@example.org in an address; None where there is not exactly one."""
+    """Return the ada@example.org of an address; None unless there is exactly one."""
     message = EmailMessage(policy=SMTP)
     try:
         message["To"] = address
         header = message["To"]
         (found,) = header.addresses
-    except (ValueError, IndexError):  # none, several, or one that Python cannot read
+    except (ValueError, IndexError):  # no address, several, or one that Python cannot parse
         return None
     broken = any(isinstance(defect, InvalidHeaderDefect) for defect in header.defects)
     is_group = any(group.display_name for group in header.groups)
@@ -141,7 +143,7 @@ def refuse(field: str, value: Any, allowed: str) -> NoReturn:
 
 
 def render_payload(payload: dict[str, Any]) -> dict[str, Any]:
-    """The payload with its templates filled in: it has a subject, a text and, if there was one, an html."""
+    """Return the payload with its templates rendered: a subject, a text and, if one was given, an html."""
     data = payload.get("data", {})
     rendered = {"subject": render("subject", payload["subject"], data, MAX_SUBJECT)}
     check_subject(rendered["subject"])
@@ -153,10 +155,10 @@ def render_payload(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(field: str, source: str, data: dict[str, Any], limit: int) -> str:
-    """The template filled in. A name that `data` does not have is an error, not an empty place in somebody's mail.
+    """Return the rendered template. A name that `data` does not have is an error: it must not leave a gap in a mail.
 
-    The sandbox keeps a template away from Python and from the data themselves. It does not bound the time, which the
-    timeout of the task does, nor what a single expression such as 'x' * 10**9 takes of memory.
+    The sandbox keeps a template away from Python and from changing the data. It does not limit time, which the timeout
+    of the task does, nor the memory of a single expression such as 'x' * 10**9.
     """
     environment = sandbox(autoescape=field == "html")
     pieces, length = [], 0
@@ -169,7 +171,7 @@ def render(field: str, source: str, data: dict[str, Any], limit: int) -> str:
     except Exception as error:  # a template is code: it can raise anything
         refuse_template(field, error, data)
     if length > limit:
-        raise ValueError(f"{field} gives more characters than the {limit:,} that are allowed")
+        raise ValueError(f"{field} renders to more than the {limit:,} characters that are allowed")
     return "".join(pieces)
 
 
@@ -183,7 +185,7 @@ def sandbox(autoescape: bool) -> Any:
 
 
 def refuse_template(field: str, error: Exception, data: dict[str, Any]) -> NoReturn:
-    line = f" in line {error.lineno}" if hasattr(error, "lineno") else ""  # of a mistake in its syntax
+    line = f" in line {error.lineno}" if hasattr(error, "lineno") else ""  # a syntax error has a line
     names = ", ".join(map(str, data)) or "nothing"
     raise ValueError(
         f"{field} cannot be rendered{line}: {type(error).__name__}: {error}; data has: {names:.500}"
@@ -207,15 +209,16 @@ def compose(payload: dict[str, Any], task_id: str) -> EmailMessage:
 
 
 def message_id(task_id: str) -> str:
-    """Return the Message-ID of a task, the same for each of its attempts. An id may hold what a Message-ID must not."""
+    """Return the Message-ID of a task, the same for each of its attempts. A task id may have characters that it must
+    not."""
     return f"<{hashlib.sha256(task_id.encode()).hexdigest()[:32]}@dtq>"
 
 
 def check_composed(message: EmailMessage, payload: dict[str, Any]) -> None:
-    """Read the message back as it will be sent: it has our headers, with the values that were given, and no other.
+    """Parse the message as it will be sent, and refuse any header or value that the payload did not give.
 
-    Python decodes an encoded word such as =?utf-8?q?a=0D=0ABcc:_b=40c.org?= where a header is set, and writes what it
-    finds there, line breaks too.
+    Python decodes an encoded word such as =?utf-8?q?a=0D=0ABcc:_b=40c.org?= when a header is set, and then writes the
+    decoded text, line breaks included.
     """
     to = [bare(address) for address in payload_recipients(payload)]
     is_ascii = (str(message["From"]) + str(message["To"])).isascii()
@@ -226,7 +229,7 @@ def check_composed(message: EmailMessage, payload: dict[str, Any]) -> None:
     if str(sent["Subject"]).split() != payload["subject"].split():
         refuse("subject", payload["subject"], "text without an encoded word such as =?utf-8?q?...?=")
     if [address.addr_spec for address in sent["To"].addresses] != to:
-        refuse("to", payload["to"], "addresses that a mail can name beside each other")
+        refuse("to", payload["to"], "addresses that one header can list")
     if sent.keys() != message.keys():
         refuse("the list of headers", sent.keys(), ", ".join(message.keys()))
 
@@ -255,7 +258,7 @@ def is_encrypted() -> bool:
 
 
 def credentials() -> tuple[str, str] | None:
-    """User and password, if the server wants them. No error may show the password."""
+    """Return user and password if the server needs them. No error message may show the password."""
     user, password = os.environ.get("DTQ_SMTP_USER", ""), os.environ.get("DTQ_SMTP_PASSWORD", "")
     if not user:
         return None
@@ -269,5 +272,5 @@ def credentials() -> tuple[str, str] | None:
 def log_in(server: smtplib.SMTP, user: str, password: str) -> None:
     try:
         server.login(user, password)
-    except smtplib.SMTPAuthenticationError as error:  # its text is the server's, which may repeat what it was told
+    except smtplib.SMTPAuthenticationError as error:  # the server's text may repeat the credentials
         raise smtplib.SMTPAuthenticationError(error.smtp_code, f"the login of {user} was refused") from None

@@ -59,7 +59,7 @@ def fencing_off() -> None:
     patch(SQLiteStore, "_update", planted)
 
 
-@breaks("only_the_faulty_lose_their_tasks")
+@breaks("only_faulty_nodes_lose_tasks")
 def lease_never_renewed() -> None:
     """A heartbeat is heard, and leaves the lease as it was."""
     broken = schema.RENEW.replace("lease_until = ?", "lease_until = max(lease_until, 0 * ?)")
@@ -79,7 +79,7 @@ def acknowledged_before_it_ran() -> None:
     patch(Loop, "_take", planted)
 
 
-@breaks("only_the_faulty_lose_their_tasks")
+@breaks("only_faulty_nodes_lose_tasks")
 def reap_ignores_live_nodes() -> None:
     """Everybody else counts as dead."""
 
@@ -91,7 +91,7 @@ def reap_ignores_live_nodes() -> None:
     patch(SQLiteStore, "_fates", planted)
 
 
-@breaks("everything_ends")
+@breaks("every_task_ends")
 def nothing_is_reaped() -> None:
     patch(SQLiteStore, "reap", lambda *_: [])
 
@@ -132,7 +132,7 @@ def limits_forgotten() -> None:
     patch(choice, "read_gates", lambda *_: [])
 
 
-@breaks("only_the_faulty_lose_their_tasks")
+@breaks("only_faulty_nodes_lose_tasks")
 def outcomes_dropped() -> None:
     """Now and then, an outcome is said to be stored, and is not."""
     update, numbers = SQLiteStore._update, itertools.count(1)
@@ -145,7 +145,7 @@ def outcomes_dropped() -> None:
     patch(SQLiteStore, "_update", planted)
 
 
-@breaks("runs_are_paid_for")
+@breaks("every_run_is_counted")
 def deaths_cost_nothing() -> None:
     """A task whose worker has died goes back as if it had never begun."""
     finish = Loop._finish
@@ -157,13 +157,13 @@ def deaths_cost_nothing() -> None:
     patch(Loop, "_finish", planted)
 
 
-@breaks("runs_are_paid_for")
+@breaks("every_run_is_counted")
 def interruptions_cost_nothing() -> None:
-    """What a dead node had goes back as if it had never been touched."""
+    """LineKind a dead node had goes back as if it had never been touched."""
     patch(attempts, "interrupt", lambda task, now: replace(interrupt(task, now), interruptions=0))
 
 
-@breaks("only_what_was_accepted_is_told", seed=FREEZES)
+@breaks("only_accepted_outcomes_are_announced", seed=FREEZES)
 def refused_outcomes_are_told() -> None:
     """Listeners hear of every outcome, whether the store took it or not."""
     tell, commit = Loop._emit_endings, Loop._commit

@@ -1,4 +1,4 @@
-"""`dtq chaos`: breaks a queue on purpose, or thousands of simulated ones, and says which promises were kept."""
+"""`dtq chaos`: inject faults into a queue, real or simulated, and report which promises were kept."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dtq.cli.common import complain, say
+from dtq.cli.common import complain, counted, say
 from dtq.errors import DTQError
 from dtq.stores.address import redacted
 
-if TYPE_CHECKING:  # loaded when it is needed: it takes long
+if TYPE_CHECKING:  # rich takes long to import
     from rich.progress import Progress
 
 
 def chaos(
     store: Annotated[
-        str, typer.Argument(metavar="STORE_URL", help="An empty store to be besieged; memory: is simulated.")
+        str, typer.Argument(metavar="STORE_URL", help="An empty store for the run; memory: runs a simulation.")
     ],
     profile: Annotated[
         Literal["small", "release"], typer.Option(help="600 tasks and 20 kills, or 20,000 and 200.")
     ] = "small",
-    seed: Annotated[int, typer.Option(help="Of the faults, or of the first schedule.")] = 0,
-    tasks: Annotated[int | None, typer.Option(min=1, help="Instead of the profile's.")] = None,
-    kills: Annotated[int | None, typer.Option(min=0, help="Instead of the profile's.")] = None,
-    schedules: Annotated[int, typer.Option(min=1, help="How many, for memory:.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the faults, or of the first schedule.")] = 0,
+    tasks: Annotated[int | None, typer.Option(min=1, help="In place of the profile's number.")] = None,
+    kills: Annotated[int | None, typer.Option(min=0, help="In place of the profile's number.")] = None,
+    schedules: Annotated[int, typer.Option(min=1, help="How many schedules memory: simulates.")] = 1000,
     server: Annotated[
-        str, typer.Option(metavar="COMMAND", help="Starts the store's server, to be killed and frozen too.")
+        str, typer.Option(metavar="COMMAND", help="The command that starts the store's server; faults then hit it too.")
     ] = "",
-    record: Annotated[Path | None, typer.Option(metavar="FILE", help="Append the figures, as a line of JSON.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the figures to this file, as a line of JSON.")
+    ] = None,
 ) -> None:
-    """Break a queue on purpose: kill, freeze and starve what runs it, and see whether anything is lost.
+    """Inject faults into a queue, and check that nothing is lost.
 
-    Real processes work on the store while they are killed, and what they
-    wrote down outside of it is compared with what the store says. A server
-    on which the store is comes into it where --server says how to start it:
+    Real processes work on the store while they are killed, frozen and
+    starved. What they recorded outside of the store is then compared with
+    what the store holds. With --server, faults also hit the server of the
+    store:
 
     dtq chaos redis://127.0.0.1:7000 --server "valkey-server --port 7000 --appendonly yes --appendfsync always"
 
     With memory: the same promises are checked in simulated schedules,
-    thousands a minute; a single one is told step by step.
+    thousands a minute; --schedules 1 prints one of them step by step.
 
-    Exit codes: 0 every promise was kept, 1 some were broken, 2 it could not be done, 130 interrupted.
+    Exit codes: 0 every promise was kept, 1 some were broken, 2 the run was not possible, 130 interrupted.
     """
     if store == "memory:":
         raise typer.Exit(_simulate(seed, schedules))
     if find_spec("psutil") is None:
-        raise DTQError('what harms processes needs psutil: pip install "dtq[chaos]"')
-    raise typer.Exit(_besiege(store, profile, seed, {"tasks": tasks, "kills": kills}, server, record))
+        raise DTQError('dtq chaos needs psutil to inject faults: pip install "dtq[chaos]"')
+    raise typer.Exit(_run(store, profile, seed, {"tasks": tasks, "kills": kills}, server, record))
 
 
 # --- simulated -------------------------------------------------------------------------------------------------------
@@ -72,17 +75,18 @@ def _simulate(seed: int, schedules: int) -> int:
         typer.echo(str(schedule))
     if schedule.broken:
         complain(
-            f"seed {number} breaks {', '.join(schedule.broken)}; again: dtq chaos memory: --seed {number} --schedules 1"
+            f"seed {number} breaks {', '.join(schedule.broken)}; to repeat it: "
+            f"dtq chaos memory: --seed {number} --schedules 1"
         )
         return 1
-    say(f"{schedules:,} schedules in {time.monotonic() - began:.1f} s: every promise was kept")
+    say(f"{counted(schedules, 'schedule')} in {time.monotonic() - began:.1f} s: every promise was kept")
     return 0
 
 
 # --- real ------------------------------------------------------------------------------------------------------------
 
 
-def _besiege(
+def _run(
     url: str, name: str, seed: int, wanted: dict[str, int | None], server: str, path: Path | None
 ) -> int:  # fmt: skip
     import msgspec
@@ -93,33 +97,33 @@ def _besiege(
     profile = msgspec.structs.replace(harness.PROFILES[name], **given)
     with _progress() as progress:
         bar = progress.add_task("tasks ended", total=profile.tasks)
-        outcome = harness.run(url, seed, profile, lambda ended, _: progress.update(bar, completed=ended), server)
+        result = harness.run(url, seed, profile, lambda ended, _: progress.update(bar, completed=ended), server)
     kind = url.partition(":")[0] if ":" in url else "sqlite"
-    line = record.of(kind, outcome)
-    _show(outcome, line, record.figure(outcome.ended))
+    line = record.of(kind, result)
+    _show(result, line, record.figure(result.ended))
     if path:
         record.append(path, line)
-    for promise, sentences in outcome.broken.items():
+    for promise, sentences in result.broken.items():
         complain(f"{promise}: {'; '.join(sentences[:5])}{' ...' if len(sentences) > 5 else ''}")
-    if outcome.broken:
+    if result.broken:
         again = f"dtq chaos {redacted(url)} --seed {seed} --tasks {profile.tasks} --kills {profile.kills}"
-        complain(f"again, on an empty store: {again}{f' --server {quote(server)}' if server else ''}")
-    return 1 if outcome.broken else 0
+        complain(f"to repeat it, on an empty store: {again}{f' --server {quote(server)}' if server else ''}")
+    return 1 if result.broken else 0
 
 
-def _show(outcome: Any, line: Any, figure: str) -> None:
+def _show(result: Any, line: Any, figure: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("what", "how often", title=f"seed {outcome.seed}, {line.seconds:.0f} s")
-    for kind, n in sorted(outcome.faults.items(), key=lambda item: -item[1]):
+    table = Table("fault", "times", title=f"seed {result.seed}, {line.seconds:.0f} s")
+    for kind, n in sorted(result.faults.items(), key=lambda item: -item[1]):
         table.add_row(kind, f"{n:,}")
     table.add_section()
     for what in ("tasks", "kills", "repeats", "parked", "lost", "stale", "broken"):
         table.add_row(what, f"{getattr(line, what):,}")
     console = Console()
     console.print(table)
-    console.print("tasks ended, second by second:", figure, sep="\n")
+    console.print("tasks that ended in each second:", figure, sep="\n")
 
 
 def _progress() -> Progress:

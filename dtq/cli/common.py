@@ -105,6 +105,11 @@ def readable(text: str) -> str:
     )
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number and its noun: 1 task, 2 tasks."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on a line of its own."""
     typer.echo(msgspec.json.encode(value))

@@ -1,4 +1,4 @@
-"""handlers/analyze_data.py: its figures are those of pandas, as plain JSON, and its errors name what is wrong."""
+"""handlers/analyze_data.py: its figures equal those of pandas, as plain JSON, and its errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CORRELATE = {"op": "correlate", "columns": NUMBERS, "method": "pearson"}
 
 @pytest.fixture(autouse=True)
 def allowed(tmp_path, monkeypatch):
-    """The node of these tests lets handlers touch what lies below `tmp_path`, which is the working directory too."""
+    """Let handlers touch only files below `tmp_path`, which is also the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DTQ_FILES", str(tmp_path))
 
@@ -46,7 +46,7 @@ def handler():
 
 
 class FakeContext:
-    """What a worker hands to a handler, as far as this one uses it."""
+    """Stands in for the context of a worker, as far as this handler uses it."""
 
     def __init__(self, cancel_after=None):
         self.reports = []
@@ -74,7 +74,7 @@ def source(tmp_path):
 
 @pytest.fixture(params=["records", "source"])
 def data(request, source):
-    """The same data in both forms: as a part of the payload, and as pandas has them."""
+    """The same data twice: as part of a payload, and as pandas reads them."""
     if request.param == "records":
         return {"records": RECORDS}, pd.DataFrame(RECORDS)
     return {"source": str(source)}, pd.read_csv(source)
@@ -87,7 +87,7 @@ def analyze(handler, given, *operations, **options):
 
 
 def same(ours, theirs):
-    """Whether our cell is what pandas has there."""
+    """Return True if our cell equals the cell of pandas."""
     if pd.isna(theirs):
         return ours is None
     if isinstance(theirs, pd.Timestamp):
@@ -102,13 +102,13 @@ def same_table(ours, theirs):
 
 
 @pytest.mark.parametrize("column", ["price", "pieces", "city", "paid", "day"])
-def test_describe_gives_what_pandas_gives(handler, data, column):
+def test_describe_returns_the_figures_of_pandas(handler, data, column):
     (result,) = analyze(handler, data[0], {"op": "describe", "columns": [column]})
     assert list(result["columns"]) == [column]
     assert same_table(result["columns"][column], data[1][column].describe())
 
 
-def test_dates_are_read_as_dates_where_the_payload_says_so(handler, data):
+def test_columns_named_by_dates_are_read_as_dates(handler, data):
     day = pd.to_datetime(data[1]["day"])
     aggregate = {"op": "aggregate", "by": ["paid"], "values": {"day": ["min", "max", "nunique"]}}
     described, aggregated = analyze(handler, data[0], {"op": "describe", "columns": ["day"]}, aggregate, dates=["day"])
@@ -121,7 +121,7 @@ def test_dates_are_read_as_dates_where_the_payload_says_so(handler, data):
 
 
 @pytest.mark.parametrize("by", [["city"], ["paid"], ["city", "paid"], ["price"], ["day", "city"]])
-def test_aggregate_gives_what_pandas_gives_and_keeps_the_groups_without_a_value(handler, data, by):
+def test_aggregate_returns_the_figures_of_pandas_and_keeps_groups_without_a_value(handler, data, by):
     values = {"price": list(handler.FUNCTIONS), "pieces": ["mean"], "day": ["min", "max", "count", "nunique"]}
     (result,) = analyze(handler, data[0], {"op": "aggregate", "by": by, "values": values}, dates=["day"])
     frame = data[1].assign(day=pd.to_datetime(data[1]["day"]))
@@ -135,7 +135,7 @@ def test_aggregate_gives_what_pandas_gives_and_keeps_the_groups_without_a_value(
         assert all(same(group["values"][c][f], row[c, f]) for c, f in table.columns)
 
 
-def test_a_group_is_told_by_its_values_and_null_is_one_of_them(handler):
+def test_a_group_is_named_by_its_values_including_null(handler):
     (result,) = analyze(handler, {"records": RECORDS}, AGGREGATE)
     assert result["groups"] == [
         {"by": {"city": "Bonn"}, "values": {"price": {"sum": 13}}},
@@ -145,7 +145,7 @@ def test_a_group_is_told_by_its_values_and_null_is_one_of_them(handler):
 
 
 @pytest.mark.parametrize("method", ["pearson", "spearman", "kendall"])
-def test_correlate_gives_what_pandas_gives(handler, data, method):
+def test_correlate_returns_the_figures_of_pandas(handler, data, method):
     columns = [*NUMBERS, "paid"]
     try:
         expected = data[1][columns].corr(method)
@@ -164,7 +164,7 @@ def test_spearman_is_pearson_of_the_ranks(handler):
     assert result["matrix"]["a"]["b"] == pytest.approx(frame.rank().corr().loc["a", "b"])
 
 
-def test_a_method_for_which_this_pandas_needs_scipy_says_so(handler, monkeypatch):
+def test_a_method_that_needs_scipy_names_it_in_its_error(handler, monkeypatch):
     def without_scipy(frame, method):
         raise ImportError("No module named 'scipy'")
 
@@ -183,7 +183,7 @@ CELLS = {
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.fixed_dictionaries({}, optional=CELLS), min_size=1, max_size=6).filter(any))
-def test_whatever_the_records_hold_the_figures_are_those_of_pandas(handler, records):
+def test_the_figures_equal_those_of_pandas_for_any_records(handler, records):
     frame = pd.DataFrame(records)
     columns = list(frame.columns)
     aggregate = {"op": "aggregate", "by": columns[:2], "values": {name: ["count", "nunique"] for name in columns}}
@@ -322,7 +322,7 @@ def test_a_refused_operation_names_its_place_too_and_nothing_is_read(handler, co
         ),
     ],
 )
-def test_an_unknown_column_is_told_before_any_operation_runs(handler, context, data, operation, message):
+def test_an_unknown_column_is_refused_before_any_operation_runs(handler, context, data, operation, message):
     if "source" in data[0]:  # whose first line the error must not quote
         message = message.partition("city")[0] + "5 with other names"
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -344,13 +344,13 @@ def test_an_unknown_column_is_told_before_any_operation_runs(handler, context, d
         ),
     ],
 )
-def test_an_operation_that_does_not_fit_a_column_says_which(handler, operation, message):
+def test_an_operation_that_does_not_fit_a_column_names_it(handler, operation, message):
     records = [{**row, "mixed": mixed, "pieces": 1} for row, mixed in zip(RECORDS, [1, "a", 2, "b", 3], strict=True)]
     with pytest.raises(ValueError, match=message):
         analyze(handler, {"records": records}, operation)
 
 
-def test_more_groups_than_anyone_reads_are_refused(handler):
+def test_too_many_groups_are_refused(handler):
     records = [{"city": n, "price": n} for n in range(10_001)]
     with pytest.raises(ValueError, match=r"the number of groups by \['city'\] is 10001; allowed: at most 10,000"):
         analyze(handler, {"records": records}, AGGREGATE)
@@ -373,7 +373,7 @@ def test_more_groups_than_anyone_reads_are_refused(handler):
         (b"price\n" + b"1\n" * 500, "allowed: a file of at most 1,000 bytes"),
     ],
 )
-def test_a_file_that_is_no_csv_is_refused_by_name(handler, tmp_path, monkeypatch, content, message):
+def test_a_file_that_is_not_csv_is_refused_by_name(handler, tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(handler, "MAX_BYTES", 1000)
     path = tmp_path / "data.csv"
     path.write_bytes(content)
@@ -390,7 +390,7 @@ def test_a_file_of_the_largest_size_is_read(handler, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["no-such-file.csv", "http://127.0.0.1:9/data.csv"])
-def test_a_source_is_a_file_and_one_that_is_missing_is_an_oserror(handler, source):
+def test_a_missing_source_is_an_oserror(handler, source):
     with pytest.raises(FileNotFoundError, match=re.escape(Path(source).name)):
         analyze(handler, {"source": source}, DESCRIBE)
 
@@ -405,7 +405,7 @@ def test_a_compressed_file_is_not_unpacked(handler, tmp_path):
 # --- through the queue ------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_analyzes_what_the_queue_holds_and_loads_pandas_for_that_only(tmp_path, source):
+def test_a_worker_loads_pandas_only_to_run_this_handler(tmp_path, source):
     probe = tmp_path / "probe.py"
     probe.write_text("import sys\ndef execute(payload, context): return 'pandas' in sys.modules")
     with TaskQueue(tmp_path / "q.db", {"analyze": PATH, "probe": probe}, pool_size=1) as queue:

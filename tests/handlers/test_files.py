@@ -57,7 +57,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
-def test_a_path_that_leads_elsewhere_is_neither_read_nor_written(path, tmp_path):
+def test_a_path_outside_is_neither_read_nor_written(path, tmp_path):
     path = path.format(tmp=tmp_path)
     with pytest.raises(PermissionError, match=WORDS):
         read(path)
@@ -91,13 +91,13 @@ def test_a_file_below_the_directory_is_read_and_replaced_by_any_of_its_names(hom
 
 
 @pytest.mark.parametrize("path", ["no", "no/such", "inner/no"])
-def test_what_is_not_there_is_named_whole(path):
+def test_the_error_about_a_missing_file_names_its_whole_path(path):
     with pytest.raises(FileNotFoundError) as caught:
         read(path)
     assert caught.value.filename == path
 
 
-def test_several_directories_are_allowed_and_the_working_directory_is_then_not(home, tmp_path, monkeypatch):
+def test_several_named_directories_are_allowed_instead_of_the_working_directory(home, tmp_path, monkeypatch):
     monkeypatch.setenv("DTQ_FILES", os.pathsep.join([str(tmp_path / "home-too"), "", str(home / "inner")]))
     assert read(tmp_path / "home-too" / "secret") == f"{SECRET}\n".encode()
     write("inner/x")
@@ -105,14 +105,14 @@ def test_several_directories_are_allowed_and_the_working_directory_is_then_not(h
         read("data.csv")
 
 
-def test_a_directory_that_is_named_by_a_link_is_what_the_link_leads_to(home, tmp_path, monkeypatch):
+def test_a_directory_named_by_a_link_is_the_target_of_the_link(home, tmp_path, monkeypatch):
     (tmp_path / "alias").symlink_to(home)
     monkeypatch.setenv("DTQ_FILES", str(tmp_path / "alias"))
     assert read(home / "data.csv") == read(tmp_path / "alias" / "data.csv")
 
 
 def test_a_folder_that_becomes_a_link_after_the_check_is_not_followed(home, tmp_path, monkeypatch):
-    """The path is resolved, then the folder in it is exchanged."""
+    """The folder becomes a link after the path was resolved."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "x").write_text(SECRET)
@@ -168,7 +168,7 @@ def test_while_a_folder_turns_into_a_link_and_back_nothing_outside_is_touched(ho
     assert (outside / "x").read_text() == SECRET
 
 
-def test_no_descriptor_stays_open_whatever_is_refused(home, tmp_path):
+def test_a_refused_path_leaves_no_descriptor_open(home, tmp_path):
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else pytest.skip("needs /proc")
     for path in [*(path.format(tmp=tmp_path) for path in OUTSIDE), "pipe", "no/such", "data.csv", "loop"]:
         for act in (read, write):
@@ -198,13 +198,13 @@ DESCRIBE = {"op": "describe", "columns": ["no such"]}
 
 
 @pytest.mark.parametrize("source", ["../secret", "link", "/etc/passwd", "pipe", "away/secret"])
-def test_analyze_data_reads_nothing_elsewhere(source):
+def test_analyze_data_reads_nothing_outside(source):
     with pytest.raises(PermissionError, match=WORDS):
         load("analyze_data").execute({"source": source, "operations": [DESCRIBE]}, Context())
 
 
 @pytest.mark.parametrize("target", ["../out.png", "link.png", "away/out.png", "{tmp}/home-too/out.png"])
-def test_process_image_reads_and_writes_nothing_elsewhere(target, home, tmp_path):
+def test_process_image_reads_and_writes_nothing_outside(target, home, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (4, 4)).save(home / "in.png")
@@ -234,7 +234,7 @@ def test_process_image_reads_and_writes_nothing_elsewhere(target, home, tmp_path
     ],
 )  # fmt: skip
 def test_no_error_of_analyze_data_quotes_the_file(content, change, home, monkeypatch):
-    """Seen as a task keeps it: message and traceback, of every attempt."""
+    """The test looks at all that a task keeps of an error: message and traceback, of every attempt."""
     (home / "x.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with TaskQueue("memory:", {"analyze": HANDLERS / "analyze_data.py"}, executor="inline") as queue:
         payload = {"source": "x.csv", "operations": [DESCRIBE], **change}
@@ -245,7 +245,7 @@ def test_no_error_of_analyze_data_quotes_the_file(content, change, home, monkeyp
         assert "x.csv" in repr(handle.task)
 
 
-def test_the_workers_of_a_node_go_by_its_variable(home, tmp_path, monkeypatch):
+def test_workers_obey_the_variable_of_their_node(home, tmp_path, monkeypatch):
     monkeypatch.setenv("DTQ_FILES", str(home))
     payload = {"operations": [{"op": "describe", "columns": ["a"]}]}
     with TaskQueue(tmp_path / "q.db", {"analyze": HANDLERS / "analyze_data.py"}, pool_size=1) as queue:

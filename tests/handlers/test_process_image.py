@@ -1,4 +1,4 @@
-"""handlers/process_image.py: what it writes is what Pillow gives, and a failure leaves no trace."""
+"""handlers/process_image.py: it writes the pixels that Pillow computes, and a failure leaves no file behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 60, 40
 
 @pytest.fixture(autouse=True)
 def allowed(tmp_path, monkeypatch):
-    """The node of these tests lets handlers touch what lies below `tmp_path`, which is the working directory too."""
+    """Let handlers touch only files below `tmp_path`, which is also the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DTQ_FILES", str(tmp_path))
 
@@ -30,7 +30,7 @@ def handler():
 
 
 class FakeContext:
-    """What a worker hands to a handler, as far as this one uses it."""
+    """Stands in for the context of a worker, as far as this handler uses it."""
 
     def __init__(self, cancel_after=None):
         self.reports = []
@@ -51,7 +51,7 @@ def context():
 
 @pytest.fixture
 def picture():
-    """Not symmetric, with fine detail in every channel."""
+    """A picture without symmetry, with fine detail in every channel."""
     ramp = Image.linear_gradient("L").resize(SIZE)
     return Image.merge("RGB", [ramp, ImageOps.mirror(ramp.rotate(90)), Image.radial_gradient("L").resize(SIZE)])
 
@@ -104,7 +104,7 @@ LANCZOS, BICUBIC = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC
     ],
     ids=lambda value: "-".join(str(part) for part in value.values()) if isinstance(value, dict) else "",
 )
-def test_an_operation_gives_the_pixels_that_pillow_gives(
+def test_an_operation_makes_the_pixels_that_pillow_makes(
     handler, context, source, target, picture, operation, by_pillow
 ):
     handler.execute(job(source, target, operation), context)
@@ -117,12 +117,12 @@ def test_operations_apply_in_order(handler, context, source, target, picture):
     assert same_pixels(target, picture.crop((0, 0, 20, 10)).rotate(90, expand=True).convert("L"))
 
 
-def test_every_filter_on_offer_exists(handler, context, source, target):
+def test_every_allowed_filter_exists(handler, context, source, target):
     handler.execute(job(source, target, *({"op": "filter", "name": name} for name in handler.FILTERS)), context)
     assert target.exists()
 
 
-def test_the_result_says_what_was_written(handler, context, source, target):
+def test_the_result_describes_the_written_file(handler, context, source, target):
     result = handler.execute(job(source, target, {"op": "resize", "width": 8, "height": 9}), context)
     seconds = result.pop("seconds")
     assert 0 < seconds < 60
@@ -367,7 +367,7 @@ def test_a_write_that_fails_midway_leaves_the_old_target_and_no_temporary_file(
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_running_again_gives_the_same_file(handler, context, source, target):
+def test_a_second_run_writes_the_same_file(handler, context, source, target):
     payload = job(source, target, {"op": "rotate", "degrees": 10}, {"op": "compress", "quality": 60})
     handler.execute(payload, context)
     first = target.read_bytes()

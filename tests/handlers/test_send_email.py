@@ -36,7 +36,7 @@ WAIT = 60.0
 
 
 class Sink:
-    """Keeps what arrives; refuses mail to nobody@example.org."""
+    """Keeps the mails that arrive; refuses mail to nobody@example.org."""
 
     def __init__(self) -> None:
         self.mails: list[email.message.Message] = []
@@ -66,7 +66,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(sink, monkeypatch, **options):
-    """An SMTP server for this sink, and the environment that leads there."""
+    """Serve this sink over SMTP, and point the environment at it."""
     controller = Controller(sink, hostname="127.0.0.1", port=free_port(), **options)
     controller.start()
     monkeypatch.setenv("DTQ_SMTP_HOST", "127.0.0.1")
@@ -166,8 +166,8 @@ def test_an_encoded_word_cannot_become_a_header_or_another_text(handler, sink, f
     assert sink.mails == []
 
 
-def test_whatever_a_subject_holds_the_mail_has_our_headers_and_the_subject_that_was_given(handler):
-    """Random texts of pieces that mean something in a header; seen in the message as it would be sent."""
+def test_any_subject_arrives_as_given_and_adds_no_header(handler):
+    """Compose subjects at random from pieces that have a meaning in a header; check the message as it would be sent."""
     pieces = [
         "=?utf-8?q?",
         "=?utf-8?b?",
@@ -204,7 +204,7 @@ def test_whatever_a_subject_holds_the_mail_has_our_headers_and_the_subject_that_
         "undisclosed:;", "a b@c.org", "a@b@c.org", "a@b.org>", "@b.org", "a@", "",
     ],
 )  # fmt: skip
-def test_what_is_not_one_address_is_refused(handler, sink, to):
+def test_anything_but_one_address_is_refused(handler, sink, to):
     for recipients in (to, ["ada@example.org", to]):
         with pytest.raises(ValueError, match="allowed: one such as"):
             handler.execute(MAIL | {"to": recipients}, Context())
@@ -224,7 +224,7 @@ def test_every_recipient_that_is_reported_gets_the_mail(handler, sink):
 
 
 def test_tasks_whose_ids_differ_at_their_end_have_different_message_ids(handler, sink):
-    """As the tasks of a schedule do, of which a Message-ID would keep what stands before the first colon."""
+    """The tasks of a schedule have such ids. A Message-ID made from an id would end at its first colon."""
     context = Context()
     for context.task_id in (
         "nightly@2026-11-25T10:05:00Z",
@@ -237,7 +237,7 @@ def test_tasks_whose_ids_differ_at_their_end_have_different_message_ids(handler,
     assert re.fullmatch("<[0-9a-f]{32}@dtq>", first)
 
 
-def test_a_server_that_is_not_there_or_refuses_fails_the_attempt(handler, sink, monkeypatch):
+def test_a_server_that_is_away_or_refuses_fails_the_attempt(handler, sink, monkeypatch):
     with pytest.raises(handler.smtplib.SMTPException):
         handler.execute(MAIL | {"to": "nobody@example.org"}, Context())
     monkeypatch.setenv("DTQ_SMTP_PORT", str(free_port()))
@@ -307,9 +307,9 @@ def test_without_a_template_nothing_is_filled_in(handler, sink):
         ({"template": "{% include '/etc/passwd' %}"}, "no loader"),
         ({"template": "{{ name.__class__.__mro__ }}"}, "SecurityError"),
         ({"template": "{{ data.append(1) }}", "data": {"data": []}, "subject": "s"}, "SecurityError"),
-        ({"template": ENDLESS}, "template gives more characters than the 1,000,000 that are allowed"),
+        ({"template": ENDLESS}, "template renders to more than the 1,000,000 characters that are allowed"),
         ({"template": "x" * 1_000_001}, "the length of template is 1000001; allowed: at most 1,000,000 characters"),
-        ({"subject": "{{ 'x' * 501 }}"}, "subject gives more characters than the 500"),
+        ({"subject": "{{ 'x' * 501 }}"}, "subject renders to more than the 500"),
         ({"subject": "x" * 501}, "the length of subject is 501; allowed: at most 500"),
         ({"subject": "{{ 'a\\nBcc: x@y.z' }}"}, "subject is 'a\\nBcc: x@y.z'; allowed: one line"),
         ({"subject": "{{ name }}", "data": {"name": "a\r\nBcc: x@y.z"}}, "allowed: one line"),
@@ -321,7 +321,7 @@ def test_without_a_template_nothing_is_filled_in(handler, sink):
         ({"data": [1]}, "data is [1]; allowed: an object with the variables"),
     ],
 )
-def test_a_template_that_does_not_work_is_refused_by_name_and_no_mail_goes_out(handler, sink, change, words):
+def test_a_template_that_fails_is_named_and_no_mail_is_sent(handler, sink, change, words):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         handler.execute(LETTER | {"data": DATA} | change, Context())
     assert words in str(caught.value)
@@ -333,7 +333,7 @@ def test_data_without_a_template_are_refused(handler, sink):
         handler.execute(MAIL | {"data": {}}, Context())
 
 
-def test_html_alone_is_refused_since_not_everybody_can_read_it(handler, sink):
+def test_html_without_text_is_refused(handler, sink):
     with pytest.raises(ValueError, match="text is None; allowed: text"):
         handler.execute({"to": "a@b.c", "subject": "s", "html": "<p>"}, Context())
 
@@ -351,7 +351,7 @@ def test_jinja2_is_needed_for_templates_only_and_the_error_says_how_to_get_it(ha
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     if not shutil.which("openssl"):
         pytest.skip("needs openssl to make a certificate")
     path = tmp_path_factory.mktemp("tls")
@@ -364,14 +364,14 @@ def certificate(tmp_path_factory):
 
 
 def gate(server, session, envelope, mechanism, given):
-    """Lets ada in; to others it says what a server should not."""
+    """Accepts the login of ada. To others it repeats the password, as a server should not."""
     known = (given.login, given.password) == (b"ada", b"open sesame")
     return AuthResult(success=known, handled=False, message=f"535 5.7.8 no: {given.password.decode()}")
 
 
 @pytest.fixture
 def safe_sink(certificate, monkeypatch):
-    """It speaks to those only who encrypt and log in, and this machine trusts it."""
+    """A server that demands encryption and a login; this machine trusts its certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
@@ -390,7 +390,7 @@ def test_a_mail_goes_over_an_encrypted_connection_after_a_login(handler, safe_si
     assert context.seen == [25, 50, 60, 70, 100]
 
 
-def test_a_server_with_a_certificate_of_nobody_gets_neither_password_nor_mail(handler, safe_sink, monkeypatch):
+def test_a_server_with_an_untrusted_certificate_gets_neither_password_nor_mail(handler, safe_sink, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     context = Context()
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -424,7 +424,7 @@ def test_a_setting_that_cannot_work_is_refused_before_anything_is_sent(handler, 
     assert sink.mails == []
 
 
-def test_a_password_is_in_nothing_that_a_task_leaves_behind(safe_sink, tmp_path, monkeypatch):
+def test_no_field_of_a_task_contains_the_password(safe_sink, tmp_path, monkeypatch):
     passwords = "open sesame", "hunter2"
     tasks = []
     for password in passwords:
@@ -444,7 +444,7 @@ def test_a_password_is_in_nothing_that_a_task_leaves_behind(safe_sink, tmp_path,
 
 
 class DeadlySink(Sink):
-    """Kills the worker of every 7th mail: of one before the mail has arrived, of the next when it just has."""
+    """Kills the worker of every 7th mail, in turn just before and just after the mail has arrived."""
 
     def __init__(self, kills: int) -> None:
         super().__init__()
@@ -474,7 +474,7 @@ class DeadlySink(Sink):
             await asyncio.sleep(0.002)  # the queue hears of it in a moment
 
 
-def test_kills_of_workers_lose_no_mail_and_repeat_only_what_had_arrived(tmp_path, monkeypatch):
+def test_killed_workers_lose_no_mail_and_repeat_only_mails_that_had_arrived(tmp_path, monkeypatch):
     with (
         serving(DeadlySink(kills=16), monkeypatch) as sink,
         TaskQueue(tmp_path / "q.db", {"email": FILE}, pool_size=2) as queue,

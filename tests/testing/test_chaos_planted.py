@@ -9,7 +9,7 @@ import sys
 import planted
 import pytest
 
-from dtq.testing.chaos import members
+from dtq.testing.chaos import processes
 from dtq.testing.chaos.harness import PROFILES, run
 
 QUICK = "acknowledged_before_it_ran"
@@ -33,6 +33,6 @@ def test_a_planted_bug_whose_target_is_gone_is_refused():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bug_that_is_planted_in_every_process_is_found(name, tmp_path, monkeypatch):
     _, promise, seed = planted.PLANTED[name]
-    monkeypatch.setattr(members, "NODE", [sys.executable, planted.__file__, name])
+    monkeypatch.setattr(processes, "NODE", [sys.executable, planted.__file__, name])
     runs = (run(f"{tmp_path}/{n}.db", seed, PROFILES["small"]) for n in range(RUNS))
     assert any(promise in outcome.broken for outcome in runs), f"not in {RUNS} runs with seed {seed}"

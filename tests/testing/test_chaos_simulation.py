@@ -49,13 +49,13 @@ class FencingOff(MemoryStore):
         return {task.id: (task, planted) for task, planted in outcomes if task.id in self._tasks}
 
 
-@breaks("only_the_faulty_lose_their_tasks")
+@breaks("only_faulty_nodes_lose_tasks")
 class LeaseNeverRenewed(MemoryStore):
     def _renew(self, task, lease, now):
         return super()._renew(task, task.lease_until - now, now)
 
 
-@breaks("only_the_faulty_lose_their_tasks")
+@breaks("only_faulty_nodes_lose_tasks")
 class ReapIgnoresLiveNodes(MemoryStore):
     """Takes over from everybody, dead or alive."""
 
@@ -63,7 +63,7 @@ class ReapIgnoresLiveNodes(MemoryStore):
         return super().reap(worker, n, lease, now, {task.worker for task in self._tasks.values()} - {worker})
 
 
-@breaks("everything_ends")
+@breaks("every_task_ends")
 class NothingIsReaped(MemoryStore):
     def reap(self, *_):
         return []
@@ -106,13 +106,13 @@ class ForgetsDependencies(MemoryStore):
         return replace(super()._placed(replace(task, after=())), after=task.after)
 
 
-@breaks("nothing_was_seen_broken")
+@breaks("no_violation_was_seen")
 class ForgetsLimits(MemoryStore):
     def _gates(self):
         return []
 
 
-@breaks("only_the_faulty_lose_their_tasks")
+@breaks("only_faulty_nodes_lose_tasks")
 class DropsOutcomes(Loop):
     """When the store refuses outcomes, they are gone."""
 
@@ -121,7 +121,7 @@ class DropsOutcomes(Loop):
         return super()._back_off(error)
 
 
-@breaks("only_what_was_accepted_is_told")
+@breaks("only_accepted_outcomes_are_announced")
 class SweepsBeforeItCommits(Loop):
     """Takes over its own tasks while their results still wait to be stored, and keeps those results."""
 
@@ -134,7 +134,7 @@ class SweepsBeforeItCommits(Loop):
         return beats
 
 
-@breaks("runs_are_paid_for")
+@breaks("every_run_is_counted")
 class InterruptsForNothing(Loop):
     """Gives back what a dead node had as if it had never been touched."""
 
@@ -160,7 +160,7 @@ class LooksAtTheClockOnce(Loop):
 def test_a_freeze_between_the_clock_and_the_claim_costs_one_repeat_and_not_two():
     """It takes a rare schedule, which a long run has found."""
     seed = 6734
-    assert "only_the_faulty_lose_their_tasks" in simulate(seed, make_loop=LooksAtTheClockOnce).broken
+    assert "only_faulty_nodes_lose_tasks" in simulate(seed, make_loop=LooksAtTheClockOnce).broken
     assert simulate(seed).broken == {}
 
 
@@ -192,25 +192,25 @@ class SleepsOver(Loop):
 def test_a_loop_that_does_not_notice_a_sleep_is_found():
     found = hunt(range(ENOUGH), make_loop=SleepsOver, sleeps=True)
     assert found is not None
-    assert "only_the_faulty_lose_their_tasks" in found.broken
+    assert "only_faulty_nodes_lose_tasks" in found.broken
 
 
 def test_the_schedules_are_rich():
     """A check that finds nothing proves nothing, unless there was something to find."""
-    seen = [simulate(seed).evidence for seed in range(40)]
-    assert sum(len(list(evidence.of("taken over"))) for evidence in seen) > 30
-    assert sum(evidence.repeats() for evidence in seen) > 20
-    assert sum(evidence.deaths for evidence in seen) > 10
-    assert any(not evidence.faults and not evidence.deaths for evidence in seen)
-    ends = {task.status for evidence in seen for task in evidence.tasks.values()}
+    violations = [simulate(seed).record for seed in range(40)]
+    assert sum(len(list(record.of("taken over"))) for record in violations) > 30
+    assert sum(record.repeats() for record in violations) > 20
+    assert sum(record.deaths for record in violations) > 10
+    assert any(not record.faults and not record.deaths for record in violations)
+    ends = {task.status for record in violations for task in record.tasks.values()}
     assert ends == {"completed", "failed", "cancelled"}
 
 
 def test_without_faults_each_attempt_runs_once():
-    calm = [e for e in (simulate(seed).evidence for seed in range(60)) if not e.faults and not e.deaths]
+    calm = [e for e in (simulate(seed).record for seed in range(60)) if not e.faults and not e.deaths]
     assert calm
-    for evidence in calm:
-        assert evidence.repeats() == 0
+    for record in calm:
+        assert record.repeats() == 0
 
 
 def test_a_seed_gives_the_same_story_in_every_process():
@@ -227,8 +227,8 @@ def test_a_seed_gives_the_same_story_in_every_process():
 
 @in_schedules
 def test_no_attempt_reaches_a_later_task_of_its_id(schedules):
-    found = hunt(range(schedules), lives=True)
-    assert found is None, f"simulate({found.seed}, lives=True)\n{found}"
+    found = hunt(range(schedules), reuse_ids=True)
+    assert found is None, f"simulate({found.seed}, reuse_ids=True)\n{found}"
 
 
 class CountsVersionsAnew(MemoryStore):
@@ -240,6 +240,6 @@ class CountsVersionsAnew(MemoryStore):
 
 
 def test_a_store_whose_versions_recur_is_found():
-    found = hunt(range(ENOUGH), make_store=CountsVersionsAnew, lives=True)
+    found = hunt(range(ENOUGH), make_store=CountsVersionsAnew, reuse_ids=True)
     assert found is not None
     assert {"no_stale_write_is_accepted", "completed_means_done"} & found.broken.keys()

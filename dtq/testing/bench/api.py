@@ -1,8 +1,8 @@
-"""What the API costs: `python -m dtq.testing.bench.api`. Sixteen connections add tasks one by one, each durably
-committed, beside the bare framework that answers the same bodies and stores nothing; and one connection adds them by
-the thousand.
+"""Measure the API: `python -m dtq.testing.bench.api`.
 
-Both servers are processes of their own, asked in turn by this one, so that what is compared runs in one run.
+Sixteen connections add tasks one by one, each committed durably; beside that, one connection adds them in batches of a
+thousand. For comparison, the bare framework answers the same bodies and stores nothing. Each server is a process of its
+own, and this process asks them in turn, so that one run compares them under the same conditions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MANY = msgspec.json.encode([{"type": "double", "payload": {"n": n}} for n in ran
 
 @post("/tasks", status_code=201)
 async def answer(request: Request) -> Response[bytes]:  # type: ignore[type-arg]
-    """The same body read, checked and answered, and nothing stored."""
+    """Read and check the same body, and answer it, but store nothing."""
     decode(await request.body())
     content = msgspec.json.encode(Accepted(ID, True))
     return Response(content, status_code=201, media_type="application/json", headers={"Location": f"tasks/{ID}"})
@@ -65,7 +65,7 @@ def server(*arguments: str) -> Iterator[int]:
 
 
 def rate(port: int, body: bytes, connections: int) -> float:
-    """Requests a second. Every answer is read to its end, and is a 201."""
+    """Return requests a second. Each response is read to its end and must be a 201."""
     request, n = HEAD % len(body) + body, 0
     selector = selectors.DefaultSelector()
     sockets = {}
@@ -77,12 +77,12 @@ def rate(port: int, body: bytes, connections: int) -> float:
     began = time.perf_counter()
     while time.perf_counter() < began + SECONDS:
         for key, _ in selector.select():
-            client, answered = sockets[key.fd], key.data
-            answered += client.recv(1 << 18)
-            if answered.endswith((b"}", b"}]")):
-                assert answered.startswith(b"HTTP/1.1 201 "), bytes(answered[:500])
+            client, received = sockets[key.fd], key.data
+            received += client.recv(1 << 18)
+            if received.endswith((b"}", b"}]")):
+                assert received.startswith(b"HTTP/1.1 201 "), bytes(received[:500])
                 n += 1
-                answered.clear()
+                received.clear()
                 client.sendall(request)
     took = time.perf_counter() - began
     for client in sockets.values():

@@ -1,9 +1,10 @@
-"""What it costs to be watched: `python -m dtq.testing.bench.monitor [memory|sqlite|file]`.
+"""Measure what a monitor costs: `python -m dtq.testing.bench.monitor [memory|sqlite|file]`.
 
-Ten pairs, each on a queue of its own: no-op tasks in four rounds, of which two are watched, in the order ABBA or BAAB,
-so that what drifts strikes both alike. The monitor looks each half second, twenty times as often as by default, and
-writes its log and history. What else the machine does moves the throughput of a round by far more than a monitor
-does; the processor time that this process needed (loop, store, monitor; not the workers) moves less, and stands beside.
+Ten pairs, each on a queue of its own: four rounds of no-op tasks, two of them with a monitor, in order ABBA or BAAB, so
+that a drift of the machine affects both alike. The monitor samples every half second, twenty times as often as by
+default, and writes its log and history. Other work on the machine changes the throughput of a round far more than a
+monitor does; the processor time of this process (loop, store, monitor; not the workers) varies less, so it is printed
+too.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from dtq.workers.metrics.node import NodeMetrics
 
 PAIRS = 10
 TASKS = 20_000  # of each round
-INTERVAL = 0.5
+INTERVAL = 0.5  # seconds between samples of the monitor
 
 
 def pair(kind: str, order: str) -> dict[str, list[float]]:
-    """Seconds, and seconds of processor time, that the rounds took: of those watched ("A") and of the others ("B")."""
+    """Return the seconds, and the seconds of processor time, of the rounds with a monitor ("A") and without ("B")."""
     took = {"A": [0.0, 0.0], "B": [0.0, 0.0]}
     with fresh_store(kind) as store, TaskQueue(store, {"nothing": nothing}, 2) as queue:
         queue.add("nothing").result(30)
         for which in order:
-            for n, seconds in enumerate(a_round(queue, which == "A")):
+            for n, seconds in enumerate(run_round(queue, which == "A")):
                 took[which][n] += seconds
     return took
 
 
-def a_round(queue: TaskQueue, watched: bool) -> tuple[float, float]:
+def run_round(queue: TaskQueue, watched: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(dir=".") as logs, Monitor(queue, logs, INTERVAL) if watched else nullcontext():
         began, cpu = time.perf_counter(), time.process_time()
         queue.add_many({"type": "nothing", "payload": n} for n in range(TASKS))
@@ -47,20 +48,20 @@ def a_round(queue: TaskQueue, watched: bool) -> tuple[float, float]:
         return time.perf_counter() - began, time.process_time() - cpu
 
 
-def metering(tasks: int = 50_000) -> float:
-    """Microseconds that a node spends on counting one task, watched or not."""
+def metering_cost(tasks: int = 50_000) -> float:
+    """Return the microseconds that a node spends on counting one task, with or without a monitor."""
     meter, task = NodeMetrics(), Task(type="a", id="x", created_at=NOW, run_at=NOW)
-    said: list[Report] = [Started(task, "w1", NOW), Finished(task, "w1", NOW, 0.01, None, None, "", False)]
+    reports: list[Report] = [Started(task, "w1", NOW), Finished(task, "w1", NOW, 0.01, None, None, "", False)]
     ended = [replace(task, status=Status.COMPLETED)]
     began = time.perf_counter()
     for _ in range(tasks // 32):
-        meter.record(said * 32)
+        meter.record(reports * 32)
         meter.count(ended * 32)
     return (time.perf_counter() - began) / tasks * 1e6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What it costs a queue to be watched, in pairs of runs.")
+    parser = argparse.ArgumentParser(description="Measure what a monitor costs a queue, in pairs of runs.")
     parser.add_argument("kind", nargs="?", default="memory", choices=URLS, help="of the store")
     kind = parser.parse_args().kind
     slower, more = [], []
@@ -69,10 +70,10 @@ def main() -> None:
         slower.append(took["A"][0] / took["B"][0])
         more.append(took["A"][1] / took["B"][1])
         watched, alone = (2 * TASKS / took[which][0] for which in "AB")
-        print(f"{kind}: {watched:10,.0f} tasks/s watched {alone:10,.0f} alone; {more[-1]:.3f} of the processor time")
-    print(f"{kind}: median of {PAIRS} pairs: being watched costs {percent(1 - 1 / statistics.median(slower))} of the "
+        print(f"{kind}: {watched:10,.0f} tasks/s with a monitor {alone:10,.0f} without; {more[-1]:.3f} of the CPU time")
+    print(f"{kind}: median of {PAIRS} pairs: a monitor costs {percent(1 - 1 / statistics.median(slower))} of the "
           f"throughput, {percent(statistics.median(more) - 1)} of processor time")  # fmt: skip
-    print(f"a node counts a task in {statistics.median(metering() for _ in range(5)):.2f} us")
+    print(f"a node counts a task in {statistics.median(metering_cost() for _ in range(5)):.2f} us")
 
 
 def percent(part: float) -> str:

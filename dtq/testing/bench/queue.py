@@ -1,8 +1,8 @@
-"""Benchmarks: `python -m dtq.testing.bench` prints what this machine does, side by side in one run. With the URL of a
-Redis or Valkey server behind it, that of a store there too.
+"""Benchmarks: `python -m dtq.testing.bench` measures this machine and prints figures side by side. With the URL of a
+Redis or Valkey server as its argument, it measures the store there too.
 
-Machines are noisy and differ, so a single figure says little: each figure is the median of some rounds, with the worst
-and best beside it, and what is compared runs in turn within the same run.
+Machines are noisy and differ, so a single figure means little. Each figure is the median of some rounds, printed with
+the worst and best; figures to compare come from rounds that alternate within one run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Beside = Callable[[TaskQueue], AbstractContextManager[Any]]
 
 
 def nothing(payload: object, context: object) -> None:
-    """The handler of all throughput figures."""
+    """The handler of all throughput figures: it does nothing."""
 
 
 URLS = {"memory": "memory:", "file": "file:{}/queue", "sqlite": "{}/queue.db"}
@@ -37,7 +37,7 @@ URLS = {"memory": "memory:", "file": "file:{}/queue", "sqlite": "{}/queue.db"}
 
 @contextmanager
 def fresh_store(kind: str) -> Iterator[Store]:
-    """An empty store, on the disk that holds the working directory where it needs one."""
+    """Open an empty store. If it needs a disk, it is on the disk of the working directory."""
     with tempfile.TemporaryDirectory(dir=".") as directory:
         store = open_store(URLS[kind].format(directory))
         yield store
@@ -45,8 +45,8 @@ def fresh_store(kind: str) -> Iterator[Store]:
 
 
 def throughput(kind: str, tasks: int = 10_000, workers: int = 2, beside: Beside = nullcontext) -> float:
-    """No-op tasks a second, from the first add to the last ending; each must have run exactly once. `beside(queue)` is
-    entered meanwhile."""
+    """Return no-op tasks a second, from the first add to the last outcome. Each task must have run exactly once.
+    `beside(queue)` is entered meanwhile."""
     with fresh_store(kind) as store, TaskQueue(store, {"nothing": nothing}, workers) as queue:
         queue.add("nothing").result(30)
         with beside(queue):
@@ -59,7 +59,7 @@ def throughput(kind: str, tasks: int = 10_000, workers: int = 2, beside: Beside 
 
 
 def latency(kind: str, tasks: int = 500) -> float:
-    """Milliseconds from add to result, one task at a time: the median."""
+    """Return the median time from add to result, in milliseconds, one task at a time."""
     with fresh_store(kind) as store, TaskQueue(store, {"nothing": nothing}, 2) as queue:
         queue.add("nothing").result(30)
         times = []
@@ -71,7 +71,7 @@ def latency(kind: str, tasks: int = 500) -> float:
 
 
 def recovery(kind: str, tasks: int = 10_000) -> float:
-    """Milliseconds to open a store with so many waiting tasks, until the first of them is claimed."""
+    """Return the milliseconds from opening a store with this many waiting tasks until the first of them is claimed."""
     with tempfile.TemporaryDirectory(dir=".") as directory:
         url = URLS[kind].format(directory)
         store = open_store(url)
@@ -86,7 +86,8 @@ def recovery(kind: str, tasks: int = 10_000) -> float:
 
 
 def claim_cost(store: Store, rounds: int = 40, n: int = 32) -> float:
-    """Microseconds for one task in a claim of n, the median; what is claimed is completed between the rounds."""
+    """Return the median time for each task of a claim of n, in microseconds. Claimed tasks are completed between
+    rounds."""
     store.heartbeat(Node("bench"), (), 30, NOW)
     store.add([_task() for _ in range(rounds * n)])
     times = []
@@ -104,19 +105,19 @@ def _task(**options: object) -> Task:
 
 
 def with_future(store: Store, tasks: int = 200_000) -> None:
-    """So many tasks of the highest priority that are not due for an hour."""
+    """Add this many tasks of the highest priority that become due in an hour."""
     store.add([_task(priority=1000, run_at=NOW + 3600) for _ in range(tasks)])
 
 
 def with_throttled(store: Store, tasks: int = 100_000) -> None:
-    """So many tasks of the highest priority in a lane whose limit is reached."""
+    """Add this many tasks of the highest priority in a lane whose limit is reached."""
     store.set_lane(key="throttled", rate=0.001)
     store.add([_task(priority=1000, limit_key="throttled") for _ in range(tasks)])
     store.claim("bench", 1, 30, NOW, {TYPE})
 
 
 def bare(store: Store) -> None:
-    """Nothing ahead."""
+    """Add no further tasks."""
 
 
 def claim_costs(kind: str) -> dict[str, float]:
@@ -134,8 +135,8 @@ def rounds(measure: Callable[[], float], n: int = 5) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What this machine does, side by side in one run.")
-    parser.add_argument("url", nargs="?", help="of a Redis or Valkey server: its store is measured too")
+    parser = argparse.ArgumentParser(description="Measure this machine, and print the figures side by side.")
+    parser.add_argument("url", nargs="?", help="of a Redis or Valkey server, to measure the store there too")
     if url := parser.parse_args().url:
         URLS["redis"] = f"{url}{'&' if '?' in url else '?'}namespace=bench{{}}"
     print(f"Python {sys.version.split()[0]}, in {Path.cwd()}; median (worst to best) of 5 rounds\n")

@@ -1,10 +1,10 @@
-"""Failpoints: places with a name at which a node of a run with faults kills itself, and the faults of its own disk.
+"""Failpoints: named places at which a node of a chaos run kills itself, and faults of the node's disk.
 
-    TaskQueue --> WatchedStore --> the store     claim, update, ...: before, after; and what it answered is told
-              --> pool.dispatch                  dispatch: before, after
-    FileStore --> BadDisk                        append: in the middle of a line; flush; rename: before it is done
+    TaskQueue --> WatchedStore --> the store     before and after claim, update, ...; records answers
+              --> pool.dispatch                  before and after dispatch
+    FileStore --> FaultyDisk                     append: in the middle of a line; flush; rename: before it is done
 
-They stand in the seams that a queue has anyhow. A queue that is not to die has none of them, and pays nothing.
+They wrap arguments that a queue has anyway. A queue in production has none of them, and pays nothing.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from dtq.stores.file.disk import Disk
 from dtq.stores.protocol import Outcome, Store
 from dtq.stores.sqlite.store import SQLiteStore
 from dtq.task.model import Task
-from dtq.testing.chaos.history_log import Witness
-from dtq.testing.chaos.invariants import Line, What
+from dtq.testing.chaos.history_log import HistoryLog
+from dtq.testing.chaos.invariants import Line, LineKind, name_of
 
 STEPS = ("claim", "update", "heartbeat", "reap", "dispatch")
-EVERYWHERE = tuple(f"{when} {step}" for step in STEPS for when in ("before", "after"))
+ON_STORES = tuple(f"{when} {step}" for step in STEPS for when in ("before", "after"))
 ON_FILES = ("append", "flush", "rename")
-NO_LIMIT = 0xFFFFFFFE  # pages
+UNLIMITED_PAGES = 0xFFFFFFFE  # the highest max_page_count of SQLite
 
 
 class Failpoint:
-    """Kills this process when the place of that name is passed for the `passes`-th time; no name: never."""
+    """Kill this process when it passes the named place for the `passes`-th time; without a name, never."""
 
     def __init__(self, name: str = "", passes: int = 1) -> None:
         self.name = name
         self._left = passes
 
-    def is_here(self, name: str) -> bool:
+    def is_due(self, name: str) -> bool:
         if name == self.name:
             self._left -= 1
         return name == self.name and self._left <= 0
 
-    def passed(self, name: str) -> None:
-        if self.is_here(name):
+    def pass_by(self, name: str) -> None:
+        if self.is_due(name):
             die()
 
 
 def die() -> None:
-    """SIGKILL: no goodbye, no clean-up."""
+    """Kill this process with SIGKILL, without any clean-up."""
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
 
 
-class BadDisk(Disk):
-    """Dies in the middle of what it does, is slow, or full."""
+class FaultyDisk(Disk):
+    """A disk that is slow, full, or kills the process in the middle of a write."""
 
     def __init__(self, failpoint: Failpoint) -> None:
-        self.seconds = 0.0  # that each flush takes longer
+        self.seconds = 0.0  # added to each flush
         self.is_full = False
         self._failpoint = failpoint
 
     def append(self, descriptor: int, data: bytes) -> None:
-        if self._failpoint.is_here("append"):
+        if self._failpoint.is_due("append"):
             super().append(descriptor, data[: len(data) // 2])
             die()
         if self.is_full:
@@ -70,12 +70,12 @@ class BadDisk(Disk):
         super().append(descriptor, data)
 
     def flush(self, descriptor: int) -> None:
-        self._failpoint.passed("flush")
+        self._failpoint.pass_by("flush")
         time.sleep(self.seconds)
         super().flush(descriptor)
 
     def place(self, path: str, data: bytes) -> None:
-        if self._failpoint.is_here("rename"):
+        if self._failpoint.is_due("rename"):
             folder, name = os.path.split(path)
             with open(f"{folder}/.{name}", "wb") as file:
                 file.write(data)
@@ -85,12 +85,12 @@ class BadDisk(Disk):
 
 
 class WatchedStore:
-    """A node's store: what it has answered is written down; the failpoints around each call."""
+    """Wraps a node's store: records what the store answers, and has failpoints around each call."""
 
-    def __init__(self, store: Store, disk: BadDisk, witness: Witness, failpoint: Failpoint, node: str) -> None:
+    def __init__(self, store: Store, disk: FaultyDisk, history: HistoryLog, failpoint: Failpoint, node: str) -> None:
         self._store = store
         self._disk = disk
-        self._witness = witness
+        self._history = history
         self._failpoint = failpoint
         self._node = node
 
@@ -98,54 +98,56 @@ class WatchedStore:
         return getattr(self._store, name)
 
     def _around(self, name: str, *args: Any) -> Any:
-        self._failpoint.passed(f"before {name}")
+        self._failpoint.pass_by(f"before {name}")
         answer = getattr(self._store, name)(*args)
-        self._failpoint.passed(f"after {name}")
+        self._failpoint.pass_by(f"after {name}")
         return answer
 
     def claim(self, *args: Any) -> list[Task]:
-        return self._told("claimed", self._around("claim", *args))
+        return self._record("claimed", self._around("claim", *args))
 
     def reap(self, *args: Any) -> list[Task]:
-        return self._told("taken over", self._around("reap", *args))
+        return self._record("taken over", self._around("reap", *args))
 
-    def _told(self, what: What, tasks: list[Task]) -> list[Task]:
-        self._witness.write(*(Line(what, task.id, task.version, self._node) for task in tasks), flush=False)
+    def _record(self, what: LineKind, tasks: list[Task]) -> list[Task]:
+        """Record that the store gave these tasks to this node. Return them."""
+        self._history.write(*(Line(what, name_of(task), task.version, self._node) for task in tasks), flush=False)
         return tasks
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         accepted: set[str] = self._around("update", outcomes)
-        known = {task.id: task.version for task, _ in outcomes}
-        self._witness.write(*(Line("accepted", id, known[id], self._node) for id in accepted), flush=False)
+        known = {task.id: task for task, _ in outcomes}
+        stored = [known[id] for id in accepted]
+        self._history.write(*(Line("accepted", name_of(t), t.version, self._node) for t in stored), flush=False)
         return accepted
 
     def heartbeat(self, *args: Any) -> set[str]:
         lost: set[str] = self._around("heartbeat", *args)
         return lost
 
-    # --- its disk
+    # --- faults of its disk
 
-    def be_slow(self, seconds: float) -> None:
-        """Each flush of files takes so much longer; SQLite holds its lock once for so long."""
+    def set_slow(self, seconds: float) -> None:
+        """Delay each flush of a file store by `seconds`; hold SQLite's write lock once for that long."""
         self._disk.seconds = seconds
         if isinstance(self._store, SQLiteStore):
             self._store.database.write(lambda _: time.sleep(seconds), flush=False, wake=None)
 
-    def be_full(self, is_full: bool) -> None:
-        """Files cannot grow; nor can the database, by SQLite's own limit."""
+    def set_full(self, is_full: bool) -> None:
+        """Let neither the files nor the database grow (for SQLite by its own limit of pages)."""
         self._disk.is_full = is_full
         if isinstance(self._store, SQLiteStore):
-            pages = 1 if is_full else NO_LIMIT  # never fewer than there are
+            pages = 1 if is_full else UNLIMITED_PAGES  # SQLite keeps the pages that it already has
             self._store.database.writer.execute(f"PRAGMA max_page_count = {pages}")
 
 
-def watched_dispatch(dispatch: Callable[..., None], witness: Witness, failpoint: Failpoint, node: str) -> Any:
-    """A pool's `dispatch`: what is given to workers is written down; a failpoint on each side."""
+def watched_dispatch(dispatch: Callable[..., None], history: HistoryLog, failpoint: Failpoint, node: str) -> Any:
+    """Wrap a pool's `dispatch`: record what the workers get, with a failpoint on each side."""
 
-    def dispatched(tasks: Sequence[Task], *args: Any) -> None:
-        failpoint.passed("before dispatch")
-        witness.write(*(Line("given", task.id, task.version, node) for task in tasks), flush=False)
+    def wrapped(tasks: Sequence[Task], *args: Any) -> None:
+        failpoint.pass_by("before dispatch")
+        history.write(*(Line("dispatched", name_of(task), task.version, node) for task in tasks), flush=False)
         dispatch(tasks, *args)
-        failpoint.passed("after dispatch")
+        failpoint.pass_by("after dispatch")
 
-    return dispatched
+    return wrapped

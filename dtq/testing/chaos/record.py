@@ -1,4 +1,4 @@
-"""Record: what a run has shown, as one line of a JSON-lines file, so that runs add up; and the tables made from it."""
+"""Summaries of chaos runs, each a line of a JSON-lines file, so that runs add up; and the tables made from such files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from pathlib import Path
 import msgspec
 
 from dtq.task.model import Status
-from dtq.testing.chaos.harness import Outcome
+from dtq.testing.chaos.harness import ChaosResult
 from dtq.testing.chaos.plan import KILLS
 
-BARS = " ▁▂▃▄▅▆▇█"
+BARS = " ▁▂▃▄▅▆▇█"  # from empty to full
 NAMES = {"sqlite": "SQLite", "file": "`file:`", "memory": "simulated", "redis": "Valkey"}
 
 
-class Record(msgspec.Struct, frozen=True):
-    """One run: where it ran, what was done, what was found. `repeats` are runs of an attempt beyond the first, `parked`
-    the tasks that were given up because three nodes died under them."""
+class RunSummary(msgspec.Struct, frozen=True):
+    """One run: where it ran, what was done, what was found.
+
+    `repeats` are runs of an attempt beyond its first; `parked` are tasks that failed because three nodes died under
+    them.
+    """
 
     store: str
     seed: int
@@ -41,20 +44,21 @@ class Record(msgspec.Struct, frozen=True):
     python: str
 
 
-def of(store: str, outcome: Outcome) -> Record:
-    evidence, broken = outcome.evidence, outcome.broken
-    kills = sum(outcome.faults.get(kind, 0) for kind in KILLS)
-    return Record(
-        store, outcome.seed, len(evidence.tasks), kills, sum(outcome.faults.values()) - kills,
-        sum(len(broken.get(name, ())) for name in ("nothing_acknowledged_is_lost", "everything_ends")),
-        len(broken.get("no_stale_write_is_accepted", ())), sum(map(len, broken.values())), evidence.repeats(),
-        sum(task.status == Status.FAILED for task in evidence.tasks.values()), round(outcome.seconds, 1),
+def of(store: str, result: ChaosResult) -> RunSummary:
+    """Return the summary of this run on a store of this kind."""
+    run, broken = result.record, result.broken
+    kills = sum(result.faults.get(kind, 0) for kind in KILLS)
+    return RunSummary(
+        store, result.seed, len(run.tasks), kills, sum(result.faults.values()) - kills,
+        sum(len(broken.get(name, ())) for name in ("nothing_acknowledged_is_lost", "every_task_ends")),
+        len(broken.get("no_stale_write_is_accepted", ())), sum(map(len, broken.values())), run.repeats(),
+        sum(task.status == Status.FAILED for task in run.tasks.values()), round(result.seconds, 1),
         time.strftime("%Y-%m-%d", time.gmtime()), commit(), machine(), platform.python_version(),
     )  # fmt: skip
 
 
 def commit() -> str:
-    """Of the checkout that this runs from."""
+    """Return the commit of the checkout that this code runs from, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=10", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -66,18 +70,18 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
-def append(path: Path, record: Record) -> None:
+def append(path: Path, record: RunSummary) -> None:
     with open(path, "ab") as file:
         file.write(msgspec.json.encode(record) + b"\n")
 
 
-def read(path: Path) -> list[Record]:
-    return [msgspec.json.decode(line, type=Record) for line in path.read_bytes().splitlines() if line.strip()]
+def read(path: Path) -> list[RunSummary]:
+    return [msgspec.json.decode(line, type=RunSummary) for line in path.read_bytes().splitlines() if line.strip()]
 
 
-def markdown(records: Iterable[Record]) -> str:
-    """The runs of each store added up, as a table for the README, and below it where they ran."""
-    by_store: dict[str, list[Record]] = {}
+def markdown(records: Iterable[RunSummary]) -> str:
+    """Return a table for the README that adds up the runs of each store, and a line about where they ran."""
+    by_store: dict[str, list[RunSummary]] = {}
     for record in records:
         by_store.setdefault(record.store, []).append(record)
     columns = (
@@ -101,7 +105,7 @@ def markdown(records: Iterable[Record]) -> str:
     return "\n".join([*lines, "", f"{'; '.join(places)}, {when}; commits {', '.join(commits)}."])
 
 
-def _row(store: str, runs: list[Record]) -> str:
+def _row(store: str, runs: list[RunSummary]) -> str:
     names = ("tasks", "kills", "other_faults", "lost", "stale", "broken", "repeats", "parked")
     sums = (f"{sum(getattr(run, name) for run in runs):,}" for name in names)
     return _line((NAMES.get(store, store), *sums, _ranges(run.seed for run in runs)))
@@ -112,7 +116,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """1-3, 7"""
+    """Return numbers as ranges: 1-3, 7"""
     ranges: list[list[int]] = []
     for number in sorted(set(numbers)):
         if ranges and number == ranges[-1][-1] + 1:
@@ -123,7 +127,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def figure(ended: list[int]) -> str:
-    """Tasks that ended in each second, as bars: what a fault costs shows as a dent."""
+    """Return the number of tasks that ended in each second, as bars. A fault shows as a dent."""
     each = [later - earlier for earlier, later in zip([0, *ended], ended, strict=False)]
     most = max([*each, 1])
     return "".join(BARS[-(-n * (len(BARS) - 1) // most)] for n in each)

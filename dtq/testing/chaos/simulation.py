@@ -1,9 +1,9 @@
-"""Simulation: the real loop and the real MemoryStore, several nodes of them, under a clock that is made up.
+"""Simulation: several nodes with the real loop and the real MemoryStore, on a simulated clock.
 
-    seed --> World, Nodes, Client --a storm of virtual seconds, then calm--> RunRecord --> which promises were broken
+    seed --> World, SimNodes, SimClient --a storm of faults, then calm--> RunRecord --> broken invariants
 
-Nothing waits, so thousands of schedules take a minute; all chance comes from the seed, so one that breaks a promise can
-be run again, step by step:  dtq chaos memory: --seed 4711 --schedules 1
+Nothing waits in real time, so thousands of schedules take a minute. All randomness comes from the seed, so a schedule
+that breaks an invariant can be repeated, step by step:  dtq chaos memory: --seed 4711 --schedules 1
 """
 
 from __future__ import annotations
@@ -19,97 +19,104 @@ from msgspec import Struct
 from dtq.queue.loop import Loop
 from dtq.stores.memory.store import MemoryStore
 from dtq.testing.chaos import invariants
-from dtq.testing.chaos.actors import Client, Node, Reuser
 from dtq.testing.chaos.invariants import RunRecord, name_of
-from dtq.testing.chaos.world import BEGIN, LEASE, LIMITED, MOST, SWEEP, World
+from dtq.testing.chaos.sim_clients import IdReuser, SimClient
+from dtq.testing.chaos.sim_nodes import SimNode
+from dtq.testing.chaos.world import BEGIN, LEASE, LIMITED, MAX_RUNNING, SWEEP, World
 
 NODES = 3
 TASKS = 14
-STORM = 15.0  # virtual seconds with faults
-CALM = 400.0  # and without: by then everything has to have ended
-AWAKE = 1.5  # after a sleep of the machine, until every living node has taken a turn
-STEP = 1.0  # of the calm, after which one looks whether all has ended
+STORM = 15.0  # simulated seconds with faults
+CALM = 400.0  # simulated seconds without faults, by which every task must have ended
+AWAKE = 1.5  # seconds after a sleep of the machine until every living node has taken a turn
+STEP = 1.0  # seconds between checks, in the calm, whether every task has ended
 
 
-class Schedule(Struct):
-    """What became of one seed: the promises that were broken, how; the story, line by line; and what was seen."""
+class SimulatedRun(Struct):
+    """The result of one seed: the broken invariants, the story line by line, and what was recorded."""
 
     seed: int
     broken: dict[str, list[str]]
     story: list[str]
-    evidence: RunRecord
+    record: RunRecord
 
     def __str__(self) -> str:
-        told = [f"{name}: {sentence}" for name, sentences in self.broken.items() for sentence in sentences]
-        return "\n".join([*self.story, *(told or ["every promise was kept"])])
+        broken = [f"{name}: {sentence}" for name, sentences in self.broken.items() for sentence in sentences]
+        return "\n".join([*self.story, *(broken or ["every promise was kept"])])
 
 
 def simulate(
     seed: int, *, make_store: Callable[[], MemoryStore] = MemoryStore, make_loop: Callable[..., Loop] = Loop,
-    sleeps: bool = False, lives: bool = False,
-) -> Schedule:  # fmt: skip
-    """Runs the schedule of this seed. The store and the loop may be others, broken ones say. With `sleeps` the machine
-    sleeps now and then; with `lives` ids are used again when their tasks were deleted."""
+    sleeps: bool = False, reuse_ids: bool = False,
+) -> SimulatedRun:  # fmt: skip
+    """Run the schedule of this seed. Return what it recorded and broke.
+
+    Args:
+        make_store: makes the store, which a test may break.
+        make_loop: makes the loop of each node, which a test may break.
+        sleeps: the whole machine sleeps now and then.
+        reuse_ids: a client deletes tasks and adds others under their ids.
+    """
     world = World(seed, make_store, sleeps)
     with _quiet():
-        _Cast(world, make_loop).play(lives)
-    world.evidence.tasks = {name_of(task): task for task in world.store.find(limit=10 * TASKS)}
+        Simulation(world, make_loop).run(reuse_ids)
+    world.record.tasks = {name_of(task): task for task in world.store.find(limit=10 * TASKS)}
     world.store.close()
-    return Schedule(seed, invariants.broken(world.evidence), world.story, world.evidence)
+    return SimulatedRun(seed, invariants.broken(world.record), world.story, world.record)
 
 
-def hunt(seeds: Iterable[int], **parts: Any) -> Schedule | None:
-    """The first schedule that breaks a promise; None if all are kept. `parts` as in `simulate`."""
+def hunt(seeds: Iterable[int], **parts: Any) -> SimulatedRun | None:
+    """Return the first schedule that breaks an invariant; None if all of them hold. `parts` are those of `simulate`."""
     return next((schedule for seed in seeds if (schedule := simulate(seed, **parts)).broken), None)
 
 
-class _Cast:
-    """Who plays in a world."""
+class Simulation:
+    """The nodes and clients of one world."""
 
     def __init__(self, world: World, make_loop: Callable[..., Loop]) -> None:
         self.world = world
         self.make_loop = make_loop
-        self.names = count(1)
-        self.nodes: list[Node] = []
-        world.store.set_lane(key=LIMITED, max_running=MOST)
+        self.numbers = count(1)
+        self.nodes: list[SimNode] = []
+        world.store.set_lane(key=LIMITED, max_running=MAX_RUNNING)
 
-    def play(self, lives: bool) -> None:
+    def run(self, reuse_ids: bool) -> None:
         world = self.world
         for _ in range(NODES):
-            self.make_executors()
-        Client(world, TASKS, self.tell)
-        if lives:
-            Reuser(world, self.tell)
+            self.start_node()
+        SimClient(world, TASKS, self.hint_nodes)
+        if reuse_ids:
+            IdReuser(world, self.hint_nodes)
         world.sleep_now_and_then()
         while (left := BEGIN + STORM - world.ticks) > 0:
             world.run_until(world.now + left)
         world.calm = True
         world.tell("world", "the storm is over")
         quiet_since = world.now
-        while world.store.stats().unfinished and world.now < quiet_since + CALM and not world.evidence.seen:
+        while world.store.stats().unfinished and world.now < quiet_since + CALM and not world.record.violations:
             world.run_until(world.now + STEP)
             if world.now > quiet_since + LEASE + SWEEP:
-                world.look_for_late_ones()
+                world.check_leases()
 
-    def make_executors(self) -> None:
-        """Start a node. One that starts right after a sleep would know nothing of it: it comes a little later."""
+    def start_node(self) -> None:
+        """Start a node. Right after a sleep it waits a little: a new node could not notice that sleep."""
         if self.world.now < self.world.woke_at + AWAKE:
-            self.world.at(self.world.woke_at + AWAKE, self.make_executors)
+            self.world.at(self.world.woke_at + AWAKE, self.start_node)
             return
         self.nodes = [node for node in self.nodes if node.alive]
-        self.nodes.append(Node(self.world, f"n{next(self.names)}", self.make_loop, self.replace))
+        self.nodes.append(SimNode(self.world, f"n{next(self.numbers)}", self.make_loop, self.start_node_later))
 
-    def replace(self) -> None:
-        self.world.at(self.world.now + self.world.some_time(1.0), self.make_executors)
+    def start_node_later(self) -> None:
+        self.world.at(self.world.now + self.world.some_time(1.0), self.start_node)
 
-    def tell(self) -> None:
+    def hint_nodes(self) -> None:
         for node in self.nodes:
             node.hint()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A node says that its store failed; here it does so all the time."""
+    """Silence dtq's log: the stores of a simulation fail all the time."""
     log = logging.getLogger("dtq")
     before, log.disabled = log.disabled, True
     try:

@@ -1,6 +1,7 @@
-"""The handler of a run with faults: says when it begins and ends, and in between takes its time, or fails as planned.
+"""The handler of a chaos run: it records when it begins and ends, and sleeps or fails in between as its payload says.
 
-payload: `log`, where to say it; `seconds`; `fails`, how many first attempts raise. Its result is the name of the run.
+Payload: `life`, the task's name in the history if that is not its id; `log`, the path of the history; `seconds`, how
+long to sleep; `fails`, how many of the first attempts raise. The result is the name of the run.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ import time
 from functools import cache
 from typing import Any
 
-from dtq.testing.chaos.history_log import Witness
+from dtq.testing.chaos.history_log import HistoryLog
 from dtq.testing.chaos.invariants import Line
 
-_witness = cache(Witness)  # one for each worker
+_open_log = cache(HistoryLog)  # one for each worker
 
 
 def execute(payload: dict[str, Any], context: Any) -> str:
     run = f"{os.getpid()}-{time.monotonic_ns()}"
-    witness = _witness(payload["log"])
-    witness.write(Line("began", context.task_id, context.attempt, run))
+    name, history = payload.get("life", context.task_id), _open_log(payload["log"])
+    history.write(Line("began", name, context.attempt, run))
     time.sleep(payload["seconds"])
     if context.attempt <= payload["fails"]:
         raise ValueError("as planned")
-    witness.write(Line("ended", context.task_id, context.attempt, run))
+    history.write(Line("ended", name, context.attempt, run))
     return run
