@@ -1,4 +1,4 @@
-"""Summaries of chaos runs, each a line of a JSON-lines file, so that runs add up; and the tables made from such files."""
+"""Summaries of chaos runs, each a line of a JSON-lines file, so that runs add up; and tables made from such files."""
 
 from __future__ import annotations
 
