@@ -35,6 +35,7 @@ def test_a_small_run_breaks_no_promise(url, tmp_path):
     assert sum(result.faults[kind] for kind in KILLS if kind in result.faults) == PROFILES["small"].kills
     assert len(result.record.tasks) >= PROFILES["small"].tasks
     assert list(result.record.of("taken over"))
+    assert list(result.record.of("deleted"))
     line = record.of("file", result)
     record.append(tmp_path / "runs", line)
     record.append(tmp_path / "runs", line)
