@@ -1,5 +1,5 @@
-"""Where tasks live: one protocol, and a folder for each store that keeps it.
+"""Stores keep the tasks: one protocol, and a folder for each store.
 
-May import: task, policy, wakeup.
-Read first: protocol.py, then memory/index.py, the specification in executable form.
+May import: errors, files, sync, task, policy.
+Read first: protocol.py, then memory/index.py, the executable specification.
 """

@@ -1,4 +1,4 @@
-"""The URL of a store: how it is shown, and which options it carries. Its secrets go to the server and nowhere else."""
+"""Address: parse the URL of a store on a server, and hide the secrets in any URL before it is shown."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dtq.errors import StoreError
 
 
 def redacted(url: str) -> str:
-    """The URL of any store without user and password, and without any that is an option."""
+    """Return the URL of any store with its user and password hidden, also where they are options."""
     url = re.sub(r"^([\w+.-]+://)(?!/)[^?]*@", r"\1***@", url)  # three slashes: a path, in which an @ is an @
     return re.sub(r"(?i)([?&][^=&]*(?:password|username)[^=&]*=)[^&]*", r"\1***", url)
 
 
 def parse_address(url: str) -> tuple[str, dict[str, Any]]:
-    """The URL without the options that are ours, and those. Raises StoreError where one is not as it must be."""
+    """Return the URL without the options of dtq, and those options. Raises StoreError for an invalid one."""
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise StoreError(f"{redacted(url)!r} names no server: write redis://host:6379/0")

@@ -1,4 +1,4 @@
-"""Find the store that a URL names, and open it. Only that store is imported."""
+"""Open the store that a URL names. Only the module of that store is imported."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from dtq.stores.protocol import Store
 
 
 def open_store(url: str | os.PathLike[str] | Store) -> Store:
-    """The store that a URL names: `memory:`, `sqlite:///path`, `file:directory`, `redis://host:port/number` (`rediss:`
-    with TLS; `valkey:` and `valkeys:` are the same), or a bare path, which means SQLite. Options follow a question
-    mark: `file:queue?persistence_interval=1`, `redis://host/0?namespace=mail`. A store is given back as it is.
+    """Open the store that a URL names, and return it.
 
-    Raises StoreError where the URL names no store, or the store cannot be opened.
+    Args:
+        url: `memory:`, `sqlite:///path`, `file:directory`, `redis://host:port/number` (`rediss:` with TLS; `valkey:`
+            and `valkeys:` are the same), or a bare path, which means SQLite. Options follow a question mark:
+            `file:queue?persistence_interval=1`, `redis://host/0?namespace=mail`. A Store is returned unchanged.
+
+    Raises:
+        StoreError: The URL names no store, or the store cannot be opened.
     """
     if isinstance(url, os.PathLike):
         return _open_sqlite(os.fspath(url))
@@ -69,14 +73,14 @@ def _open_sqlite(path: str, **options: Any) -> Store:
 
 
 def _database(url: str, place: str) -> str:
-    """sqlite:///a/b is a/b below the working directory, sqlite:////a/b is /a/b (as SQLAlchemy has it)."""
+    """Return the path in the URL: sqlite:///a/b is a/b, sqlite:////a/b is /a/b (as in SQLAlchemy)."""
     if not place.startswith("///") or len(place) == 3:
         raise StoreError(f"{url!r} names no database: write sqlite:///relative/path.db or sqlite:////absolute/path.db")
     return place[3:]
 
 
 def _directory(url: str, place: str) -> str:
-    """file:a/b, file:/a/b, or file:///a/b (as RFC 8089 has it)."""
+    """Return the path in the URL: file:a/b, file:/a/b, or file:///a/b (RFC 8089)."""
     place = place.removeprefix("//") if place.startswith("///") else place
     if not place or place.startswith("//"):
         raise StoreError(f"{url!r} names no directory: write file:relative/path or file:/absolute/path")

@@ -1,13 +1,13 @@
-"""Stores: where tasks live. The protocol that every store keeps, and `open_store`, which finds the store of a URL.
+"""Protocol: the rules that every store keeps.
 
-A store is mechanism only: it claims atomically, compares and sets, counts and wakes. What happens to a task is decided
-by the pure transitions of dtq.task.model, and the store ends no task by itself. MemoryStore is the executable
-specification, and dtq.testing.conformance holds the rules below as checks that every store has to pass.
+A store is mechanism only: it claims atomically, compares and sets, counts, and wakes waiting nodes. The pure
+transitions of dtq.task.transitions decide what happens to a task; a store ends no task by itself. MemoryStore is the
+executable specification, and dtq.testing.conformance checks every store against the rules below.
 
-        add           claim               update (status as the transition made it)
-    -----------> waiting -----> processing -----------------------------------------> terminal, or waiting again
-                     ^              |
-                     +--- reap <----+  the lease has run out, or the node is dead
+        add           claim               update (the status comes from the transition)
+    -----------> waiting -----> processing --------------------------------------------> terminal, or waiting again
+                                 |      ^
+                                 +-reap-+  the lease has expired, or the node is dead: a new worker holds the task
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dtq.policy.limits import Limit
 from dtq.task.model import Status, Task
 
 Counts = dict[str, int]  # status -> how many
-Outcome = tuple[Task, Sequence[Task]]  # a task after its transition, and the successors that it plants
+Outcome = tuple[Task, Sequence[Task]]  # a task after its transition, and the successors to add with it
 
 
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A process that runs tasks, as it describes itself with each heartbeat. Times are UTC seconds."""
+    """A process that runs tasks, as it describes itself in each heartbeat. Times are UTC seconds."""
 
     id: str
     host: str = ""
@@ -40,19 +40,23 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Workers(msgspec.Struct, frozen=True):
-    """Worker processes over all nodes."""
+    """The number of workers on all nodes, and how many of them are running a task."""
 
     total: int
     active: int
 
     @property
     def idle(self) -> int:
+        """The number of workers that run no task."""
         return self.total - self.active
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """What is in the store, counted by every transition as it happens. `oldest` is the due time of the task that waits
-    longest."""
+    """The contents of a store, counted by each transition as it happens.
+
+    `counts` is by status; `queues` and `types` hold the same for each queue and each type. `oldest` is the due time of
+    the task that has waited longest, in UTC seconds. `nodes` and `limits` are those in the store.
+    """
 
     counts: Counts
     queues: dict[str, Counts]
@@ -63,39 +67,43 @@ class Stats(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
+        """The number of tasks in the store."""
         return sum(self.counts.values())
 
     @property
     def running(self) -> int:
+        """The number of tasks that are `processing`."""
         return self.counts[Status.PROCESSING]
 
     @property
     def unfinished(self) -> int:
+        """The number of tasks that are not terminal."""
         return sum(self.counts[s] for s in ("blocked", "pending", "processing", "retrying"))
 
     @property
     def workers(self) -> Workers:
+        """The workers of all nodes."""
         return Workers(sum(n.workers for n in self.nodes), sum(n.busy for n in self.nodes))
 
 
 @runtime_checkable
 class Store(Protocol):
-    """What every store does. `now` is UTC seconds; a method either does all of its work or, raising, none of it.
+    """What every store does. Any thread may call any method. `now` and all times are UTC seconds, `lease` is seconds.
 
-    Every method may be called from any thread. Raises StoreError where the store cannot be read or written: what was
-    not returned was not stored. What a method has returned survives `kill -9` (see each store for power loss).
+    A method does all of its work or, if it raises, none of it. Each raises StoreError if the store cannot be read or
+    written. What a method has returned survives `kill -9` (see each store for power loss).
     """
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
-        """Stores new tasks, in order; gives for each the id that now stands for it.
+        """Store these new `tasks`, in order. Return for each the id of the task that stands for it.
 
-        - A task whose `id`, or whose `key`, is taken is not stored: the id of the one that has it is given.
-        - Stored at version 1, or above every version that a deleted task had, so that no version of an id comes twice.
-        - It is `pending`; or `blocked` while a task named in `after` is not terminal.
-        - `after` names tasks stored before or of the same call; an unknown one is InvalidTask, and nothing is stored.
-          A task that is not stored, its id or key being taken, may name whom it likes: its parents may be gone by now.
-        - A parent that has failed or was cancelled already dooms the task, unless `on_parent_failure` is "run".
-        - Durable when it returns.
+        - A task whose `id` or `key` is taken is not stored: the id of the task that has it is returned instead.
+        - A new task has version 1, or one above the highest version of any deleted task: no version of an id recurs.
+        - It is `pending`, or `blocked` while a task named in `after` is not terminal.
+        - `after` names tasks that are stored, or added by the same call; any other id raises InvalidTask, and nothing
+          is stored. The parents of a task that is not stored, because its id or key is taken, are not checked.
+        - A parent that has already failed or was cancelled dooms the task, unless `on_parent_failure` is "run".
+        - Everything is durable before this returns.
         """
 
     def claim(
@@ -108,57 +116,57 @@ class Store(Protocol):
         queues: Collection[str] = (),
         min_priority: int | None = None,
     ) -> list[Task]:
-        """Takes up to n waiting tasks for `worker`, each for nobody else: best first.
+        """Take up to n waiting tasks for `worker` alone. Return them, best first.
 
-        - Only tasks of these types, of these queues (all, if none is named), of at least this priority.
-        - Due only: `run_at` has come. Order: priority (higher first), then the limit key that was served least, then
-          `run_at`, then insertion.
+        - Only tasks of these `types` and of these `queues` (any queue if it is empty), with at least `min_priority`.
+        - Only due tasks: `run_at` <= now. Order: priority (higher first), then the limit key that was served least,
+          then `run_at`, then insertion.
         - Only lanes whose limits are open; waiting for a limit costs no attempt. For a rate, a task counts from `now`,
-          or from its `run_at`, if that is up to a second later: the claim has stood in line meanwhile.
-        - Claimed: `processing`, version + 1, attempts + 1, `worker`, `started_at` = now, `lease_until` = now + lease.
-        - First of all, whatever their limits, come the doomed: waiting tasks whose `expires` has come (doom "expired"),
-          and children of a parent that failed or was cancelled. They are claimed without an attempt, to be ended.
-        - Its cost does not grow with how many tasks or limit keys wait, are scheduled for later, paused or throttled.
-          Of lanes whose limits open at the same time it lets in a bounded number; `next_due` is in the past until all
-          are in.
+          or from its `run_at` if that is up to a second later: the claim may have waited for a lock.
+        - A claimed task is `processing`, with version + 1, attempts + 1, `worker`, `started_at` = now and
+          `lease_until` = now + lease.
+        - Doomed tasks come first, whatever their limits: waiting tasks whose `expires` has passed (doom "expired"), and
+          children of a parent that failed or was cancelled. They are claimed without an attempt, to be ended.
+        - The cost does not grow with the number of tasks or limit keys that wait, are scheduled for later, paused or
+          throttled. Of lanes whose limits open at the same time, one claim opens a bounded number; `next_due` is in the
+          past until all are open.
         """
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        """Replaces each task whose stored version equals its own, and gives the ids of those. All in one step.
+        """Apply `outcomes`: replace each task whose stored version equals its own. Return the ids of those tasks.
 
-        - Stored at version + 1, so that an outcome is accepted once; any other version, or none, is left as it is.
-        - The fields in STATE are replaced; what the task is (type, queue, payload, ...) stays as it was added.
-        - A task that comes back from its end (it was terminal, and waits now) waits for its parents as a new one does:
-          `blocked` while one of them is not terminal, doomed by one that failed; those that are gone count no more.
-        - The successors of an accepted task are added as `add` does, those of a refused one are not.
-        - A successor that has the `key` of the very task that plants it takes it over: that task has none from then on.
-        - When the last of its parents is terminal, a `blocked` task becomes `pending`; a parent that failed or was
-          cancelled dooms it at once, unless `on_parent_failure` is "run".
-        - Durable when it returns.
+        - The new version is version + 1, so an outcome is accepted once. A task with another version is not changed.
+        - The fields in STATE are replaced; all others (type, queue, payload, ...) stay as they were added.
+        - A terminal task that waits again waits for its parents as a new task does: `blocked` while one of them is not
+          terminal, doomed by one that failed. Deleted parents no longer count.
+        - The successors of an accepted task are added as by `add`; those of a refused task are not.
+        - A successor with the same `key` as its own task takes the key over: that task has no key afterwards.
+        - A `blocked` task becomes `pending` when its last parent is terminal. A parent that failed or was cancelled
+          dooms it at once, unless `on_parent_failure` is "run".
+        - Everything is durable before this returns.
         """
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
-        """Says that the node lives and still has these tasks, each as it was claimed; gives the ids that it has lost.
+        """Report that `node` lives and holds the tasks `held`, as they were claimed. Return the ids that it has lost.
 
-        - Where version and worker still match, the lease is extended, and progress and note are stored; the version
-          stays.
-        - The other ids are given back: cancelled, reaped, deleted. Their attempt is to be stopped.
-        - A node sends one before its first claim, and a last one with a lease of 0, by which it leaves.
-        - With nothing held and nothing new to say, nothing is written.
+        - If version and worker still match, the lease is extended to `now` + `lease`, and progress and note are stored;
+          the version stays.
+        - The other tasks were cancelled, reaped or deleted: the node must stop their attempts.
+        - A node sends a heartbeat before its first claim, and a last one, with a lease of 0, to leave.
+        - If the node holds nothing and has not changed, nothing is written.
         """
 
     def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
-        """Takes over, for `worker`, up to n `processing` tasks whose lease has run out or whose node is known to be
-        dead.
+        """Take over, for `worker`, up to n `processing` tasks whose lease has expired at `now` or whose node is dead.
 
-        Claimed anew (version + 1, worker, lease), but with no attempt; the task's own worker is never reaped by itself
-        before its lease ends. Nodes known to be dead are forgotten when nothing is left of them.
+        Return them with version + 1, the new worker and a new lease, and the same number of attempts. A worker does not
+        take its own tasks before their leases end. A dead node is removed once it holds no more tasks.
         """
 
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
-        """Return the tasks of these ids, in this order; unknown ids are left out.
+        """Return the tasks with these ids, in this order, without unknown ids.
 
-        With `brief`, each task is as `brief_of` leaves it: without payload, result, history, log and traceback.
+        With `brief`, tasks come without payload, result, history, log and traceback (see `brief_of`).
         """
 
     def find(
@@ -172,12 +180,14 @@ class Store(Protocol):
         limit: int = 100,
         brief: bool = False,
     ) -> list[Task]:
-        """Return up to `limit` tasks in the order of their ids, starting after the id `after`: pages that stay stable
-        while tasks come and go. `brief`: as in `get`; a list of many large tasks then takes little memory."""
+        """Return up to `limit` tasks in the order of their ids, starting after the id `after`: pages stay stable while
+        tasks come and go. With `brief`, as in `get`, a list of many large tasks takes little memory."""
 
     def stats(self) -> Stats:
-        """Counters by queue, type and status, the oldest waiting task, nodes and limits. The cost does not grow with
-        tasks or limit keys, but for keys under which tasks of several priorities wait."""
+        """Return counters by queue, type and status, the oldest waiting task, nodes and limits.
+
+        The cost does not grow with tasks or limit keys, except keys with waiting tasks of several priorities.
+        """
 
     def set_lane(
         self,
@@ -190,51 +200,55 @@ class Store(Protocol):
         burst: int | None = None,
         max_running: int | None = None,
     ) -> None:
-        """Changes the limit of these lanes (see Limit); None leaves a setting as it is, 0 takes a limit away."""
+        """Change the limit of the lanes of this `queue`, `type` and limit `key`, where None means every one.
+
+        `paused`, `rate`, `burst` and `max_running` are the settings (see Limit). None keeps a setting, 0 removes it.
+        """
 
     def next_due(self, now: float) -> float | None:
-        """When, at the latest, `claim` may find something that it does not find now: a task comes due or expires, a
-        rate opens. None if nothing is foreseen; may be early, even in the past, where claim has not moved all that is
-        due."""
+        """Return the time at which `claim` may find more than now: a task becomes due or expires, or a rate opens.
+
+        None if no such time is known. It may be too early, and in the past if `claim` has not moved all due tasks yet.
+        """
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Removes these tasks, but none that is `processing`; gives how many. Their highest version is kept (see
-        `add`), by `purge` too.
+        """Remove the tasks with these `ids`, except those that are `processing`. Return how many were removed.
 
-        For the children that wait, for this parent or for anything else, it is as if cancelled. A child that runs keeps
-        its version, and is doomed when it waits again.
+        The store keeps their highest version (see `add`); so does `purge`. A waiting child is treated as if the parent
+        was cancelled. A running child keeps its version, and is doomed when it waits again.
         """
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
-        """Removes tasks of these terminal statuses that finished before this time, at most a few thousand a call;
-        gives how many. A task that an unfinished one names in `after` is kept. 0 means that nothing is left to remove.
+        """Remove tasks of these terminal statuses that finished before this time, at most a few thousand a call.
+
+        Return how many were removed; 0 means that nothing is left to remove. A task that an unfinished task names in
+        `after` is kept.
         """
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable when something changed: a hint, which may come early and for nothing."""
+        """Return a descriptor that becomes readable when something changed. It is a hint, and may be wrong."""
 
     def wait(self, timeout: float) -> bool:
-        """Waits up to `timeout` seconds for that hint, takes it away, and says whether it came. 0 only looks."""
+        """Wait up to `timeout` seconds for that hint, and clear it. Return True if it came. 0 does not wait."""
 
     def close(self) -> None:
-        """Ends the nodes that spoke through this store, and gives everything back. Closing twice is harmless."""
+        """Remove the nodes that used this store object, and release all resources. Closing twice is harmless."""
 
 
 def clock_of(store: Store) -> Callable[[], float]:
-    """What a store's nodes go by: the clock of the store, if it has one (a server's, by which the machines need not
-    agree), or else this machine's."""
+    """Return the clock that all nodes of a store use: the server's if the store has one, else this machine's."""
     clock: Callable[[], float] = getattr(store, "clock", time.time)
     return clock
 
 
 def clock_offset(store: Store) -> float:
-    """Seconds by which that clock is ahead of this machine's."""
+    """Return the seconds by which that clock is ahead of this machine's."""
     ahead: float = getattr(store, "ahead", 0.0)
     return ahead
 
 
 def sum_counts(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[str, Counts], dict[str, Counts]]:
-    """From (queue, type, status, how many): the tasks by status, in all, by queue, and by type."""
+    """Sum up rows of (queue, type, status, count). Return the counts by status: of all tasks, by queue, and by type."""
     counts = dict.fromkeys(map(str, Status), 0)
     queues: dict[str, Counts] = {}
     types: dict[str, Counts] = {}
@@ -245,12 +259,16 @@ def sum_counts(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[
 
 
 def doom_from(parent_id: str, status: str, strict: bool) -> str | None:
-    """Why the child of this ended parent is not to be run, if so; a child that is not `strict` runs all the same."""
+    """Return why the child of this terminal parent must not run; None if it may. A child that is not `strict` may
+    always run."""
     return f"its parent {parent_id} is {status}" if strict and status != Status.COMPLETED else None
 
 
 def parents_of(task: Task, stands_for: Mapping[str, str]) -> tuple[str, ...]:
-    """What the task waits for, where `stands_for` tells which ids of the same call gave way to others: a parent whose
-    key was taken is waited for in the task that has the key. No task waits for itself."""
+    """Return the ids of the tasks that this one waits for.
+
+    `stands_for` maps each id of the same call to the id that stands for it: if a parent was not stored because its key
+    was taken, the task waits for the task that has the key. No task waits for itself.
+    """
     parents = (stands_for.get(parent, parent) for parent in task.after)
     return tuple(parent for parent in parents if parent != task.id)

@@ -1,4 +1,4 @@
-"""What threads and forks need: a wake-up, a condition that survives interrupts, hooks around a fork.
+"""Tools for threads and forks: a wake-up, a condition that survives interrupts, hooks around a fork.
 
 May import: errors.
 Read first: wakeup.py.

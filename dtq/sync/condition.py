@@ -1,10 +1,10 @@
 """Condition: threading.Condition for threads that may be interrupted (Ctrl-C, a notebook's Stop).
 
-    with condition:                 threading.Condition: `__enter__` is written in Python. An interrupt behind the
-        condition.wait()            lock's own call, and before the body, leaves it locked for ever: the thread that
-                                    wants to notify hangs, and with it the node.
+    with condition:                 `__enter__` of threading.Condition is written in Python. An interrupt that comes
+        condition.wait()            between the locking and the body leaves the condition locked forever: the thread
+                                    that wants to notify hangs, and the node with it.
 
-Here the lock itself is the context manager, which CPython enters and leaves in one step.
+Here the lock itself is the context manager; CPython enters and leaves it in one step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _RLock: Any = type(threading.RLock())
 
 
 class Condition(_RLock, threading.Condition):  # type: ignore[misc]
-    """All methods of threading.Condition, on a lock of its own; `with` is that of the lock."""
+    """A threading.Condition that is its own lock, so that `with` enters and leaves the lock directly."""
 
     def __init__(self) -> None:
         self._waiters: deque[Any] = deque()
 
 
 class SafeFuture(Future[T]):
-    """A Future whose waiters may be interrupted: its result can be set all the same."""
+    """A Future whose result can still be set after a waiting thread was interrupted."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""Forks: what becomes of a store and a queue when this process forks (multiprocessing, gunicorn --preload).
+"""Forks: prepare stores and queues for a fork of this process (multiprocessing, gunicorn --preload).
 
-    before_fork   parent   let go of what a child must not inherit
+    before_fork   parent   close what a child must not inherit
     after_fork    parent   go on
-    in_child      child    close inherited descriptors, make locks anew, forget what belongs to the parent
+    in_child      child    close inherited descriptors, make new locks, forget what belongs to the parent
 
-The child has one thread: whatever lock another thread held at that moment would never be released. Its descriptors are
-those of the parent, so they may be closed and must not be used otherwise.
+The child has one thread: a lock that another thread held during the fork would never be released. Its descriptors are
+the parent's: it may close them, and must not use them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ log = logging.getLogger("dtq")
 
 
 class Forkable:
-    """Something that has to know of forks. It calls `follow_forks` when it is made."""
+    """An object with hooks around forks. Its constructor calls `follow_forks`."""
 
     def follow_forks(self) -> None:
+        """Register this object, weakly: its hooks are called at each later fork."""
         _followers.add(self)
 
     def before_fork(self) -> None:
-        """Get ready, in the parent. `after_fork` or `in_child` follows."""
+        """Prepare for the fork, in the parent. `after_fork` or `in_child` follows."""
 
     def after_fork(self) -> None:
         """Go on in the parent."""
@@ -39,23 +40,23 @@ _forking: list[Forkable] = []
 _turn = threading.Lock()  # one fork at a time
 
 
-def _tell(name: str) -> None:
-    """Call this method of all that follow. What one of them raises must not keep the others from it."""
+def _call_all(name: str) -> None:
+    """Call this hook of all followers, even if one of them raises."""
     for follower in _forking:
         try:
             getattr(follower, name)()
         except Exception:
-            log.exception("%r could not follow a fork", follower)
+            log.exception("%r could not handle a fork", follower)
 
 
 def _before() -> None:
     _turn.acquire()
     _forking[:] = list(_followers)
-    _tell("before_fork")
+    _call_all("before_fork")
 
 
 def _after() -> None:
-    _tell("after_fork")
+    _call_all("after_fork")
     _forking.clear()
     _turn.release()
 
@@ -63,7 +64,7 @@ def _after() -> None:
 def _in_child() -> None:
     global _turn
     _turn = threading.Lock()
-    _tell("in_child")
+    _call_all("in_child")
     _forking.clear()
 
 
