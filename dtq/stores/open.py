@@ -11,7 +11,7 @@ from dtq.stores.protocol import Store
 
 
 def open_store(url: str | os.PathLike[str] | Store) -> Store:
-    """Open the store that a URL names, and return it.
+    """Return the store that a URL names, opened.
 
     Args:
         url: `memory:`, `sqlite:///path`, `file:directory`, `redis://host:port/number` (`rediss:` with TLS; `valkey:`

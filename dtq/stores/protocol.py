@@ -181,7 +181,11 @@ class Store(Protocol):
         brief: bool = False,
     ) -> list[Task]:
         """Return up to `limit` tasks in the order of their ids, starting after the id `after`: pages stay stable while
-        tasks come and go. With `brief`, as in `get`, a list of many large tasks takes little memory."""
+        tasks come and go. With `brief`, as in `get`, many large tasks take little memory.
+
+        `status`, `queue` and `type` select the tasks with exactly this value, `finished_after` those that finished
+        later than this time; None selects all.
+        """
 
     def stats(self) -> Stats:
         """Return counters by queue, type and status, the oldest waiting task, nodes and limits.
