@@ -1,4 +1,4 @@
-"""Handlers of test_control.py: they say by themselves what is to become of their task."""
+"""Handlers for test_control.py. Each decides whether its task is retried, discarded or failed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dtq import Discard, Retry
 
 
 class Hiccup(Exception):
-    """Passes by itself."""
+    """A temporary error."""
 
 
 class Deep(Hiccup):
-    """A kind of it."""
+    """A subclass of it."""
 
 
 KINDS = {"Hiccup": Hiccup, "Deep": Deep, "ValueError": ValueError, "JSON": lambda text: json.loads("{")}
@@ -34,7 +34,7 @@ def again_for_a_reason(payload, context):
 
 
 def drop(payload, context):
-    print("a last word")
+    print("the last line")
     raise Discard(payload)
 
 

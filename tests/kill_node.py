@@ -1,6 +1,8 @@
-"""A node for the tests that kill it: `python kill_node.py STORE [LEASE] [DIRECTORY]` says READY when its workers are.
+"""A node for tests that kill it: `python kill_node.py STORE [LEASE] [DIRECTORY]`.
 
-It goes to DIRECTORY after it has opened the store."""
+It changes to DIRECTORY after it has opened the store. Once its workers are ready, it prints READY and their process
+ids.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def main(store: str, lease: str = "30", directory: str = "") -> None:
 
 
 def note(log: str, task: Task) -> None:
-    """An outcome was accepted."""
+    """Log an outcome that the store has accepted."""
     with open(log, "a") as file:
         file.write(f"{task.id} {task.version}\n")
 

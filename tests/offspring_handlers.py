@@ -1,4 +1,4 @@
-"""Handlers that start processes, and end in every way there is."""
+"""Handlers that start processes, and end in every possible way."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def helper(payload, context):
 
 
 def start(how):
-    """Start a process in one of many ways. Return the ids of those that run now."""
+    """Start a process in one of many ways. Return the ids of the processes that now run."""
     if how == "popen":
         return [subprocess.Popen(SLEEP).pid]
     if how == "session":
@@ -59,7 +59,7 @@ def start(how):
 
 
 def run(payload, context):
-    """Start processes, write down their ids, and end as told. The `finally` leaves a file."""
+    """Start processes, write their ids to a file, and end as the payload asks. The `finally` writes a file too."""
     try:
         pids = [pid for how in payload["start"] for pid in start(how)]
         note(payload, "pids", " ".join(map(str, [*pids, os.getpid()])))
@@ -82,7 +82,7 @@ def end(how, pids):
     if how == "wait for it":
         with subprocess.Popen(SLEEP) as child:
             child.wait()
-    if how == "poll":  # as a thread must: it is interrupted only where it runs Python code
+    if how == "poll":  # for threads, which are interrupted only while they run Python code
         while True:
             time.sleep(0.01)
     time.sleep(60)
@@ -102,7 +102,7 @@ POOLS = {}
 
 
 def use_pool(payload, context):
-    """Use a pool that is made by the first attempt, and stays."""
+    """Use a pool that the first attempt creates and later attempts use again."""
     if payload["kind"] not in POOLS:
         if payload["kind"] == "executor":
             POOLS["executor"] = ProcessPoolExecutor(2)
@@ -119,7 +119,7 @@ def use_pool(payload, context):
 
 
 def note(payload, name, text):
-    """Write a file that is there as a whole or not at all."""
+    """Write a file atomically."""
     path = Path(payload["place"], name)
     path.with_suffix(".part").write_text(text)
     path.with_suffix(".part").rename(path)

@@ -1,4 +1,4 @@
-"""Handlers for the tests of pools: well behaved, slow, stubborn and deadly ones."""
+"""Handlers for the tests of pools: ordinary, slow, stubborn and deadly ones."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ def leave(payload, context):
 
 
 def stubborn(payload, context):
-    """Swallows whatever is raised in it, and SIGTERM."""
+    """Ignore every exception and SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     context.progress(1)
     while True:
@@ -44,7 +44,7 @@ def stubborn(payload, context):
 
 
 def hold_interpreter(payload, context):
-    """A call into C code that does not come back."""
+    """Call C code that does not return."""
     context.progress(1)
     sum(range(10**13))
 
@@ -65,19 +65,19 @@ def grandchild(payload, context):
 
 def talk(payload, context):
     context.progress(50, "half")
-    print("said aloud")
+    print("printed")
     return "done"
 
 
 def chatter(payload, context):
-    """Talks without end: whatever interrupts it is likely to come while it sends."""
+    """Send messages forever: an interrupt is likely to arrive during a send."""
     while True:
         context._send_progress() if context._pending else context.progress(1)
         context._throttle = None
 
 
 def fork_and_return(payload, context):
-    """The child of the fork returns too, into a worker that is not its own."""
+    """Fork, and return in both processes. The child has a copy of the worker."""
     return os.fork() == 0
 
 
@@ -106,7 +106,7 @@ async def nap(payload, context):
 
 
 async def nap_through(payload, context):
-    """Swallows cancellation."""
+    """Ignore cancellation."""
     context.progress(1)
     while True:
         with contextlib.suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""What the tests of WorkerPool share: a pool whose reports are kept, and waiting with a limit."""
+"""Helpers for the tests of WorkerPool: a pool that keeps its reports, and waiting with a limit."""
 
 import os
 import time
@@ -45,24 +45,25 @@ class Lab:
         self.pool.close(kill=True)
 
     def until(self, condition, seconds=10):
-        """Turns the pool until the condition gives something, and gives that."""
+        """Wait and poll until the condition is true, and return its value."""
         end = time.monotonic() + seconds
         while not (found := condition()):
             left = end - time.monotonic()
-            assert left > 0, f"waited {seconds} s in vain; reports: {self.reports[-10:]}"
+            assert left > 0, f"the condition was still false after {seconds} s; reports: {self.reports[-10:]}"
             deadline = self.pool.deadline()
             self.pool.wait(left if deadline is None else min(left, deadline))
             self.reports += self.pool.poll()
         return found
 
     def of(self, kind, **fields):
+        """Return the reports of this kind with these fields."""
         return [r for r in self.reports if type(r) is kind and all(getattr(r, k) == v for k, v in fields.items())]
 
     def ready(self, size):
         self.until(lambda: sum(w.state == "idle" for w in self.pool.workers()) == size)
 
     def run(self, *tasks, seconds=10):
-        """Dispatches them, and gives their last reports in the same order."""
+        """Dispatch the tasks, and return their final reports in the same order."""
         self.pool.dispatch(tasks)
         return self.ends(*tasks, seconds=seconds)
 
@@ -85,7 +86,7 @@ class Lab:
 
 
 def is_gone(pid):
-    """Zombies count as gone: whoever adopts them may take its time."""
+    """Return whether the process has ended. A zombie has: its parent may reap it later."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -95,7 +96,7 @@ def is_gone(pid):
 def wait_until(condition, seconds=5):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition was still false at the end of the wait"
         time.sleep(0.002)
 
 

@@ -1,4 +1,4 @@
-"""Handlers for the tests of the whole queue, named by "queue_handlers:function" or by the path of this file."""
+"""Handlers for the tests of the whole queue, named "queue_handlers:function", or by the path of this file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def nothing(payload, context):
 
 
 def note(payload, context):
-    """Appends to a log outside the queue, which is what the tests believe; then takes its time."""
+    """Append to a log outside the queue, which tests compare with the queue's own account; then sleep."""
     with open(payload["log"], "a") as log:
         log.write(f"{context.task_id} {context.attempt}\n")
     time.sleep(payload.get("seconds", 0))
@@ -36,14 +36,14 @@ def spin(payload, context):
 
 
 def swallow(payload, context):
-    """Whatever is raised in it, it goes on."""
+    """Ignore every exception."""
     while True:
         with contextlib.suppress(BaseException):
             time.sleep(60)
 
 
 def hold_the_interpreter(payload, context):
-    """One call of C code which lets nobody else run for minutes."""
+    """Call C code that holds the interpreter for minutes."""
     context.progress(1)
     sum(range(10**11))
 
@@ -60,7 +60,7 @@ async def wait(payload, context):
 
 
 def freeze_in_the_middle_of_the_result(payload, context):
-    """Stops the process from outside while the result is on its way: the parent has read a part of it by then."""
+    """Return a large result, and suspend the process while it sends: the pool has read a part of it by then."""
     os.system(f"(sleep 0.02; kill -STOP {os.getpid()}) >/dev/null 2>&1 &")
     deadline = time.monotonic() + 0.05
     while time.monotonic() < deadline:

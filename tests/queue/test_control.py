@@ -55,7 +55,7 @@ def test_a_discarded_task_is_cancelled_with_its_reason_and_not_tried_again(queue
     with pytest.raises(TaskCancelled, match="the order is gone"):
         handle.result(WAIT)
     task = handle.task
-    assert (task.error.type, task.attempts, task.log) == ("Discarded", 1, "a last word\n")
+    assert (task.error.type, task.attempts, task.log) == ("Discarded", 1, "the last line\n")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Real kills: workers, whole nodes, hung handlers. The witness is a log that the handlers write outside the queue."""
+"""Real kills of workers, whole nodes and hung handlers. Handlers log each run outside the queue, for comparison."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def path(tmp_path):
 
 
 def wait_until(condition, seconds=WAIT):
-    give_up_at = time.monotonic() + seconds
+    end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < give_up_at, "it did not come to be"
+        assert time.monotonic() < end, "the condition was still false at the end of the wait"
         time.sleep(0.005)
     return found
 
@@ -47,13 +47,13 @@ def all_tasks(manager):
 
 
 def runs(log):
-    """How often each task has run, by the log of the handlers."""
+    """Return how often each task has run, according to the log of the handlers."""
     return collections.Counter(line.split()[0] for line in log.read_text().splitlines())
 
 
 @pytest.fixture(autouse=True)
 def _nodes_end_with_their_test():
-    """Also where it fails: those that come after it count processes and descriptors."""
+    """End the nodes of a failed test too: later tests count processes and descriptors."""
     yield
     while Node.started:
         Node.started.pop().kill()
@@ -96,7 +96,7 @@ def test_ten_thousand_tasks_run_once_each(path, tmp_path):
     assert runs(log) == dict.fromkeys((handle.id for handle in handles), 1)
 
 
-def test_two_hundred_kills_of_workers_cost_only_what_was_running(path, tmp_path):
+def test_two_hundred_kills_of_workers_fail_only_running_tasks(path, tmp_path):
     log, chance, kills, tasks = tmp_path / "log", random.Random(1), 200, 600
     with TaskQueue(path, {"note": "queue_handlers:note"}, pool_size=2) as queue:
         options = {"max_attempts": 1000, "retry_delay": 0}
@@ -106,7 +106,7 @@ def test_two_hundred_kills_of_workers_cost_only_what_was_running(path, tmp_path)
         killed: set[int] = set()
         while len(killed) < kills:
             pids = {worker.pid for worker in queue.workers() if worker.task_id and worker.pid} - killed
-            with contextlib.suppress(IndexError, ProcessLookupError):  # none is at work, or it is dead already
+            with contextlib.suppress(IndexError, ProcessLookupError):  # no worker is busy, or it is dead already
                 os.kill(pid := chance.choice(sorted(pids)), signal.SIGKILL)
                 killed.add(pid)
             threading.Event().wait(chance.uniform(0, 0.04))
@@ -121,7 +121,7 @@ def test_two_hundred_kills_of_workers_cost_only_what_was_running(path, tmp_path)
     assert all(task.attempts - len(task.history) <= ran[task.id] <= task.attempts for task in found)
 
 
-def test_twenty_kills_of_the_whole_node_lose_nothing_and_fail_nothing_that_never_ran(path, tmp_path):
+def test_twenty_kills_of_a_node_lose_no_task_and_fail_none_that_never_ran(path, tmp_path):
     log, chance, tasks = tmp_path / "log", random.Random(2), 600
     with QueueManager(path) as manager:
         payload = {"log": str(log), "seconds": 0.02}
@@ -144,7 +144,7 @@ def test_twenty_kills_of_the_whole_node_lose_nothing_and_fail_nothing_that_never
 
 
 @pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
-def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_nodes(url, tmp_path):
+def test_fifty_kills_of_workers_and_nodes_lose_no_task_of_four_nodes(url, tmp_path):
     url, log, chance, tasks = url.format(tmp_path), tmp_path / "log", random.Random(3), 5000
     with QueueManager(url) as manager:
         options = {"max_attempts": 1000, "retry_delay": 0}
@@ -173,7 +173,7 @@ def test_four_nodes_on_one_store_lose_nothing_in_fifty_kills_of_workers_and_node
         assert 1 <= ran[task.id] <= 1 + len(task.history) + task.interruptions
 
 
-def test_another_node_takes_over_from_a_dead_one_within_two_seconds(path, tmp_path):
+def test_a_node_takes_over_the_tasks_of_a_dead_node_within_two_seconds(path, tmp_path):
     log = tmp_path / "log"
     with QueueManager(path) as manager:
         first = Node(path)
@@ -184,7 +184,7 @@ def test_another_node_takes_over_from_a_dead_one_within_two_seconds(path, tmp_pa
         first.kill()
         killed_at = time.time()
         wait_until(lambda: all(t.version == o.version + 3 for t, o in zip(manager.find(), tasks, strict=True)))
-        assert time.time() - killed_at < 2  # taken over, given back, and claimed
+        assert time.time() - killed_at < 2  # taken over, released, and claimed
         assert [(t.status, t.attempts, t.interruptions) for t in manager.find()] == [("processing", 1, 1)] * 2
         other.kill()
         assert not log.exists()
@@ -206,7 +206,7 @@ HANGING = ["spin", "swallow", "hold_the_interpreter", "ignore_signals", "freeze_
 
 
 @pytest.mark.parametrize("name", HANGING)
-def test_a_task_over_its_timeout_ends_within_a_second_whatever_it_does(path, name):
+def test_a_task_ends_within_a_second_of_its_timeout_whatever_it_does(path, name):
     handlers = {"nothing": "queue_handlers:nothing", name: f"queue_handlers:{name}"}
     with TaskQueue(path, handlers, pool_size=2) as queue:
         queue.add("nothing").result(WAIT)
@@ -237,7 +237,7 @@ def test_a_sleeper_hidden_in_a_fast_type_does_not_hold_up_its_neighbours(path):
 
 
 @pytest.mark.parametrize("what", ["zygote", "worker"])
-def test_the_pool_is_whole_again_within_a_second(path, what):
+def test_a_killed_worker_or_zygote_is_replaced_within_a_second(path, what):
     with TaskQueue(path, {"nothing": "queue_handlers:nothing"}, pool_size=2) as queue:
         queue.add("nothing").result(WAIT)
         wait_until(lambda: [worker.state for worker in queue.workers()] == ["idle", "idle"])
@@ -254,14 +254,14 @@ def test_an_idle_queue_sleeps_and_writes_nothing(path):
         queue.add("nothing").result(WAIT)
         me = psutil.Process()
         wal = Path(path + "-wal")
-        threading.Event().wait(2.5)  # the last heartbeat with news has been sent
+        threading.Event().wait(2.5)  # the last heartbeat with changes has been sent
         written, busy = wal.stat().st_mtime_ns, sum(me.cpu_times()[:2])
         threading.Event().wait(3)
         assert wal.stat().st_mtime_ns == written
         assert sum(me.cpu_times()[:2]) - busy < 0.03
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of shared memory")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux, which counts shared memory")
 def test_a_further_idle_worker_takes_at_most_six_megabytes(path):
     with TaskQueue(path, {"nothing": "queue_handlers:nothing"}, pool_size=2) as queue:
         queue.add_many({"type": "nothing"} for _ in range(100))
@@ -273,6 +273,6 @@ def test_a_further_idle_worker_takes_at_most_six_megabytes(path):
 
 
 def _family_bytes() -> int:
-    """What the children take together, shared pages counted once (PSS)."""
+    """Return the memory of all children together, with shared pages counted once (PSS)."""
     rollups = (Path(f"/proc/{p.pid}/smaps_rollup").read_text() for p in psutil.Process().children(recursive=True))
     return sum(int(line.split()[1]) * 1024 for text in rollups for line in text.splitlines() if line.startswith("Pss:"))

@@ -1,4 +1,4 @@
-"""An attempt that is ended runs its `finally`, and what it has started ends with it. Processes and kills are real."""
+"""An attempt that is ended runs its `finally`, and its processes end with it. Processes and kills are real."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def queue(tmp_path):
 
 
 class Attempt:
-    """A task whose handler starts processes. `pids` are theirs, `worker` is that of its worker."""
+    """A task whose handler starts processes. `pids` are their ids, `worker` is the process id of its worker."""
 
     def __init__(self, queue, place, start, end, type="run", **options):
         options = {"timeout": 60, "max_attempts": 1, **options}
@@ -45,12 +45,12 @@ class Attempt:
         return (self.place / "finally").exists()
 
 
-# --- each way to end --------------------------------------------------------------------------------------------------
+# --- every way to end -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type", ["run", "run_async"])
 @pytest.mark.parametrize("how", WAYS)
-def test_what_an_attempt_has_started_ends_with_its_timeout(queue, tmp_path, type, how):
+def test_processes_of_an_attempt_end_with_its_timeout(queue, tmp_path, type, how):
     attempt = Attempt(queue, tmp_path, [how], "sleep", type, timeout=0.5)
     with pytest.raises(TaskFailed, match="timeout of"):
         attempt.handle.result(WAIT)
@@ -61,7 +61,7 @@ def test_what_an_attempt_has_started_ends_with_its_timeout(queue, tmp_path, type
 
 @pytest.mark.parametrize("type", ["run", "run_async"])
 @pytest.mark.parametrize("how", WAYS)
-def test_what_an_attempt_has_started_ends_with_its_cancellation(queue, tmp_path, type, how):
+def test_processes_of_an_attempt_end_with_its_cancellation(queue, tmp_path, type, how):
     attempt = Attempt(queue, tmp_path, [how], "sleep", type)
     attempt.handle.cancel()
     with pytest.raises(TaskCancelled):
@@ -72,7 +72,7 @@ def test_what_an_attempt_has_started_ends_with_its_cancellation(queue, tmp_path,
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("end", ["exit", "crash"])
-def test_what_an_attempt_has_started_ends_with_its_worker(queue, tmp_path, how, end):
+def test_processes_of_an_attempt_end_with_its_worker(queue, tmp_path, how, end):
     attempt = Attempt(queue, tmp_path, [how], end)
     with pytest.raises(TaskFailed):
         attempt.handle.result(WAIT)
@@ -80,7 +80,7 @@ def test_what_an_attempt_has_started_ends_with_its_worker(queue, tmp_path, how, 
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_what_an_attempt_has_started_ends_when_its_worker_is_killed_for_it(queue, tmp_path, how):
+def test_processes_of_an_attempt_end_when_its_worker_is_killed_for_it(queue, tmp_path, how):
     attempt = Attempt(queue, tmp_path, [how], "hold", timeout=0.5)
     with pytest.raises(TaskFailed, match="its worker was killed"):
         attempt.handle.result(WAIT)
@@ -89,7 +89,7 @@ def test_what_an_attempt_has_started_ends_when_its_worker_is_killed_for_it(queue
 
 @pytest.mark.parametrize("type", ["run", "run_async"])
 @pytest.mark.parametrize("options", [{"force": True}, {"timeout": 0.2}])
-def test_at_the_end_of_the_grace_of_a_shutdown_finally_runs_and_what_was_started_ends(tmp_path, type, options):
+def test_a_shutdown_that_runs_out_of_time_runs_finally_and_ends_processes(tmp_path, type, options):
     with TaskQueue(tmp_path / "q.db", HANDLERS, 1) as queue:
         attempt = Attempt(queue, tmp_path, WAYS, "sleep", type)
         began = time.monotonic()
@@ -103,7 +103,7 @@ def test_at_the_end_of_the_grace_of_a_shutdown_finally_runs_and_what_was_started
 
 
 @pytest.mark.parametrize("end", ["return", "raise"])
-def test_what_an_attempt_has_started_ends_when_its_handler_returns_or_raises(queue, tmp_path, end):
+def test_processes_of_an_attempt_end_when_its_handler_returns_or_raises(queue, tmp_path, end):
     attempt = Attempt(queue, tmp_path, WAYS, end)
     if end == "return":
         assert attempt.handle.result(WAIT) == attempt.pids
@@ -115,18 +115,18 @@ def test_what_an_attempt_has_started_ends_when_its_handler_returns_or_raises(que
 
 
 @pytest.mark.parametrize("type", ["run", "run_async"])
-def test_threads_run_the_finally_at_the_end_of_the_grace_too(tmp_path, type):
+def test_a_shutdown_that_runs_out_of_time_runs_finally_in_threads_too(tmp_path, type):
     with TaskQueue(tmp_path / "q.db", HANDLERS, 1, executor="thread") as queue:
         attempt = Attempt(queue, tmp_path, [], "poll", type)
         queue.shutdown(timeout=0.1)
     assert attempt.ran_finally()
 
 
-# --- stubborn ones, and those that stay -------------------------------------------------------------------------------
+# --- stubborn children, and those that survive ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["sleep", "return"])
-def test_a_child_that_ignores_sigterm_is_killed_and_its_attempt_ends_as_it_would(queue, tmp_path, end):
+def test_a_child_that_ignores_sigterm_is_killed_and_the_outcome_of_its_attempt_stays(queue, tmp_path, end):
     attempt = Attempt(queue, tmp_path, ["stubborn"], end, timeout=1.5)
     if end == "return":
         attempt.handle.result(WAIT)
@@ -134,11 +134,11 @@ def test_a_child_that_ignores_sigterm_is_killed_and_its_attempt_ends_as_it_would
         with pytest.raises(TaskFailed, match=r"timeout of 1\.5 s$"):
             attempt.handle.result(WAIT)
     assert attempt.is_over()
-    assert not is_gone(attempt.worker), "it was not the worker that had to be killed"
+    assert not is_gone(attempt.worker), "the worker must survive"
 
 
-def test_a_handler_that_waits_for_its_child_is_freed_by_the_end_of_that(queue, tmp_path):
-    """`with Popen` waits for the child, also when an exception is raised in it."""
+def test_ending_a_child_frees_the_handler_that_waits_for_it(queue, tmp_path):
+    """`with Popen` waits for the child, even when an exception is raised inside."""
     attempt = Attempt(queue, tmp_path, ["popen"], "wait for it", timeout=0.5)
     with pytest.raises(TaskFailed, match=r"timeout of 0\.5 s$"):
         attempt.handle.result(WAIT)
@@ -148,7 +148,7 @@ def test_a_handler_that_waits_for_its_child_is_freed_by_the_end_of_that(queue, t
 
 
 @pytest.mark.parametrize("end", ["sleep", "return", "raise"])
-def test_a_child_of_setup_stays(queue, tmp_path, end):
+def test_a_child_of_setup_survives_the_attempts(queue, tmp_path, end):
     helper = queue.add("helper").result(WAIT)
     attempt = Attempt(queue, tmp_path, ["popen", "shell"], end, timeout=0.5)
     wait_until(lambda: attempt.handle.status in ("failed", "completed"), WAIT)
@@ -188,7 +188,7 @@ def test_a_teardown_that_hangs_is_interrupted(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["executor", "pool"])
-def test_a_process_pool_that_a_handler_keeps_for_later_attempts_stays(queue, kind):
+def test_a_process_pool_that_later_attempts_use_survives(queue, kind):
     pids = {queue.add("use_pool", {"kind": kind, "seconds": 0}).result(WAIT) for _ in range(6)}
     with pytest.raises(TaskFailed, match=r"timeout of 0\.3 s$"):
         queue.add("use_pool", {"kind": kind, "seconds": 60}, timeout=0.3, max_attempts=1).result(WAIT)
@@ -208,7 +208,7 @@ def test_a_process_pool_ends_with_the_attempt_that_started_it_if_that_is_interru
     assert all(map(is_gone, started))
 
 
-def test_the_tracker_of_multiprocessing_stays(queue):
+def test_the_resource_tracker_of_multiprocessing_survives(queue):
     def share(payload, context):
         from multiprocessing import resource_tracker
         from multiprocessing.shared_memory import SharedMemory
@@ -226,7 +226,7 @@ def test_the_tracker_of_multiprocessing_stays(queue):
     assert not is_gone(first)
 
 
-def test_when_the_process_of_the_queue_is_killed_nothing_is_left(tmp_path):
+def test_killing_the_process_of_the_queue_leaves_no_process_behind(tmp_path):
     pid = os.fork()
     if pid == 0:
         try:

@@ -1,4 +1,4 @@
-"""WorkerPool: what becomes of calls. Each test states one rule; the processes are real."""
+"""WorkerPool: how calls run and end. Each test states one rule; the processes are real."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from dtq.workers.wire import Source
 
 
 @pytest.fixture(autouse=True)
-def _fast_is_fast_on_a_busy_machine_too(monkeypatch):
+def _larger_frames_for_a_busy_machine(monkeypatch):
     monkeypatch.setattr("dtq.workers.process.prefetch.FRAME", 0.05)
 
 
@@ -30,13 +30,13 @@ def two():
         yield lab
 
 
-def make_fast(lab, type="echo", window=256):
-    """Teaches the pool that this type takes microseconds."""
-    while wanted(lab, type)[-1] < window:
+def make_fast(lab, type="echo", prefetch=256):
+    """Run calls of the type until the pool has learned that they take microseconds."""
+    while capacity(lab, type)[-1] < prefetch:
         lab.run(task(type, 0))
 
 
-def wanted(lab, type):
+def capacity(lab, type):
     return [n for n, types in lab.pool.capacity() if type in types]
 
 
@@ -57,12 +57,12 @@ def test_a_call_is_reported_as_started_and_as_finished_with_its_result(lab):
     assert start.at <= end.started_at <= time.time()
 
 
-def test_what_a_handler_says_arrives_before_its_end(lab):
+def test_progress_and_log_arrive_before_the_result(lab):
     (end,) = lab.run(task("talk"))
     assert lab.of(Progressed)[0].percent == 50
-    assert lab.of(Logged)[0].text == "said aloud\n"
+    assert lab.of(Logged)[0].text == "printed\n"
     assert lab.reports[-1] is end
-    assert (end.result, end.log) == ("done", "said aloud\n")
+    assert (end.result, end.log) == ("done", "printed\n")
 
 
 def test_every_task_comes_back_exactly_once(two):
@@ -73,25 +73,25 @@ def test_every_task_comes_back_exactly_once(two):
     assert two.pool.outstanding() == 0
 
 
-def test_one_worker_runs_its_calls_in_the_order_in_which_they_came(lab):
+def test_one_worker_runs_its_calls_in_order(lab):
     tasks = [task(payload=n) for n in range(500)]
     lab.run(*tasks)
     assert [r.task for r in lab.of(Finished)] == tasks
 
 
-def test_a_result_over_the_limit_is_an_error_that_another_attempt_would_not_change():
+def test_a_result_over_the_limit_is_a_final_error():
     with Lab(max_result=100) as lab:
         (end,) = lab.run(task("large", 101))
         assert (error(end), end.final) == ("ResultError", True)
 
 
-def test_a_type_without_handler_fails_and_harms_nobody(lab):
+def test_a_type_without_handler_fails_and_harms_no_other_task(lab):
     (end, other) = lab.run(task("nonsense"), task(payload=1))
     assert error(end) == "HandlerError"
     assert other.result == 1
 
 
-def test_a_changed_handler_is_used_from_the_next_call_on(lab, tmp_path):
+def test_a_changed_handler_is_used_from_the_next_call(lab, tmp_path):
     file = tmp_path / "handler.py"
     results = []
     for answer in (1, 2):
@@ -112,29 +112,29 @@ def test_single_calls_go_to_the_workers_in_turn(two):
     assert sorted(names) == ["w1"] * 3 + ["w2"] * 3
 
 
-# --- how many ---------------------------------------------------------------------------------------------------------
+# --- capacity ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_pool_wants_one_call_a_worker_of_types_that_it_does_not_know(two):
-    assert wanted(two, "sleep") == [2]
+def test_the_capacity_for_an_unknown_type_is_one_call_for_each_worker(two):
+    assert capacity(two, "sleep") == [2]
 
 
-def test_a_pool_wants_no_more_where_a_slow_call_is_running(lab):
+def test_a_worker_with_a_slow_call_has_no_capacity(lab):
     lab.pool.dispatch([task("sleep", 60)])
-    assert wanted(lab, "echo") == []
+    assert capacity(lab, "echo") == []
 
 
-def test_a_pool_wants_many_of_a_fast_type_and_takes_slow_ones_beside_them(lab):
+def test_the_capacity_for_a_fast_type_is_large_and_leaves_room_for_a_slow_call(lab):
     make_fast(lab)
-    assert wanted(lab, "echo") == [1, 256]
-    assert wanted(lab, "sleep") == [1]
+    assert capacity(lab, "echo") == [1, 256]
+    assert capacity(lab, "sleep") == [1]
     lab.pool.dispatch([task() for _ in range(200)])
-    assert wanted(lab, "echo") == [1, 56]
+    assert capacity(lab, "echo") == [1, 56]
     lab.pool.dispatch([task("sleep", 60)])
-    assert wanted(lab, "echo") == []
+    assert capacity(lab, "echo") == []
 
 
-def test_steps_are_answered_one_by_one(lab):
+def test_a_capacity_step_counts_the_calls_dispatched_since_the_previous_one(lab):
     make_fast(lab)
     steps = lab.pool.capacity()
     assert next(steps)[0] == 1
@@ -142,38 +142,38 @@ def test_steps_are_answered_one_by_one(lab):
     assert next(steps)[0] == 156
 
 
-def test_more_than_wanted_is_taken_all_the_same(lab):
+def test_calls_beyond_the_capacity_are_accepted(lab):
     ends = lab.run(*[task("sleep", 0.0) for _ in range(300)])
     assert all(isinstance(end, Finished) for end in ends)
 
 
-def test_a_worker_that_starts_takes_calls_where_no_other_is_there():
+def test_a_starting_worker_gets_calls_if_there_is_no_other():
     with Lab(start=False) as lab:
         lab.pool.start()
         assert lab.run(task(payload=5))[0].result == 5
 
 
-def test_async_types_get_their_concurrency_for_each_worker_beside_sync_ones(two):
-    assert wanted(two, "nap") == [16]
+def test_the_capacity_for_an_async_type_is_its_concurrency_for_each_worker(two):
+    assert capacity(two, "nap") == [16]
     two.pool.dispatch([task("sleep", 60)])
-    assert wanted(two, "nap") == [16]
+    assert capacity(two, "nap") == [16]
 
 
 # --- neighbours -------------------------------------------------------------------------------------------------------
 
 
-def test_what_waits_behind_a_call_that_turns_out_to_be_long_goes_back_and_nothing_new_comes(lab):
+def test_calls_behind_a_call_that_turns_out_to_be_long_are_returned(lab):
     make_fast(lab, "sleep", 64)
     sleeper, *others = tasks = [task("sleep", 60), *(task("sleep", 0) for _ in range(20))]
     lab.pool.dispatch(tasks)
     began = time.monotonic()
     assert all(isinstance(end, Returned) for end in lab.ends(*others))
     assert 0.04 < time.monotonic() - began < 0.5
-    assert wanted(lab, "sleep") == []
+    assert capacity(lab, "sleep") == []
     assert [w.task_id for w in lab.pool.workers()] == [sleeper.id]
 
 
-def test_recall_brings_back_what_has_not_started(lab):
+def test_recall_returns_all_calls_that_have_not_started(lab):
     running, *others = tasks = [task("sleep", 60), *(task() for _ in range(200))]
     lab.pool.dispatch(tasks)
     lab.started(running)
@@ -182,7 +182,7 @@ def test_recall_brings_back_what_has_not_started(lab):
     assert lab.pool.outstanding() == 1
 
 
-def test_async_calls_run_beside_each_other_and_beside_a_sync_one(lab):
+def test_async_calls_run_side_by_side_and_beside_a_sync_call(lab):
     lab.run(task("nap", 0))
     lab.pool.dispatch([task("sleep", 60)])
     began = time.monotonic()
@@ -205,7 +205,7 @@ def test_an_async_handler_that_is_not_loaded_does_not_wait_behind_a_long_call(la
     lab.pool.dispatch([long])
     lab.started(long)
     time.sleep(0.06)
-    assert wanted(lab, "nap") == []
+    assert capacity(lab, "nap") == []
 
 
 # --- timeouts ---------------------------------------------------------------------------------------------------------
@@ -225,15 +225,15 @@ def test_an_async_call_is_interrupted_at_its_timeout(lab):
     assert [error(end) for end in ends] == ["Timeout", None]
 
 
-def test_a_timer_never_strikes_after_its_call(lab):
-    """Calls that end about when their time is over, with others right behind them."""
+def test_a_timeout_never_interrupts_the_next_call(lab):
+    """Calls that end at about their timeout, each followed at once by another call."""
     tasks = [task("sleep", 0.001 * (n % 3) + 0.0095, timeout=0.01) if n % 2 else task() for n in range(100)]
     ends = lab.run(*tasks)
     assert {error(end) for end in ends[1::2]} <= {None, "Timeout"}
     assert {error(end) for end in ends[::2]} == {None}
 
 
-def test_a_timer_that_a_short_call_leaves_behind_makes_the_next_timeout_neither_late_nor_early(lab):
+def test_the_timer_of_an_earlier_call_makes_a_timeout_neither_late_nor_early(lab):
     lab.run(task(timeout=60))
     (end,) = lab.run(task("sleep", 60, timeout=0.1))
     assert (error(end), round(end.seconds)) == ("Timeout", 0)
@@ -256,12 +256,12 @@ def test_a_call_that_does_not_stop_is_killed_a_grace_after_its_timeout(type):
         lab.ready(1)
 
 
-def test_a_stopped_process_is_killed_at_its_timeout():
+def test_a_suspended_process_is_killed_at_its_timeout():
     with Lab(grace=0.1) as lab:
         assert error(lab.run(task("signal_self", signal.SIGSTOP, timeout=0.2))[0]) == "Timeout"
 
 
-def test_an_innocent_neighbour_of_a_killed_call_goes_back():
+def test_calls_beside_a_killed_call_are_returned():
     with Lab(grace=0.1) as lab:
         culprit, neighbour = task("nap_through", timeout=0.2), task("nap", 60)
         assert [type(r) for r in lab.run(culprit, neighbour)] == [Finished, Returned]
@@ -318,7 +318,7 @@ def test_an_async_call_that_is_stopped_while_its_handler_is_loaded_does_not_run(
     assert not lab.of(WorkerChanged, state="exited")
 
 
-def test_a_waiting_call_is_given_back_at_once_and_the_others_keep_their_places(lab):
+def test_a_waiting_call_that_is_stopped_is_returned_and_the_others_keep_their_order(lab):
     tasks = [task("sleep", 0.03), task(payload=1), task(payload=2), task(payload=3)]
     lab.pool.dispatch(tasks)
     lab.pool.stop(tasks[2])
@@ -327,7 +327,7 @@ def test_a_waiting_call_is_given_back_at_once_and_the_others_keep_their_places(l
     assert [r.task for r in lab.of(Finished)] == [tasks[0], tasks[1], tasks[3]]
 
 
-def test_stopping_a_call_at_any_moment_harms_no_other(lab):
+def test_stopping_a_call_at_any_moment_harms_no_other_call(lab):
     for pause in (0, 0.0001, 0.0003, 0.001) * 10:
         call, other = task("sleep", 0.0005), task(payload=7)
         lab.pool.dispatch([call, other])
@@ -338,7 +338,7 @@ def test_stopping_a_call_at_any_moment_harms_no_other(lab):
         assert next_end.result == 7
 
 
-def test_an_async_call_beyond_the_concurrency_is_given_back_when_it_is_stopped():
+def test_a_waiting_async_call_that_is_stopped_is_returned():
     with Lab(concurrency=2) as lab:
         tasks = [task("nap", 60) for _ in range(3)]
         lab.pool.dispatch(tasks)
@@ -347,15 +347,15 @@ def test_an_async_call_beyond_the_concurrency_is_given_back_when_it_is_stopped()
         assert isinstance(lab.ends(tasks[2])[0], Returned)
 
 
-def test_stopping_an_attempt_leaves_another_one_of_the_task_alone(lab):
+def test_stopping_an_attempt_does_not_stop_another_attempt_of_the_task(lab):
     new = task("sleep", 0.1)
     lab.pool.dispatch([new])
     lab.started(new)
-    lab.pool.stop(replace(new, version=new.version - 1))  # attempts may be the same: they start anew with a retry
+    lab.pool.stop(replace(new, version=new.version - 1))  # compare versions: a retry by hand resets `attempts`
     assert error(lab.ends(new)[0]) is None
 
 
-def test_stopping_what_is_not_here_is_nothing(lab):
+def test_stopping_an_unknown_task_does_nothing(lab):
     lab.pool.stop(task())
     assert lab.run(task(payload=1))[0].result == 1
 
@@ -363,7 +363,7 @@ def test_stopping_what_is_not_here_is_nothing(lab):
 # --- the pool never blocks --------------------------------------------------------------------------------------------
 
 
-def test_a_large_payload_to_a_worker_that_reads_nothing_does_not_hold_the_pool_up():
+def test_a_worker_that_reads_nothing_does_not_block_the_pool():
     with Lab(2, grace=0.1) as lab:
         stuck = task("hold_interpreter", timeout=0.5)
         lab.pool.dispatch([stuck])
@@ -375,23 +375,23 @@ def test_a_large_payload_to_a_worker_that_reads_nothing_does_not_hold_the_pool_u
         assert error(lab.ends(stuck)[0]) == "Timeout"
 
 
-def test_a_worker_that_is_stopped_while_it_sends_a_large_result_is_killed_at_its_timeout():
+def test_a_worker_suspended_while_it_sends_a_result_is_killed_at_its_timeout():
     with Lab(grace=0.1) as lab:
         call = task("large", 2**20 - 2, timeout=0.5)
         lab.pool.dispatch([call])
-        time.sleep(0.2)  # the socket holds less than that: it is in the middle of sending, for nobody has read
+        time.sleep(0.2)  # the socket buffer is smaller than the result, so the worker is still sending
         (pid,) = lab.pids()
         os.kill(pid, signal.SIGSTOP)
         assert error(lab.ends(call)[0]) == "Timeout"
 
 
-def test_an_idle_pool_has_nothing_to_wait_for(lab):
+def test_an_idle_pool_has_no_deadline(lab):
     lab.run(task())
     assert lab.pool.deadline() is None
     assert lab.pool.poll() == []
 
 
-def test_a_wake_ends_a_wait_also_one_that_has_not_begun(lab):
+def test_wake_ends_the_current_wait_or_the_next_one(lab):
     for _ in range(3):
         for _ in range(1000):
             lab.pool.wake()
@@ -402,7 +402,7 @@ def test_a_wake_ends_a_wait_also_one_that_has_not_begun(lab):
     lab.pool.wait(0.01)
 
 
-def test_a_watched_descriptor_ends_a_wait(lab):
+def test_a_readable_watched_descriptor_ends_a_wait(lab):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         lab.pool.watch(ours.fileno())

@@ -1,4 +1,4 @@
-"""WorkerPool: how workers live and die, and what is left of them. The processes and the kills are real."""
+"""WorkerPool: how workers start, die and are replaced, and what they leave behind. Processes and kills are real."""
 
 import os
 import signal
@@ -18,12 +18,12 @@ from dtq.workers.wire import Source
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_other_children():
-    """These tests count the processes below this one."""
+    """End other children: these tests count the processes below this one."""
     servers.end_all()
 
 
 @pytest.fixture(autouse=True)
-def _fast_is_fast_on_a_busy_machine_too(monkeypatch):
+def _larger_frames_for_a_busy_machine(monkeypatch):
     monkeypatch.setattr("dtq.workers.process.prefetch.FRAME", 0.05)
 
 
@@ -52,7 +52,7 @@ def test_workers_report_their_start_and_that_they_are_ready(two):
     assert sorted(r.pid for r in changes(two, "ready")) == sorted(two.pids())
 
 
-def test_a_worker_has_a_session_of_its_own_and_nothing_of_others(two):
+def test_a_worker_has_a_session_of_its_own_and_inherits_nothing_else(two):
     ends = two.run(task("surroundings"), task("surroundings"))
     for own in (end.result for end in ends):
         assert own["pid"] == own["session"] == own["group"] != own["parent"] != os.getpid()
@@ -60,13 +60,13 @@ def test_a_worker_has_a_session_of_its_own_and_nothing_of_others(two):
         assert own["sigterm"]
         assert own["thread"]
         assert own["blocked"] == []
-        assert len(own["descriptors"]) == 4, "three standard ones and its own socket"
+        assert len(own["descriptors"]) == 4, "three standard descriptors and its own socket"
         assert own["stdin"] == "/dev/null"
         assert "pytest" not in str(own["main"])
         assert [os.path.abspath(entry) for entry in sys.path] == own["path"]
 
 
-def test_a_type_defined_later_reaches_workers_of_now_and_of_later(lab, tmp_path):
+def test_a_type_defined_later_reaches_current_and_future_workers(lab, tmp_path):
     file = tmp_path / "handler.py"
     file.write_text("def execute(payload, context): return 'late'")
     lab.pool.define("late", Source("path", str(file)))
@@ -79,7 +79,7 @@ def test_a_type_defined_later_reaches_workers_of_now_and_of_later(lab, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-def test_a_worker_that_dies_fails_the_call_that_ran_and_gives_back_those_that_waited(lab, number):
+def test_a_worker_that_dies_fails_its_running_call_and_returns_the_waiting_ones(lab, number):
     tasks = [task("signal_self", int(number)), *(task() for _ in range(50))]
     end, *others = lab.run(*tasks)
     assert end.error.type == "WorkerDied"
@@ -90,17 +90,17 @@ def test_a_worker_that_dies_fails_the_call_that_ran_and_gives_back_those_that_wa
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_a_handler_that_leaves_the_process_fails_with_its_exit_code(lab, code):
+def test_a_handler_that_exits_the_process_fails_with_the_exit_code(lab, code):
     (end,) = lab.run(task("leave", code))
     assert (end.error.type, end.error.exit_code) == ("WorkerDied", code)
 
 
-def test_what_was_finished_before_the_crash_stays_finished(lab):
+def test_calls_that_ended_before_a_crash_keep_their_results(lab):
     ends = lab.run(*[task(payload=n) for n in range(100)], task("signal_self", 9))
     assert [end.result for end in ends[:100]] == list(range(100))
 
 
-def test_all_async_calls_that_ran_are_charged_with_the_death_of_their_worker(lab):
+def test_the_death_of_a_worker_fails_all_its_running_async_calls(lab):
     naps = [task("nap", 60) for _ in range(3)]
     lab.pool.dispatch(naps)
     lab.started(naps[-1])
@@ -118,7 +118,7 @@ def test_a_worker_that_died_is_replaced_under_the_same_name_within_a_second(two)
     assert len(set(two.pids()) & set(before)) == 1
 
 
-def test_a_module_that_kills_its_worker_at_import_is_a_crash_of_that_task(lab, tmp_path):
+def test_a_module_that_kills_its_worker_at_import_fails_its_task(lab, tmp_path):
     file = tmp_path / "handler.py"
     file.write_text("import os; os.abort()")
     lab.pool.define("poison", Source("path", str(file)))
@@ -127,19 +127,19 @@ def test_a_module_that_kills_its_worker_at_import_is_a_crash_of_that_task(lab, t
     lab.ready(1)
 
 
-def test_what_a_handler_has_started_dies_with_its_worker(lab):
+def test_processes_of_a_handler_die_with_its_worker(lab):
     (end,) = lab.run(task("grandchild", "die"))
-    (said,) = [r.text for r in lab.reports if hasattr(r, "text")]
-    wait_until(lambda: is_gone(int(said)))
+    (text,) = [r.text for r in lab.reports if hasattr(r, "text")]
+    wait_until(lambda: is_gone(int(text)))
     assert end.error.exit_code == 3
 
 
-def test_the_child_of_a_fork_cannot_speak_in_the_name_of_its_worker(lab):
+def test_a_forked_child_cannot_send_messages_for_its_worker(lab):
     assert [lab.run(task("fork_and_return"))[0].result for _ in range(3)] == [False] * 3
     assert lab.run(task(payload=1))[0].result == 1
 
 
-def test_a_worker_that_sends_nonsense_is_killed_and_its_call_fails(lab, tmp_path):
+def test_a_worker_that_sends_invalid_frames_is_killed_and_its_call_fails(lab, tmp_path):
     file = tmp_path / "handler.py"
     file.write_text("""
 import contextlib, os, time
@@ -162,7 +162,7 @@ def test_a_worker_that_closes_its_socket_dies_and_its_call_fails(lab, tmp_path):
     assert end.error.type == "WorkerDied"
 
 
-def test_workers_that_cannot_start_are_tried_again_after_pauses_that_double(monkeypatch):
+def test_workers_that_cannot_start_are_retried_with_doubling_pauses(monkeypatch):
     monkeypatch.setattr("dtq.workers.process.supervisor.BOOT", "raise SystemExit")
     with Lab(start=False) as lab:
         lab.pool.start()
@@ -173,7 +173,7 @@ def test_workers_that_cannot_start_are_tried_again_after_pauses_that_double(monk
         lab.ready(1)
 
 
-def test_when_the_zygote_dies_workers_die_and_new_ones_come(two):
+def test_workers_die_with_the_zygote_and_are_replaced(two):
     running, before = task("hold_interpreter"), two.pids()
     two.pool.dispatch([running])
     two.started(running)
@@ -184,7 +184,7 @@ def test_when_the_zygote_dies_workers_die_and_new_ones_come(two):
     wait_until(lambda: all(map(is_gone, before)), 1)
 
 
-def test_a_zygote_that_hangs_keeps_no_call_from_being_killed(monkeypatch):
+def test_a_call_is_killed_even_if_the_zygote_hangs(monkeypatch):
     monkeypatch.setattr("dtq.workers.process.supervisor.GONE_WITHIN", 0.2)
     with Lab(grace=0.1) as lab:
         (before,) = lab.pids()
@@ -198,7 +198,7 @@ def test_a_zygote_that_hangs_keeps_no_call_from_being_killed(monkeypatch):
 
 
 @pytest.mark.parametrize("victim", ["idle", "hold_interpreter", "stubborn", "grandchild"])
-def test_when_the_process_of_the_pool_is_killed_nothing_of_it_is_left(victim):
+def test_killing_the_process_of_the_pool_leaves_no_process_behind(victim):
     code = f"""
 import sys; sys.path[:] = {sys.path!r}
 from pool_lab import Lab, task
@@ -222,7 +222,7 @@ while True: lab.pool.wait(60)
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_replaced_after_so_many_tasks_and_takes_no_more_than_those():
+def test_a_worker_is_replaced_after_its_maximum_of_tasks():
     with Lab(max_tasks_per_worker=10) as lab:
         pids = []
         for _ in range(30):
@@ -232,7 +232,7 @@ def test_a_worker_is_replaced_after_so_many_tasks_and_takes_no_more_than_those()
         assert {r.exit_code for r in changes(lab, "exited")} == {0}
 
 
-def test_a_pool_wants_no_more_than_its_workers_may_still_take():
+def test_the_capacity_never_exceeds_what_workers_may_still_take():
     with Lab(max_tasks_per_worker=500) as lab:
         while [n for n, types in lab.pool.capacity() if "echo" in types] != [1, 256]:
             lab.run(task())
@@ -247,7 +247,7 @@ def test_a_pool_grows_at_once(lab):
     assert sorted(worker.id for worker in lab.pool.workers()) == ["w1", "w2", "w3"]
 
 
-def test_a_pool_shrinks_by_idle_workers_first_and_lets_busy_ones_finish(two):
+def test_shrinking_retires_idle_workers_first_and_lets_busy_ones_finish(two):
     long, other = task("sleep", 0.3), task("sleep", 0.3)
     two.pool.dispatch([long])
     two.started(long)
@@ -262,7 +262,7 @@ def test_a_pool_shrinks_by_idle_workers_first_and_lets_busy_ones_finish(two):
     assert two.run(other)[0].error is None
 
 
-def test_a_pool_of_no_workers_gives_everything_back():
+def test_a_pool_without_workers_returns_every_task():
     with Lab(0) as lab:
         assert isinstance(lab.run(task())[0], Returned)
 
@@ -270,7 +270,7 @@ def test_a_pool_of_no_workers_gives_everything_back():
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_close_lets_running_calls_finish_and_the_rest_go_back(lab):
+def test_close_lets_running_calls_finish_and_returns_the_rest(lab):
     running, waiting = task("sleep", 0.2), task()
     lab.pool.dispatch([running, waiting])
     lab.started(running)
@@ -281,7 +281,7 @@ def test_close_lets_running_calls_finish_and_the_rest_go_back(lab):
 
 
 @pytest.mark.parametrize(("type", "seconds"), [("stubborn", 1.0), ("hold_interpreter", 1.0), ("nap", 0.5)])
-def test_close_with_kill_interrupts_waits_for_the_grace_and_charges_nobody(lab, type, seconds):
+def test_close_with_kill_interrupts_calls_waits_for_the_grace_and_returns_them(lab, type, seconds):
     call = task(type, 60)
     lab.pool.dispatch([call])
     lab.until(lambda: lab.of(Started))
@@ -292,7 +292,7 @@ def test_close_with_kill_interrupts_waits_for_the_grace_and_charges_nobody(lab, 
     assert isinstance(lab.ends(call)[0], Returned)
 
 
-def test_close_kills_what_does_not_end_in_time(monkeypatch):
+def test_close_kills_calls_that_do_not_end_in_time(monkeypatch):
     monkeypatch.setattr("dtq.workers.process.pool.CLOSE_WITHIN", 0.2)
     with Lab() as lab:
         lab.pool.dispatch([task("stubborn")])
@@ -310,7 +310,7 @@ def test_teardown_runs_when_a_worker_retires(lab, tmp_path):
 
 
 @pytest.mark.parametrize("kill", [False, True])
-def test_after_close_no_process_no_thread_and_no_descriptor_is_left(kill):
+def test_close_leaves_no_process_thread_or_descriptor(kill):
     before, me = descriptors(), psutil.Process()
     threads = me.num_threads()
     lab = Lab(2)
@@ -325,7 +325,7 @@ def test_after_close_no_process_no_thread_and_no_descriptor_is_left(kill):
     wait_until(lambda: all(is_gone(process.pid) for process in family))
 
 
-def test_a_pool_that_was_never_started_closes_too():
+def test_a_pool_that_was_never_started_can_be_closed():
     before = descriptors()
     WorkerPool().close()
     assert descriptors() == before
@@ -339,7 +339,7 @@ def test_methods_after_close_are_harmless(lab):
     assert isinstance(lab.run(task())[0], Returned)
 
 
-def test_a_worker_that_never_begins_is_replaced_and_its_calls_go_back(monkeypatch):
+def test_a_worker_that_never_starts_a_call_is_replaced_and_its_calls_are_returned(monkeypatch):
     monkeypatch.setattr("dtq.workers.process.process.ANSWERS_WITHIN", 0.2)
     with Lab() as lab:
         (before,) = lab.pids()

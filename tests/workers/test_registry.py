@@ -1,4 +1,4 @@
-"""Which handlers are accepted, how they get to a worker, and when they go again."""
+"""Registry: which handlers it accepts, how they reach a worker, and when they are pickled again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def double(payload, context):
 
 @pytest.fixture
 def main(monkeypatch):
-    """A `__main__` as a notebook has it: `cell(code)` runs code in it and gives its names."""
+    """A `__main__` like that of a notebook: `cell(code)` runs code in it and returns its names."""
     module = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", module)
 
@@ -40,10 +40,10 @@ def loaded(registry, type):
     return handlers.load(type).function
 
 
-# --- what is accepted -------------------------------------------------------------------------------------------------
+# --- accepted handlers ------------------------------------------------------------------------------------------------
 
 
-def test_a_function_is_sent_to_workers_and_kept_for_this_process():
+def test_a_function_is_pickled_for_workers_and_kept_for_this_process():
     registry = Registry()
     registry.register("double", double)
     assert registry.function("double") is double
@@ -52,14 +52,14 @@ def test_a_function_is_sent_to_workers_and_kept_for_this_process():
     assert loaded(registry, "double")(21, None) == 42
 
 
-def test_closures_and_lambdas_are_sent_as_code():
+def test_closures_and_lambdas_are_pickled_as_code():
     factor = 3
     registry = Registry()
     registry.register("triple", lambda payload, context: factor * payload)
     assert loaded(registry, "triple")(2, None) == 6
 
 
-def test_a_function_of_main_runs_where_that_main_does_not_exist(main):
+def test_a_function_of_main_runs_in_a_process_with_another_main(main):
     names = main("factor = 5\ndef scale(payload, context): return factor * payload")
     registry = Registry()
     registry.register("scale", names.scale)
@@ -80,13 +80,13 @@ def test_a_file_is_named_by_its_absolute_path(tmp_path, monkeypatch):
         assert loaded(registry, "file")(None, None) == "file"
 
 
-def test_a_name_is_kept_as_it_is_and_imported_by_the_worker_alone():
+def test_a_name_is_imported_only_by_the_worker():
     registry = Registry()
     registry.register("name", "no_such_package.module:function")
     assert (registry.source("name").kind, registry.source("name").where) == ("name", "no_such_package.module:function")
 
 
-def test_the_latest_handler_of_a_type_counts():
+def test_the_latest_handler_of_a_type_replaces_the_others():
     registry = Registry()
     registry.register("work", double)
     registry.register("work", "package.module:function")
@@ -94,7 +94,7 @@ def test_the_latest_handler_of_a_type_counts():
     assert registry.types() == {"work"}
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- rejected handlers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type", ["", "two words", 3, None, "-x"])
@@ -103,13 +103,13 @@ def test_a_type_must_be_a_name(type):
         Registry().register(type, double)
 
 
-def test_a_missing_file_is_refused_at_once(tmp_path):
+def test_a_missing_file_is_rejected_at_once(tmp_path):
     with pytest.raises(HandlerError, match=r"no file .*missing\.py"):
         Registry().register("work", tmp_path / "missing.py")
 
 
 @pytest.mark.parametrize("handler", ["send_email", "package.module", "a:b:c", ":f", "a.:f", 3, None, ["x"]])
-def test_what_is_no_handler_is_refused_with_what_would_be_one(handler):
+def test_an_invalid_handler_is_rejected_with_the_allowed_forms(handler):
     with pytest.raises(HandlerError, match=r"package\.module:function"):
         Registry().register("work", handler)
 
@@ -120,7 +120,7 @@ def test_a_function_must_take_payload_and_context(handler):
         Registry().register("work", handler)
 
 
-def test_a_function_that_cannot_be_pickled_names_what_stands_in_the_way():
+def test_the_error_of_an_unpicklable_function_names_the_values_to_blame():
     lock, factor = threading.Lock(), 2
     with pytest.raises(HandlerError, match=r"lock \(lock\)") as caught:
         Registry().register("work", lambda payload, context: (lock, factor))
@@ -154,10 +154,10 @@ def test_an_unknown_type_names_the_known_ones():
         registry.function("other")
 
 
-# --- what is sent again -----------------------------------------------------------------------------------------------
+# --- refresh ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_cell_that_ran_again_is_sent_again(main):
+def test_a_handler_whose_cell_ran_again_is_pickled_again(main):
     registry = Registry()
     registry.register("work", main("def work(payload, context): return 1").work)
     assert registry.refresh() == []
@@ -168,7 +168,7 @@ def test_a_cell_that_ran_again_is_sent_again(main):
     assert registry.refresh() == []
 
 
-def test_a_changed_global_that_the_handler_uses_is_sent_again(main):
+def test_a_handler_whose_global_changed_is_pickled_again(main):
     registry = Registry()
     registry.register("work", main("factor = 2\nunused = 1\ndef work(payload, context): return factor * payload").work)
     main("unused = 2")
@@ -178,7 +178,7 @@ def test_a_changed_global_that_the_handler_uses_is_sent_again(main):
     assert loaded(registry, "work")(1, None) == 3
 
 
-def test_a_decorator_put_around_the_handler_later_is_sent_too(main):
+def test_a_handler_that_was_decorated_later_is_pickled_again(main):
     registry = Registry()
     registry.register("work", main("def work(payload, context): return 1").work)
     main("from functools import wraps\ndef twice(f):\n    return wraps(f)(lambda p, c: 2 * f(p, c))")
@@ -187,7 +187,7 @@ def test_a_decorator_put_around_the_handler_later_is_sent_too(main):
     assert loaded(registry, "work")(None, None) == 2
 
 
-def test_a_wrapper_around_the_very_same_function_does_not_replace_it(main):
+def test_a_wrapper_around_the_same_function_does_not_replace_it(main):
     function = main("def work(payload, context): return 1").work
     registry = Registry()
     registry.register("work", function)
@@ -202,7 +202,7 @@ def test_a_wrapper_around_the_very_same_function_does_not_replace_it(main):
 
 
 @pytest.mark.parametrize("code", ["work = 3", "del work", "from math import hypot as work", "class work: ..."])
-def test_a_name_that_no_longer_means_a_function_of_the_notebook_changes_nothing(main, code):
+def test_a_name_that_no_longer_means_a_function_changes_nothing(main, code):
     function = main("def work(payload, context): return 1").work
     registry = Registry()
     registry.register("work", function)
@@ -211,7 +211,7 @@ def test_a_name_that_no_longer_means_a_function_of_the_notebook_changes_nothing(
     assert registry.function("work") is function
 
 
-def test_imported_functions_are_not_looked_at_again(monkeypatch):
+def test_imported_functions_are_not_pickled_again(monkeypatch):
     registry = Registry()
     registry.register("work", double)
     registry.register("name", "package.module:function")
@@ -219,7 +219,7 @@ def test_imported_functions_are_not_looked_at_again(monkeypatch):
     assert registry.refresh() == []
 
 
-def test_a_handler_that_can_no_longer_be_sent_does_not_hold_up_the_others(main):
+def test_a_handler_that_can_no_longer_be_pickled_does_not_stop_the_others(main):
     names = main("tool = 1\ndef bad(payload, context): return tool\ndef good(payload, context): return 1")
     registry = Registry()
     registry.register("bad", names.bad)
@@ -230,7 +230,7 @@ def test_a_handler_that_can_no_longer_be_sent_does_not_hold_up_the_others(main):
     assert registry.function("good") is new
 
 
-def test_a_new_function_of_the_wrong_shape_is_refused(main):
+def test_a_new_function_with_the_wrong_parameters_is_rejected(main):
     registry = Registry()
     registry.register("work", main("def work(payload, context): return 1").work)
     main("def work(): return 2")

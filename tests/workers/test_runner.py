@@ -1,4 +1,4 @@
-"""What running one call means: what is sent on its way, what becomes of results, errors, prints and time."""
+"""Running one call: its messages, its result or error, its output, its timeout, and loading its handler."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def call(payload=None, type="work", timeout=30.0, number=7):
 
 
 def run(function, payload=None, **options):
-    """The report of one call, and what was sent before it."""
+    """Run one call. Return its report and the messages that were sent before it."""
     sent = []
     handlers = define(function)
     handlers.load("work")
@@ -70,12 +70,12 @@ def test_the_result_is_what_the_function_returns():
     assert [type(message) for message in sent] == [wire.Started]
 
 
-def test_a_handler_knows_its_task_its_worker_and_its_attempt():
+def test_the_context_names_the_task_the_worker_and_the_attempt():
     done, _ = run(lambda payload, context: [context.task_id, context.worker_id, context.attempt, context.cancelled])
     assert from_json(done.result) == ["t1", "w1", 2, False]
 
 
-def test_a_call_says_when_it_began_and_how_long_it_took():
+def test_the_report_has_the_start_and_the_duration():
     before = time.time()
     done, sent = run(lambda payload, context: None)
     assert before <= done.started_at <= time.time()
@@ -90,7 +90,7 @@ def test_a_result_that_json_cannot_carry_is_a_final_error(value):
     assert done.final
 
 
-def test_a_result_over_the_limit_is_a_final_error_that_names_both():
+def test_a_result_over_the_limit_is_a_final_error_with_size_and_limit():
     done, _ = run(lambda payload, context: "x" * 98, max_result=99)
     assert (
         done.error.message == "the result is 100 bytes of JSON, more than the limit of 99: return a path or a key to it"
@@ -100,13 +100,13 @@ def test_a_result_over_the_limit_is_a_final_error_that_names_both():
     assert done.error is None
 
 
-def test_a_generator_as_result_is_told_what_to_do():
+def test_the_error_of_a_generator_result_says_what_to_do():
     error = error_of(lambda payload, context: (n for n in range(3)))
     assert "generator" in error.message
     assert "collect it in a list" in error.message
 
 
-def test_a_coroutine_as_result_is_told_what_to_do():
+def test_the_error_of_a_coroutine_result_says_what_to_do():
     async def later():
         return 1
 
@@ -118,7 +118,7 @@ def test_a_coroutine_as_result_is_told_what_to_do():
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_exception_becomes_class_message_and_traceback_of_the_handler_alone():
+def test_an_exception_becomes_its_class_its_message_and_the_handlers_traceback():
     def explode(payload, context):
         raise ValueError("no such luck")
 
@@ -141,7 +141,7 @@ def test_the_cause_of_an_exception_is_in_its_traceback():
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError, RecursionError])
-def test_what_would_end_a_program_is_an_ordinary_failure(kind):
+def test_an_exception_that_would_end_a_program_is_an_ordinary_failure(kind):
     def explode(payload, context):
         raise kind("enough")
 
@@ -158,7 +158,7 @@ def test_endless_recursion_is_an_ordinary_failure():
     assert error_of(recurse).type == "RecursionError"
 
 
-def test_an_exception_that_cannot_be_shown_breaks_nothing():
+def test_an_exception_whose_str_raises_is_reported():
     class Shy(Exception):
         def __str__(self):
             raise RuntimeError("not me")
@@ -180,7 +180,7 @@ def test_long_messages_and_tracebacks_are_cut():
     assert len(error.traceback) == MAX_TRACEBACK
 
 
-def test_text_that_no_message_can_carry_is_written_out():
+def test_lone_surrogates_are_escaped():
     def explode(payload, context):
         context.progress(1, "\udcff")
         print("\udcff")
@@ -197,7 +197,7 @@ def test_text_that_no_message_can_carry_is_written_out():
     ("kind", "type", "message"),
     [(TimedOut, "Timeout", "ran longer than its timeout of 30 s"), (Stopped, "Cancelled", "stopped while it ran")],
 )
-def test_an_interruption_passes_except_exception_and_says_what_it_was(kind, type, message):
+def test_except_exception_does_not_catch_an_interruption(kind, type, message):
     def stubborn(payload, context):
         try:
             raise kind
@@ -208,17 +208,17 @@ def test_an_interruption_passes_except_exception_and_says_what_it_was(kind, type
     assert (error.type, error.message) == (type, message)
 
 
-def test_only_the_handler_is_armed():
+def test_only_the_handler_is_interruptible():
     steps = []
 
     @contextmanager
     def interruptible(context):
-        steps.append("armed")
+        steps.append("enter")
         yield
-        steps.append("disarmed")
+        steps.append("exit")
 
     run(lambda payload, context: steps.append("handler"), interruptible=interruptible)
-    assert steps == ["armed", "handler", "disarmed"]
+    assert steps == ["enter", "handler", "exit"]
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
@@ -241,7 +241,7 @@ def test_a_signal_can_interrupt_the_handler():
         signal.signal(signal.SIGALRM, before)
 
 
-# --- what is printed --------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_printed_line_becomes_the_tasks_log(capsys):
@@ -257,7 +257,7 @@ def test_a_printed_line_becomes_the_tasks_log(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_printed_outside_of_a_call_goes_where_it_always_went(capsys):
+def test_output_outside_a_call_goes_to_the_original_stream(capsys):
     run(lambda payload, context: None)
     print("hello")
     assert capsys.readouterr().out == "hello\n"
@@ -273,7 +273,7 @@ def test_a_printed_line_is_sent_at_once():
     assert perform(define(chat), call(), "w1", sent.append).error is None
 
 
-def test_the_end_of_a_long_log_travels_with_the_report():
+def test_the_report_carries_the_end_of_a_long_log():
     done, sent = run(lambda payload, context: [print(n) for n in range(10_000)] and None)
     assert len(done.log) == MAX_LOG
     assert done.log.endswith("9998\n9999\n")
@@ -321,7 +321,7 @@ def test_progress_takes_only_a_number_from_0_to_100(value):
     assert repr(value) in error.message
 
 
-def test_progress_may_be_said_all_the_time_and_the_last_is_never_lost():
+def test_frequent_progress_is_throttled_and_the_last_one_is_always_sent():
     done, sent = run(lambda payload, context: [context.progress(n / 1000) for n in range(100_000)] and None)
     said = [message.percent for message in sent if isinstance(message, wire.Progress)]
     assert said[-1] == 99.999
@@ -331,7 +331,7 @@ def test_progress_may_be_said_all_the_time_and_the_last_is_never_lost():
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_handler_is_loaded_by_its_first_call_and_only_by_that(tmp_path):
+def test_only_the_first_call_loads_the_handler(tmp_path):
     handlers = source(tmp_path, "print('imported')\ndef setup(): print('set up')\ndef execute(p, c): return p")
     sent = []
     assert not handlers.is_loaded("work")
@@ -350,14 +350,14 @@ def test_a_module_is_torn_down_once(tmp_path):
     assert calls == [1]
 
 
-def test_what_goes_wrong_in_teardown_is_told_and_stops_nothing(tmp_path):
+def test_an_error_in_teardown_is_returned_as_a_message(tmp_path):
     handlers = source(tmp_path, "def teardown(): 1 / 0\ndef execute(p, c): pass")
     handlers.load("work")
     [problem] = handlers.teardown()
     assert "ZeroDivisionError" in problem
 
 
-def test_a_handler_that_cannot_be_loaded_fails_the_task_and_says_why(tmp_path):
+def test_a_handler_that_cannot_be_loaded_fails_the_task_with_the_reason(tmp_path):
     done = perform(source(tmp_path, "import no_such_module"), call(), "w", lambda message: None)
     assert done.error.type == "HandlerError"
     assert "no_such_module" in done.error.message
@@ -370,7 +370,7 @@ def test_a_broken_module_is_a_handler_error(tmp_path, code):
         source(tmp_path, code).load("work")
 
 
-def test_a_failed_load_is_tried_again_but_not_at_once(tmp_path, monkeypatch):
+def test_a_failed_load_is_retried_after_a_pause(tmp_path, monkeypatch):
     handlers = source(tmp_path, "1 / 0")
     now = [100.0]
     monkeypatch.setattr("dtq.workers.run.loader.monotonic", lambda: now[0])
@@ -383,7 +383,7 @@ def test_a_failed_load_is_tried_again_but_not_at_once(tmp_path, monkeypatch):
     assert handlers.load("work").function(None, None) == 1
 
 
-def test_an_edited_file_is_loaded_as_it_is_now(tmp_path):
+def test_an_edited_file_is_loaded_again(tmp_path):
     handlers = source(tmp_path, "def execute(p, c): return 1")
     assert handlers.load("work").function(None, None) == 1
     (tmp_path / "handler.py").write_text("def execute(p, c): return 2")  # the same size, within the same second
@@ -391,7 +391,7 @@ def test_an_edited_file_is_loaded_as_it_is_now(tmp_path):
     assert handlers.load("work").function(None, None) == 2
 
 
-def test_a_file_hides_no_module_and_makes_nothing_importable(tmp_path):
+def test_a_handler_file_hides_no_module_and_leaves_sys_path_alone(tmp_path):
     (tmp_path / "json.py").write_text("def execute(p, c): return 'mine'")
     handlers = Handlers()
     handlers.define("work", wire.Source("path", str(tmp_path / "json.py")))
@@ -401,7 +401,7 @@ def test_a_file_hides_no_module_and_makes_nothing_importable(tmp_path):
     assert hasattr(sys.modules.get("json", to_json), "loads") or "json" not in sys.modules
 
 
-def test_a_name_is_imported():
+def test_a_named_handler_is_imported():
     handlers = Handlers()
     handlers.define("work", wire.Source("name", "operator:methodcaller"))
     handlers.define("deep", wire.Source("name", "dtq.task.model:Task.is_terminal.fget"))
@@ -425,7 +425,7 @@ def run_async(function, payload=None, timeout=30.0):
     return done, sent
 
 
-def test_an_async_handler_runs_through_the_same_steps():
+def test_an_async_handler_runs_like_a_sync_one():
     async def double(payload, context):
         context.progress(50)
         print("hello")
@@ -437,7 +437,7 @@ def test_an_async_handler_runs_through_the_same_steps():
     assert [type(message) for message in sent] == [wire.Started, wire.Started, wire.Progress, wire.Log]
 
 
-def test_an_async_handler_is_recognised_however_it_is_made():
+def test_functions_and_callable_objects_are_recognised_as_async():
     class Callable:
         async def __call__(self, payload, context): ...
 
@@ -447,11 +447,11 @@ def test_an_async_handler_is_recognised_however_it_is_made():
         assert is_async(define(handler), call(), lambda message: None) is expected
 
 
-def test_whether_a_broken_handler_is_async_is_left_to_perform(tmp_path):
+def test_a_handler_that_cannot_be_loaded_counts_as_sync(tmp_path):
     assert not is_async(source(tmp_path, "1 / 0"), call(), lambda message: None)
 
 
-def test_a_handler_that_changed_its_colour_meanwhile_is_to_be_tried_again():
+def test_a_handler_that_changed_between_sync_and_async_is_retried():
     async def later(payload, context): ...
 
     done = perform(define(later), call(), "w", lambda message: None)
@@ -469,7 +469,7 @@ def test_an_async_handler_is_timed_out():
     assert "in slow" in done.error.traceback
 
 
-def test_a_timeout_of_the_handlers_own_is_its_own_failure():
+def test_a_timeout_inside_the_handler_is_an_ordinary_failure():
     async def impatient(payload, context):
         async with asyncio.timeout(0.001):
             await asyncio.sleep(30)
@@ -497,7 +497,7 @@ def test_an_async_handler_is_stopped_by_cancelling_its_task(asked, type):
     assert asyncio.run(main()).error.type == type
 
 
-def test_async_calls_that_run_at_once_mix_neither_logs_nor_variables():
+def test_concurrent_async_calls_mix_neither_logs_nor_context_variables():
     mark = contextvars.ContextVar("mark")
 
     async def chat(payload, context):
@@ -517,7 +517,7 @@ def test_async_calls_that_run_at_once_mix_neither_logs_nor_variables():
 
 
 @pytest.mark.parametrize("delay", [float("nan"), float("inf"), -1, "soon", [1], True, 1e300])
-def test_a_retry_whose_delay_was_set_to_something_odd_takes_the_usual_backoff(delay):
+def test_a_retry_with_an_invalid_delay_uses_the_usual_backoff(delay):
     def later(payload, context):
         error = Retry("later")
         error.delay = delay
@@ -527,7 +527,7 @@ def test_a_retry_whose_delay_was_set_to_something_odd_takes_the_usual_backoff(de
     assert (done.delay, done.error.type) == (None, "Retry")
 
 
-def test_a_result_of_the_greatest_depth_is_one_and_a_deeper_one_an_error():
+def test_a_result_deeper_than_the_limit_is_an_error():
     def nested(depth, context):
         value = []
         for _ in range(depth - 1):

@@ -1,4 +1,4 @@
-"""Frames: whatever is sent, and however the stream is cut, the same messages come out in the same order."""
+"""Frames: however the stream is cut, the same messages come out in the same order."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ to_pool = st.one_of(
 
 
 def received(stream, cuts):
-    """The bodies that come out when the stream arrives in pieces, cut at these places."""
+    """Return the bodies that come out, and the rest of the buffer, when the stream arrives cut at these places."""
     buffer, bodies = bytearray(), []
     places = sorted(cut % (len(stream) + 1) for cut in cuts)
     for start, end in zip([0, *places], [*places, len(stream)], strict=True):
@@ -45,21 +45,21 @@ cuts = st.lists(st.integers(0, 2**16), max_size=20)
 
 
 @given(st.lists(to_worker, max_size=8), cuts)
-def test_what_the_pool_says_arrives_whole_and_in_order(messages, cuts):
+def test_messages_of_the_pool_arrive_complete_and_in_order(messages, cuts):
     bodies, rest = received(b"".join(map(wire.frame, messages)), cuts)
     assert [wire.to_worker(body) for body in bodies] == messages
     assert rest == b""
 
 
 @given(st.lists(st.lists(to_pool, max_size=3), max_size=8), cuts)
-def test_what_a_worker_says_arrives_whole_and_in_order(frames, cuts):
+def test_messages_of_a_worker_arrive_complete_and_in_order(frames, cuts):
     bodies, rest = received(b"".join(map(wire.frame, frames)), cuts)
     assert [wire.to_pool(body) for body in bodies] == frames
     assert rest == b""
 
 
 @given(to_worker, st.integers(1, 2**16))
-def test_a_part_of_a_frame_waits_for_the_rest(message, missing):
+def test_an_incomplete_frame_stays_in_the_buffer(message, missing):
     frame = wire.frame(message)
     part = frame[: len(frame) - 1 - missing % len(frame)]
     buffer = bytearray(part)

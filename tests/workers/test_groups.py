@@ -1,4 +1,4 @@
-"""Pools by priority: a worker that is kept for what cannot wait takes nothing else, and is there when it comes."""
+"""Pools by priority: a worker that is reserved for urgent tasks runs no others, so that it is free for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HANDLERS = {name: f"flow_handlers:{name}" for name in ("sleep", "value", "wait_f
 
 @pytest.fixture(params=["process", "thread"])
 def queue(request, tmp_path):
-    """A queue whose kept worker has run four tasks, while the other one was busy."""
+    """A queue whose reserved worker has run four tasks while the other worker was busy."""
     with TaskQueue(tmp_path / "q.db", HANDLERS, pools=POOLS, executor=request.param) as queue:
         gate = queue.add("wait_for_file", str(tmp_path / "gate"))
         while queue.stats().running < 1:
@@ -34,7 +34,7 @@ def pool_of(task):
     return task.worker.rpartition("/")[2].rstrip("0123456789-")
 
 
-def test_urgent_tasks_do_not_wait_for_long_ones(queue, tmp_path):
+def test_urgent_tasks_do_not_wait_for_long_tasks(queue, tmp_path):
     end = tmp_path / "end"
     longs = queue.add_many({"type": "wait_for_file", "payload": str(end), "timeout": 900} for _ in range(3))
     while queue.stats().running < 1:
@@ -47,7 +47,7 @@ def test_urgent_tasks_do_not_wait_for_long_ones(queue, tmp_path):
         handle.result(WAIT)
 
 
-def test_a_kept_worker_takes_nothing_of_lower_priority(queue):
+def test_a_reserved_worker_runs_no_task_of_lower_priority(queue):
     handles = queue.add_many({"type": "sleep", "payload": 0.002, "priority": n % 10} for n in range(200))
     queue.join(WAIT)
     ran = [handle.task for handle in handles]
@@ -55,7 +55,7 @@ def test_a_kept_worker_takes_nothing_of_lower_priority(queue):
     assert "urgent" in {pool_of(task) for task in ran if task.priority >= 5}
 
 
-def test_the_picture_tells_who_ran_what(queue, monkeypatch):
+def test_the_figure_shows_which_worker_ran_which_task(queue, monkeypatch):
     shown = []
     monkeypatch.setattr("dtq.lab.pools.show_figure", lambda figure, alt, data, stamp: shown.append((alt, data)))
     tasks = [handle.task for handle in queue.add_many({"type": "value", "priority": n % 10} for n in range(50))]

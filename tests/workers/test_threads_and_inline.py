@@ -1,4 +1,4 @@
-"""Pools inside this process: what they report, and what they do about handlers that do not end."""
+"""Pools inside this process: their reports, and how they deal with handlers that do not end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from msgspec.structs import replace
 from dtq.task.model import Task
 from dtq.workers.backend import Finished, Logged, Progressed, Returned, Started, WorkerChanged
 from dtq.workers.inline import InlinePool
+from dtq.workers.run.runner import Handlers, Stopped, perform
+from dtq.workers.run.worker_thread import AsyncThread, SharedState, ThreadCall, WorkerThread
 from dtq.workers.threads import ThreadPool
-from dtq.workers.wire import Source
+from dtq.workers.wire import Call, Source
 
-LONG = 30.0  # seconds; nothing here takes so long
+LONG = 30.0  # seconds; no test takes as long
 
 
 def tasks(n, type="work", **options):
@@ -28,7 +30,7 @@ def tasks(n, type="work", **options):
 
 
 def define(pool, type="work", concurrency=1):
-    """Decorator: the function is the handler of the type."""
+    """Return a decorator that makes the function the handler of the type."""
 
     def decorate(function):
         pool.define(type, Source("value", "test", concurrency=concurrency), function)
@@ -38,7 +40,7 @@ def define(pool, type="work", concurrency=1):
 
 
 def reports_until(pool, enough):
-    """Does what the loop does, until `enough(reports)`."""
+    """Wait and poll, as the loop does, until `enough(reports)`. Return all reports."""
     found, end = [], time.monotonic() + LONG
     while not enough(found):
         assert time.monotonic() < end, found
@@ -52,7 +54,7 @@ def of(kind, reports):
 
 
 def results(pool, n):
-    """task id -> result or error type of the next n tasks that end."""
+    """Return the result, or the type of the error, of the next n tasks that end, by task id."""
     found = reports_until(pool, lambda reports: len(of(Finished, reports)) >= n)
     return {r.task.id: r.error.type if r.error else r.result for r in of(Finished, found)}
 
@@ -77,7 +79,7 @@ def inline():
 
 @pytest.fixture
 def gate():
-    """An event that is set at the end, so that no thread waits for ever."""
+    """An event that is set at the end of the test, so that no thread waits forever."""
     event = threading.Event()
     yield event
     event.set()
@@ -130,7 +132,7 @@ def test_a_failure_is_reported(either):
     assert (end.result, str(end.error)) == (None, "ValueError: no")
 
 
-def test_what_is_reported_is_no_longer_outstanding(either):
+def test_a_reported_task_is_no_longer_outstanding(either):
     define(either)(lambda payload, context: None)
     either.dispatch(tasks(10))
     assert either.outstanding() == 10
@@ -139,7 +141,7 @@ def test_what_is_reported_is_no_longer_outstanding(either):
     assert sum(worker.done for worker in either.workers()) == 10
 
 
-def test_a_pool_wants_nothing_that_it_has_no_handler_for(either):
+def test_a_pool_has_capacity_only_for_types_with_a_handler(either):
     assert list(either.capacity()) == []
     define(either)(lambda payload, context: None)
     [(n, types)] = either.capacity()
@@ -147,7 +149,7 @@ def test_a_pool_wants_nothing_that_it_has_no_handler_for(either):
     assert types == {"work"}
 
 
-def test_wait_is_ended_by_wake_also_if_it_comes_first(either):
+def test_wake_ends_the_current_wait_or_the_next_one(either):
     either.wake()
     either.wait(LONG)
     either.poll()
@@ -157,7 +159,7 @@ def test_wait_is_ended_by_wake_also_if_it_comes_first(either):
     assert time.monotonic() - started < LONG / 2
 
 
-def test_wait_is_ended_by_a_watched_descriptor(either):
+def test_a_readable_watched_descriptor_ends_a_wait(either):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         either.watch(ours.fileno())
@@ -165,7 +167,7 @@ def test_wait_is_ended_by_a_watched_descriptor(either):
         either.wait(LONG)
 
 
-def test_a_new_definition_counts_from_the_next_call(either):
+def test_a_new_definition_applies_from_the_next_call(either):
     define(either)(lambda payload, context: 1)
     either.dispatch(tasks(1))
     assert results(either, 1) == {"t0": 1}
@@ -226,7 +228,7 @@ def test_as_many_run_at_once_as_there_are_threads(pool):
     assert sorted(results(pool, 4).values()) == [0, 0, 1, 1]
 
 
-def test_workers_are_announced_and_listed(gate):
+def test_workers_are_reported_and_listed(gate):
     pool = ThreadPool(2, name="here")
     pool.start()
     found = pool.poll()
@@ -244,7 +246,7 @@ def test_workers_are_announced_and_listed(gate):
     pool.close()
 
 
-def test_a_handler_that_is_over_its_time_is_interrupted(pool):
+def test_a_handler_over_its_timeout_is_interrupted(pool):
     @define(pool)
     def work(payload, context):
         try:
@@ -257,10 +259,10 @@ def test_a_handler_that_is_over_its_time_is_interrupted(pool):
     [end] = of(Finished, reports_until(pool, lambda reports: of(Finished, reports)))
     assert str(end.error) == "Timeout: ran longer than its timeout of 0.02 s"
     assert "in work" in end.error.traceback
-    assert [worker.id for worker in pool.workers()] == ["thread-1", "thread-2"]  # none was lost
+    assert [worker.id for worker in pool.workers()] == ["thread-1", "thread-2"]  # no thread was replaced
 
 
-def test_a_thread_that_ignores_its_timeout_is_replaced_and_not_listened_to(pool, gate):
+def test_a_thread_that_ignores_its_timeout_is_replaced_and_its_messages_are_ignored(pool, gate):
     @define(pool)
     def work(payload, context):
         print("before")
@@ -280,8 +282,8 @@ def test_a_thread_that_ignores_its_timeout_is_replaced_and_not_listened_to(pool,
     assert results(pool, 4) == dict.fromkeys(["t0", "t1", "t2", "t3"], "done")
 
 
-def test_a_timeout_never_strikes_outside_of_its_handler(pool):
-    """Calls that end just when their time does: each gives its result or a Timeout, and nothing else happens."""
+def test_a_timeout_is_never_raised_outside_its_handler(pool):
+    """Calls that end at about their timeout: each ends with its result or with a Timeout."""
 
     @define(pool)
     def work(payload, context):
@@ -316,7 +318,7 @@ def test_a_running_task_is_stopped(pool):
     assert seen == [True]
 
 
-def test_a_running_task_that_cannot_be_stopped_is_given_up(pool, gate):
+def test_a_running_task_that_ignores_the_stop_is_abandoned(pool, gate):
     define(pool)(lambda payload, context: gate.wait(LONG))
     [task] = tasks(1)
     pool.dispatch([task])
@@ -325,7 +327,7 @@ def test_a_running_task_that_cannot_be_stopped_is_given_up(pool, gate):
     assert results(pool, 1) == {"t0": "Cancelled"}
 
 
-def test_a_waiting_task_that_is_stopped_goes_back_and_never_runs(pool, gate):
+def test_a_waiting_task_that_is_stopped_is_returned_and_never_runs(pool, gate):
     ran = []
 
     @define(pool)
@@ -343,22 +345,22 @@ def test_a_waiting_task_that_is_stopped_goes_back_and_never_runs(pool, gate):
     assert sorted(ran) == ["t0", "t1"]
 
 
-def test_stopping_an_attempt_leaves_another_one_of_the_task_alone(pool, gate):
+def test_stopping_an_attempt_does_not_stop_another_attempt_of_the_task(pool, gate):
     define(pool)(lambda payload, context: gate.wait(LONG))
     [new] = tasks(1)
     pool.dispatch([new])
     reports_until(pool, lambda reports: of(Started, reports))
-    pool.stop(replace(new, version=new.version - 1))  # attempts may be the same: they start anew with a retry
+    pool.stop(replace(new, version=new.version - 1))  # compare versions: a retry by hand resets `attempts`
     gate.set()
     assert results(pool, 1) == {"t0": True}
 
 
-def test_stopping_what_is_not_here_does_nothing(pool):
+def test_stopping_an_unknown_task_does_nothing(pool):
     pool.stop(tasks(1)[0])
     assert pool.poll() == []
 
 
-def test_recall_takes_back_what_has_not_started(pool, gate):
+def test_recall_returns_all_tasks_that_have_not_started(pool, gate):
     define(pool)(lambda payload, context: gate.wait(LONG))
     batch = tasks(10)
     pool.dispatch(batch)
@@ -369,7 +371,7 @@ def test_recall_takes_back_what_has_not_started(pool, gate):
     assert results(pool, 2) == {"t0": True, "t1": True}
 
 
-def test_a_pool_wants_more_ahead_the_shorter_its_calls_are(pool, monkeypatch):
+def test_the_shorter_the_calls_the_larger_the_capacity(pool, monkeypatch):
     spent = threading.local()  # a clock for each thread, on which only its handlers' work takes time
     monkeypatch.setattr("dtq.workers.run.context.monotonic", lambda: getattr(spent, "seconds", 0.0))
 
@@ -401,7 +403,7 @@ def test_a_pool_can_grow_and_shrink(pool):
     assert len(pool.workers()) == 1
 
 
-def test_prints_of_threads_do_not_mix_and_none_is_stray(pool, capsys):
+def test_prints_of_threads_do_not_mix_and_none_reaches_the_console(pool, capsys):
     barrier = threading.Barrier(2)
 
     @define(pool)
@@ -424,7 +426,7 @@ def test_a_module_that_cannot_be_loaded_fails_its_tasks(pool, tmp_path):
     assert set(results(pool, 5).values()) == {"HandlerError"}
 
 
-def test_closing_with_kill_stops_what_runs():
+def test_close_with_kill_stops_running_tasks():
     pool = ThreadPool(1, grace=1)
     pool.start()
     ended = threading.Event()
@@ -463,7 +465,7 @@ def test_as_many_async_calls_run_at_once_as_size_times_concurrency(pool):
     assert most == 10
 
 
-def test_waiting_async_calls_can_be_taken_back(pool):
+def test_waiting_async_calls_can_be_recalled(pool):
     release = []
 
     @define(pool)
@@ -504,7 +506,7 @@ def test_an_async_handler_is_stopped(pool):
 
 
 @pytest.mark.parametrize("way", ["timeout", "stop"])
-def test_an_async_handler_that_refuses_to_end_is_given_up_and_its_place_is_free(pool, way):
+def test_an_async_handler_that_ignores_cancellation_is_abandoned_and_frees_its_place(pool, way):
     @define(pool)
     async def work(payload, context):
         while payload is not None and not closing.is_set():
@@ -536,3 +538,18 @@ def test_async_handlers_do_not_wait_for_busy_threads(pool, gate):
     results(pool, 1)
     pool.dispatch([*tasks(2, "slow"), Task(type="work", id="quick")])
     assert results(pool, 1) == {"quick": "done"}
+
+
+def test_no_frame_of_the_pool_is_in_a_traceback():
+    """An interrupt just before the handler starts is raised in the pool's own code."""
+    handlers = Handlers()
+    handlers.define("work", Source("value", "test"), lambda payload, context: None)
+    shared = SharedState(handlers, lambda: None, grace=1, max_result=1000)
+    call = ThreadCall(shared, tasks(1)[0], Call(1, "t0", "work", b"null", 1, LONG))
+    loop = AsyncThread(shared, "loop")
+    call.try_start(WorkerThread(shared, loop, "w"))
+    call.interrupt(Stopped)
+    done = perform(handlers, call.call, "w", call.send, call)
+    loop.stop()
+    assert done.error.type == "Cancelled"
+    assert "dtq/workers" not in done.error.traceback
