@@ -1,10 +1,10 @@
-"""AttemptTracker: what a node holds, and how each of its attempts ends. Reads no store.
+"""AttemptTracker: the attempts that a node has claimed, and the outcome of each. It reads no store.
 
-    pools --reports--> hear ----> succeed, fail, release ... (dtq.task.model) ----+
-    claim, reap -----> _outcome: doomed, interrupted, a tick ---------------+--> _outcomes --> Loop commits them
-    a step that raises ---------> _fail: this attempt, with the traceback --+
+    pools --reports--> _collect --> succeed, fail, release ... (dtq.task.transitions) --+
+    claim, reap -----> _outcome --> doomed, interrupted, a tick ------------------------+--> _outcomes --> Loop commits
+    a step that raises -----------> _fail: this attempt, with the traceback ------------+
 
-Loop (loop.py) adds time and the store.
+Claimer (claims.py) and Loop (loop.py) add the store.
 """
 
 from __future__ import annotations
@@ -29,24 +29,32 @@ from dtq.workers.metrics.node import NodeMetrics
 
 log = logging.getLogger("dtq")
 
+_EVENT_OF_STATUS: Mapping[Status, str] = {
+    Status.COMPLETED: "task:completed",
+    Status.FAILED: "task:failed",
+    Status.RETRYING: "task:retrying",
+    Status.CANCELLED: "task:cancelled",
+}
+ENDING_EVENTS = frozenset({*_EVENT_OF_STATUS.values(), "task:expired"})
+
 
 class AttemptTracker:
-    """For the loop's thread alone."""
+    """Tracks claimed attempts until they end. Used by the loop's thread only."""
 
     def __init__(
         self, id: str, groups: Sequence[WorkerGroup], events: Emitter, scheduler: Scheduler, ahead: Callable[[], float],
         chance: Callable[[], float], monotonic: Callable[[], float],
     ) -> None:  # fmt: skip
         self.id = id
-        self.claimed: dict[str, Task] = {}  # claimed and not yet ended, as last heard of
+        self.claimed: dict[str, Task] = {}  # claimed and not ended, with the last reported progress
         self.draining = False
-        self.failure = ""  # why the loop has given up; it drains then
+        self.failure = ""  # why the loop gave up; it drains then
         self._groups = groups
         self._events = events
-        self._ahead = ahead  # seconds by which the clock of the loop is ahead of the workers'
+        self._ahead = ahead  # returns the seconds by which the loop's clock is ahead of the workers'
         self._chance = chance
         self._monotonic = monotonic
-        self._metrics_of_node = NodeMetrics(monotonic)
+        self._node_metrics = NodeMetrics(monotonic)
         self._scheduler = scheduler
         self._outcomes: list[Outcome] = []
         self._now = 0.0  # the time of this turn
@@ -54,23 +62,25 @@ class AttemptTracker:
         self._backoff = ErrorBackoff(monotonic)
         self._best_effort = BestEffort()
 
-    # --- hear: reports become outcomes
+    # --- collect: turn reports into outcomes
 
     def _collect(self, now: float) -> None:
+        """Turn what the pools report into outcomes."""
         for group in self._groups:
             try:
-                said = group.pool.poll()
+                reports = group.pool.poll()
             except Exception as error:
-                self._back_off(error)  # what it has to say, it says later
+                self._back_off(error)  # a later poll returns the reports
                 continue
-            self._best_effort.run("the meter", self._metrics_of_node.record, said)
-            for report in said:
+            self._best_effort.run("the metrics", self._node_metrics.record, reports)
+            for report in reports:
                 try:
                     self._apply(report, now)
                 except Exception as error:
                     self._blame(report, error, now)
 
     def _blame(self, report: Report, error: Exception, now: float) -> None:
+        """Fail the attempt whose report could not be applied. Back off if the report names no claimed task."""
         task = getattr(report, "task", None)
         task = task and self._current(task)
         if task is None:
@@ -79,13 +89,13 @@ class AttemptTracker:
             self._fail(task, error, now)
 
     def _fail(self, task: Task, error: Exception, now: float) -> None:
-        """Fail this attempt because a step on it raised."""
+        """Fail this attempt because a step of the loop raised."""
         self.drop(task.id)
         self._outcomes.append((failed(task, error, now, self._chance), ()))
 
     def _instead(self, task: Task, error: Exception) -> Task:
-        """Return the failure that is stored in place of an outcome that the store cannot take: without all that this
-        outcome brings."""
+        """Return the failure that replaces an outcome which the store cannot take. It has none of the data of that
+        outcome."""
         history = task.history[:-1] if task.status in (Status.RETRYING, Status.FAILED) else task.history
         claimed = replace(
             task, status=Status.PROCESSING, result=None, error=None, history=history, log="", note="", progress=0.0,
@@ -95,16 +105,16 @@ class AttemptTracker:
 
     def _apply(self, report: Report, now: float) -> None:
         if isinstance(report, WorkerChanged):
-            self._next_heartbeat = now  # others want to know
+            self._next_heartbeat = now  # publish the change at once
             self._emit_worker(report, now)
         elif (task := self._current(report.task)) is None:
-            return  # cancelled, or lost to another node: whatever became of it is no longer ours to say
+            return  # cancelled, or lost to another node: this node may not change it any more
         elif isinstance(report, Finished):
             self._finish(task, report)
         elif isinstance(report, Returned):
             self._end(release(task))
         elif isinstance(report, Started):
-            if self._events.hears("task:started"):
+            if self._events.has_listeners("task:started"):
                 self._events.emit("task:started", report.at + self._ahead(), task, report.worker)
         elif isinstance(report, Progressed):
             self.claimed[task.id] = task = replace(task, progress=report.percent, note=report.note)
@@ -113,12 +123,12 @@ class AttemptTracker:
             self._events.emit("task:log", now, task, text=report.text)
 
     def _current(self, task: Task) -> Task | None:
-        """The task as it is held, if this very attempt is."""
-        held = self.claimed.get(task.id)
-        return held if held is not None and held.version == task.version else None
+        """Return the claimed task with the latest progress; None if this attempt is not claimed any more."""
+        claimed = self.claimed.get(task.id)
+        return claimed if claimed is not None and claimed.version == task.version else None
 
     def _finish(self, task: Task, report: Finished) -> None:
-        started_at = report.started_at + self._ahead()  # what it says is by the worker's clock
+        started_at = report.started_at + self._ahead()  # the report has the time of the worker's clock
         ended_at = started_at + report.seconds
         task = replace(task, worker=f"{self.id}/{report.worker}", started_at=started_at, log=report.log)
         if report.error is None:
@@ -129,19 +139,14 @@ class AttemptTracker:
             self._end(fail(task, report.error, ended_at, self._chance, final=report.final, delay=report.delay))
 
     def _end(self, task: Task) -> None:
+        """Record the outcome of a claimed task."""
         del self.claimed[task.id]
         self._outcomes.append((task, ()))
 
-    def _emit_worker(self, report: WorkerChanged, now: float) -> None:
-        self._events.emit(
-            f"worker:{report.state}", now, None, f"{self.id}/{report.worker}", pid=report.pid, signal=report.signal,
-            exit_code=report.exit_code, reason=report.reason,
-        )  # fmt: skip
-
-    # --- what is not to be run
+    # --- tasks that must not run
 
     def _outcome(self, task: Task, now: float) -> Outcome:
-        """Return the outcome of a task that is not to be run: it came doomed, or its node died."""
+        """Return the outcome of a claimed task that must not run: it is doomed, or its node died."""
         try:
             if task.type == cron.TYPE and task.doom:
                 return self._scheduler.fire([task], now)[0]
@@ -150,19 +155,20 @@ class AttemptTracker:
             return failed(task, error, now, self._chance), ()
 
     def _requeue(self, tasks: list[Task]) -> None:
+        """Give back these claimed tasks, and stop an earlier attempt of theirs whose loss was not reported yet."""
         for task in tasks:
-            self.drop(task.id)  # an earlier attempt, of which nobody has said yet that it is lost
+            self.drop(task.id)
             self._outcomes.append((release(task), ()))
 
     def _release(self, tasks: Iterable[Task]) -> None:
-        """Give back these claimed tasks, of which none was dispatched, as far as they are still held."""
+        """Give back those of these tasks that are still claimed. None of them was dispatched."""
         for task in tasks:
             if task.id in self.claimed:
                 self._end(release(task))
 
     def _discard_stale(self, tasks: Iterable[Task]) -> None:
-        """Drop the outcomes of these tasks, which were claimed or taken over just now: they are of attempts that were
-        lost before, and were heard meanwhile."""
+        """Drop pending outcomes of tasks that were claimed or taken over just now: they belong to attempts that had
+        been lost before."""
         if self._outcomes:
             claimed = {task.id for task in tasks}
             self._outcomes = [outcome for outcome in self._outcomes if outcome[0].id not in claimed]
@@ -170,51 +176,62 @@ class AttemptTracker:
     # --- stop, drain
 
     def drop(self, task_id: str) -> None:
-        """The attempt is no longer ours: it is stopped, and what it gives is not heard."""
+        """Stop the attempt and ignore its reports: this node has lost the task."""
         if task := self.claimed.pop(task_id, None):
             for group in self._groups:
                 self._best_effort.run("the stop of a task", group.pool.stop, task)
 
     def end_by_request(self, task: Task) -> None:
-        """Stop the attempt of a task that was cancelled here in this version, if it runs. A later attempt, which began
-        after a retry, goes on."""
-        self._metrics_of_node.count([task])
-        held = self.claimed.get(task.id)
-        if held is not None and held.version < task.version:
+        """Stop the attempt of a task that a caller cancelled in this version. A later attempt, started by a retry,
+        continues."""
+        self._node_metrics.count([task])
+        claimed = self.claimed.get(task.id)
+        if claimed is not None and claimed.version < task.version:
             self.drop(task.id)
 
     def _track(self, tasks: Iterable[Task]) -> None:
-        """Hold these attempts. An earlier one of the same task, whose loss was not reported yet, is stopped."""
+        """Track these attempts. Stop an earlier attempt of the same task whose loss was not reported yet."""
         new = {task.id: task for task in tasks}
         for task_id in self.claimed.keys() & new.keys():
             self.drop(task_id)
         self.claimed.update(new)
 
     def workers(self) -> list[backend.WorkerInfo]:
+        """Return the workers of all pools."""
         return [worker for group in self._groups for worker in group.pool.workers()]
 
     def drain(self) -> None:
-        """No more claims; what has not started comes back."""
+        """Claim nothing more, and give back what has not started."""
         self.draining = True
         self.recall()
 
     def recall(self) -> None:
+        """Ask all pools to return the tasks that have not started."""
         for group in self._groups:
             self._best_effort.run("the recall of tasks", group.pool.recall)
 
     def is_drained(self) -> bool:
+        """Return whether the loop drains and nothing is left to end or to store."""
         return self.draining and not self.claimed and not self._outcomes
 
-    # --- what goes wrong, and what is told
+    # --- errors
 
     def _back_off(self, error: Exception) -> None:
-        """No task is to blame: keep claims and outcomes, and try again after a growing while."""
+        """Keep claims and outcomes, and try again after a growing delay. Drain after too many failures in a row."""
         is_away = isinstance(error, StoreError)
         what = "the store failed; work goes on and outcomes are kept" if is_away else "a step of the loop failed"
         self._backoff.note(error, what)
         if self._backoff.is_exhausted and not self.failure:
-            self.failure = f"no turn was good for {GIVE_UP_AFTER:g} s: {self._backoff.words}"
+            self.failure = f"every turn failed for {GIVE_UP_AFTER:g} s: {self._backoff.message}"
             self.drain()
+
+    # --- events
+
+    def _emit_worker(self, report: WorkerChanged, now: float) -> None:
+        self._events.emit(
+            f"worker:{report.state}", now, None, f"{self.id}/{report.worker}", pid=report.pid, signal=report.signal,
+            exit_code=report.exit_code, reason=report.reason,
+        )  # fmt: skip
 
     def _emit_endings(self, ended: Iterable[Task], now: float) -> None:
         for task in ended:
@@ -223,17 +240,9 @@ class AttemptTracker:
             if name := _EVENT_OF_STATUS.get(task.status):
                 self._events.emit(name, now, task, task.worker)
 
-    def _emit_successors(self, outcomes: Iterable[Outcome], accepted: Container[str], now: float) -> None:
-        if self._events.hears("task:added"):
+    def _emit_added(self, outcomes: Iterable[Outcome], accepted: Container[str], now: float) -> None:
+        """Emit "task:added" for the successors that the accepted outcomes have planted."""
+        if self._events.has_listeners("task:added"):
             for task, successors in outcomes:
                 for successor in successors if task.id in accepted else ():
                     self._events.emit("task:added", now, successor)
-
-
-_EVENT_OF_STATUS: Mapping[Status, str] = {
-    Status.COMPLETED: "task:completed",
-    Status.FAILED: "task:failed",
-    Status.RETRYING: "task:retrying",
-    Status.CANCELLED: "task:cancelled",
-}
-ENDING_EVENTS = frozenset({*_EVENT_OF_STATUS.values(), "task:expired"})

@@ -1,11 +1,11 @@
-"""Dead letters: the tasks that have failed for good. Not a queue of its own but a view: whatever is `failed` is in it,
-with its whole history, until it is redriven, purged, or cleaned up.
+"""Dead letters: the tasks that have failed for good. They are a view and not a queue: every task with the status
+`failed` is one, with its whole history, until it is redriven, purged or cleaned up.
 
-    failed ---- redrive: revived, 50 in a commit, at a rate if need be ---------> pending, or blocked by its parents
-           ---- purge, sweep: marked as ended long ago, then removed as such ---> gone
+    failed ---- redrive: revive, 50 tasks in a commit, at a given rate --------> pending, or blocked by its parents
+           ---- purge, trim: mark as ended long ago, then remove by that mark --> removed
 
-Nothing is removed that somebody else has redriven meanwhile: the mark is a compare-and-set, and a store purges only
-what is still failed.
+A task that another process redrives meanwhile is not removed: the mark is a compare-and-set, and a store purges only
+tasks that are still failed.
 """
 
 from __future__ import annotations
@@ -24,18 +24,25 @@ from dtq.task.model import Status, Task
 from dtq.task.transitions import fell_with_its_parent, revive
 
 T = TypeVar("T")
-BRIEF_PER_READ = 1000  # brief tasks that are read at once
-WHOLE_PER_READ = 50  # whole tasks that are read and changed at once: each may carry megabytes
+BRIEF_PER_READ = 1000  # brief tasks in one read
+WHOLE_PER_READ = 50  # whole tasks in one read and one commit: each may have megabytes
 FAILED = frozenset({Status.FAILED})
-LONG_AGO = 1.0  # UTC seconds: what ended before this was marked to be purged
+MARKED_BEFORE = 1.0  # UTC seconds: a task that ended before this is marked for removal
 
 
 class DeadLetters:
-    """The failed tasks of a queue. The filters of all methods are the same, and may be combined:
+    """The failed tasks of a queue.
 
-    - `queue`, `type`: of the task.
-    - `error`: the type of its last error, as in "ValueError", "Timeout", "WorkerDied", "ParentFailed".
-    - `since`: UTC seconds; it failed later than that.
+    All methods take the same `filters`, which may be combined:
+
+    - `queue`, `type`: those of the task.
+    - `error`: the type of its last error, such as "ValueError", "Timeout", "WorkerDied" or "ParentFailed".
+    - `since`: UTC seconds; the task failed later than that.
+
+    Args:
+        store: Where the tasks are.
+        clock: Returns the time, in UTC seconds.
+        apply: Stores changes, announces them, and returns the tasks that changed.
     """
 
     def __init__(
@@ -43,23 +50,28 @@ class DeadLetters:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._apply = apply  # hands in changes, and tells of them
+        self._apply = apply
 
     # --- look
 
     def __len__(self) -> int:
+        """Return how many tasks have failed."""
         return self._store.stats().counts[Status.FAILED]
 
     def __iter__(self) -> Iterator[Task]:
+        """Yield all failed tasks, whole, by id."""
         return self._matching(brief=False)
 
     def find(self, *, limit: int = 100, after: str = "", brief: bool = False, **filters: Any) -> list[Task]:
-        """Return up to `limit` of them by id, oldest first; the next page follows the last id: `after=page[-1].id`.
-        With `brief`, without payload, result, history, log and traceback."""
+        """Return up to `limit` failed tasks that match the `filters`, by id, oldest first.
+
+        The next page starts after the last id: `after=page[-1].id`. With `brief`, the tasks have no payload, result,
+        history, log and traceback. Raise InvalidTask if a filter cannot match any task.
+        """
         return list(islice(self._matching(after, limit, brief=brief, **filters), limit))
 
     def get(self, task_id: str) -> Task:
-        """One of them. Raises UnknownTask where there is none of this id, or it has not failed."""
+        """Return the failed task with the id `task_id`. Raise UnknownTask if there is none, or if it has not failed."""
         for task in self._store.get([task_id] if names.can_exist(task_id) else []):
             if task.status == Status.FAILED:
                 return task
@@ -67,7 +79,8 @@ class DeadLetters:
         raise UnknownTask(f"no task has the id {task_id!r}: it was never added, or was deleted or cleaned up")
 
     def errors(self, **filters: Any) -> dict[str, int]:
-        """Return how many there are of each type of error, most first. Looks at each of them, briefly."""
+        """Return error type -> number of failed tasks that match the `filters`, the most frequent first. It reads every
+        one of them, briefly."""
         counts: dict[str, int] = {}
         for task in self._matching(**filters):
             counts[_error(task)] = counts.get(_error(task), 0) + 1
@@ -77,7 +90,7 @@ class DeadLetters:
         self, after: str = "", first: int = BRIEF_PER_READ, *, brief: bool = True, queue: str | None = None,
         type: str | None = None, error: str | None = None, since: float | None = None,
     ) -> Iterator[Task]:  # fmt: skip
-        """Yield them by id. Of the store, `first` are read at once, then more at a time."""
+        """Yield the matching tasks by id. Read `first` tasks at first, then more with each read."""
         names.check_filters(queue=queue, type=type)
         wanted: dict[str, Any] = {"status": Status.FAILED, "queue": queue, "type": type, "finished_after": since}
         largest = BRIEF_PER_READ if brief else WHOLE_PER_READ
@@ -89,11 +102,22 @@ class DeadLetters:
     # --- change
 
     def redrive(self, *task_ids: str, rate: float | None = None, limit: int | None = None, **filters: Any) -> list[str]:
-        """Starts these afresh, with all their attempts; gives the ids of those that were still failed.
+        """Start failed tasks again, with all their attempts.
 
-        Without ids, all that match the filters, those that failed first coming first, at most `limit`. `rate`: so many
-        a second are due; the times are kept with the tasks, so that this call does not wait. A child of a flow waits
-        for its parents again; where only the child is redriven, and not the parent that failed, it fails at once.
+        A child of a flow waits for its parents again; it fails at once if its failed parent is not redriven too.
+
+        Args:
+            task_ids: The tasks; without any, all that match the `filters`, in the order in which they failed.
+            rate: How many of them are due each second (None: all at once). The tasks keep their times; the call itself
+                does not wait.
+            limit: How many tasks at most (None: all).
+            filters: See the class.
+
+        Returns:
+            The ids of the tasks that were still failed.
+
+        Raises:
+            InvalidTask: `rate` is not above 0, or there are both ids and filters.
         """
         if rate is not None and not rate > 0:
             raise InvalidTask(f"rate is {rate!r}; allowed: a number of tasks a second, more than 0")
@@ -108,9 +132,8 @@ class DeadLetters:
         return redriven
 
     def _in_order(self, task_ids: Iterable[str], filters: dict[str, Any]) -> Sequence[str]:
-        """Parents before children: those that failed by themselves, then those that fell with them, as they fell.
-
-        Times alone would not do: what fell is stamped by the loop, what failed by its worker.
+        """Return the ids with parents before children: first the tasks that failed by themselves, then those that
+        failed with a parent, both by time. Times alone do not suffice: the two kinds come from different clocks.
         """
         if task_ids:
             return _known(task_ids)
@@ -120,8 +143,8 @@ class DeadLetters:
         return [task_id for _, _, task_id in found]
 
     def purge(self, *task_ids: str, age: float = 0.0, **filters: Any) -> int:
-        """Removes these for good, or all that match the filters and failed at least `age` seconds ago; gives how
-        many."""
+        """Remove failed tasks for good: those with these `task_ids`, or all that match the `filters` and failed at
+        least `age` seconds ago. Return how many were removed. Raise InvalidTask if there are both ids and filters."""
         if task_ids and (filters or age):
             raise InvalidTask("purge takes ids or filters, not both")
         before = self._clock() - age
@@ -129,9 +152,9 @@ class DeadLetters:
         return sum(_remove(self._store, page, before) for page in _pages(ids))
 
 
-def sweep(store: Store, now: float, age: float | None, limit: int | None) -> bool:
-    """One step of the clean-up: removes failed tasks over `age` seconds, and the oldest of those over `limit`. Says
-    whether there is more to remove."""
+def trim(store: Store, now: float, age: float | None, limit: int | None) -> bool:
+    """Do one step of the clean-up: remove tasks that failed more than `age` seconds ago, and the oldest ones above
+    `limit`. Return whether more are left to remove."""
     aged = age is not None and store.purge(now - age, FAILED) > 0
     excess = 0 if limit is None else store.stats().counts[Status.FAILED] - limit
     if excess > 0:
@@ -141,17 +164,17 @@ def sweep(store: Store, now: float, age: float | None, limit: int | None) -> boo
 
 
 def _remove(store: Store, ids: Sequence[str], before: float = inf) -> int:
-    """Remove those of these tasks that had failed by `before`; return how many went."""
+    """Remove those of these tasks that failed by `before` (UTC seconds). Return how many were removed."""
     found = [task for task in store.get(ids) if task.status == Status.FAILED and (task.finished_at or 0.0) <= before]
     store.update([(replace(task, finished_at=0.0), ()) for task in found])
     removed = 0
-    while step := store.purge(LONG_AGO, FAILED):
+    while step := store.purge(MARKED_BEFORE, FAILED):
         removed += step
     return removed
 
 
 def _known(task_ids: Iterable[str]) -> list[str]:
-    """Those that a task can have, each once. Raises InvalidTask where one is not even text."""
+    """Return the ids that a task can have, each once. Raise InvalidTask if one is not text."""
     return list(dict.fromkeys(task_id for task_id in task_ids if names.can_exist(task_id)))
 
 

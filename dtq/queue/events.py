@@ -1,9 +1,9 @@
-"""Events: what happens in the queue, told to whoever listens, on a thread of their own.
+"""Events: what happens in a queue, delivered to listeners on a separate thread.
 
     loop, workers, callers --emit--> bounded queue --> one thread --> listeners, one after the other
 
-A listener may be slow, may fail, may add tasks or wait for one: nothing but other listeners waits for it. When the
-queue between is full, events are dropped and counted, for the work must not wait for those who watch it.
+A listener may be slow, may fail, may add tasks or wait for one: it delays only other listeners. When the bounded queue
+is full, events are dropped and counted, because tasks must not wait for listeners.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ CAPACITY = 100_000
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What happened: `name`, when (UTC seconds), to which task (as it is now) or by which worker, and details in
-    `data`."""
+    """Something that happened in a queue.
+
+    `name` says what, such as "task:completed", and `at` when, in UTC seconds. `task` is the task as it was then;
+    `worker` is the worker that did it, as "node/worker"; `data` has details by name.
+    """
 
     name: str
     at: float
@@ -50,8 +53,14 @@ Listener = Callable[[Event], object]
 
 
 class Emitter(Forkable):
-    """on, once, off, emit. Listeners of "*" hear everything. In a child made by os.fork there are none: those of the
-    parent hear what happens there."""
+    """Delivers events to listeners by name; "*" stands for all names. Thread-safe.
+
+    A child made by os.fork begins without listeners: events there stay there.
+
+    Args:
+        names: The names that events may have.
+        capacity: How many events may wait for delivery before further ones are dropped (see `dropped`).
+    """
 
     def __init__(self, names: frozenset[str] = NAMES, capacity: int = CAPACITY) -> None:
         self.dropped = 0
@@ -62,7 +71,9 @@ class Emitter(Forkable):
 
     def _begin(self) -> None:
         self._listeners: dict[str, list[tuple[Listener, bool]]] = {}
-        self._events: SimpleQueue[Event | SimpleQueue[None] | None] = SimpleQueue()  # no interrupt leaves it locked
+        self._events: SimpleQueue[Event | SimpleQueue[None] | None] = (
+            SimpleQueue()
+        )  # an interrupt cannot leave it locked
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -70,7 +81,8 @@ class Emitter(Forkable):
         self._begin()
 
     def on(self, name: str, listener: Listener, *, once: bool = False) -> Listener:
-        """Calls `listener(event)` for each event of this name. Raises DTQError where there is none of it."""
+        """Call `listener(event)` for each event with this name, or only for the first one (`once`). Return the
+        listener. Raise DTQError if no event has this name, or if the listener is not a function."""
         if name != ALL and name not in self._names:
             raise DTQError(f"no event is named {name!r}; there are: {', '.join(sorted(self._names))}, and '*' for all")
         if not callable(listener):
@@ -80,35 +92,37 @@ class Emitter(Forkable):
             if self._thread is None:
                 thread = threading.Thread(target=self._deliver, name="dtq-events", daemon=True)
                 thread.start()
-                self._thread = thread  # only now: an interrupt may have come before the thread began
+                self._thread = thread  # not before: an interrupt may stop the start
         return listener
 
     def once(self, name: str, listener: Listener) -> Listener:
+        """Call `listener(event)` for the next event with this name only. Return the listener. Raise as `on` does."""
         return self.on(name, listener, once=True)
 
     def off(self, name: str, listener: Listener) -> None:
+        """Stop calling this listener for events with this name."""
         with self._lock:
             left = [entry for entry in self._listeners.get(name, ()) if entry[0] != listener]
             self._listeners[name] = left
             if not left:
                 del self._listeners[name]
 
-    def hears(self, name: str) -> bool:
-        """Whether anybody would hear it: lets a busy caller spare itself the making of the event."""
+    def has_listeners(self, name: str) -> bool:
+        """Return whether an event with this name has a listener, so that a busy caller need not build it."""
         return name in self._listeners or ALL in self._listeners
 
-    def hears_any(self, names: Set[str]) -> bool:
-        """Whether anybody would hear one of these."""
+    def has_any_listener(self, names: Set[str]) -> bool:
+        """Return whether one of these names has a listener."""
         return ALL in self._listeners or not names.isdisjoint(self._listeners)
 
     def emit(self, name: str, at: float, task: Task | None = None, worker: str | None = None, **data: Any) -> None:
-        """Hands the event over and returns at once."""
-        if self.hears(name):
+        """Queue an event for delivery, and return at once."""
+        if self.has_listeners(name):
             self.post(Event(name, at, task, worker, data))
 
     def post(self, event: Event) -> None:
-        """As `emit`, of an event that is made already."""
-        if self.hears(event.name):
+        """Queue this event for delivery, and return at once."""
+        if self.has_listeners(event.name):
             if self._events.qsize() < self._capacity:
                 self._events.put(event)
             else:
@@ -116,7 +130,7 @@ class Emitter(Forkable):
 
     def _deliver(self) -> None:
         while (event := self._events.get()) is not None:
-            if isinstance(event, SimpleQueue):  # of somebody who waits until we are here
+            if isinstance(event, SimpleQueue):  # from `catch_up`, which waits for this place in the queue
                 event.put(None)
                 continue
             for name in (event.name, ALL):
@@ -132,7 +146,7 @@ class Emitter(Forkable):
             log.exception("a listener for %s failed", event.name)
 
     def catch_up(self, timeout: float = 5.0) -> None:
-        """Returns when the listeners have heard what has happened so far, or after `timeout` seconds."""
+        """Wait until the listeners have received all events so far, `timeout` seconds at most."""
         thread, here = self._thread, SimpleQueue[None]()
         if thread is not None and thread is not threading.current_thread():
             self._events.put(here)
@@ -140,12 +154,12 @@ class Emitter(Forkable):
                 here.get(timeout=timeout)
 
     def close(self, timeout: float = 1.0) -> None:
-        """Lets the listeners hear what has happened so far, but waits for them no longer than `timeout` seconds."""
+        """Deliver the events so far, waiting `timeout` seconds at most, and end the thread."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is None:
             return
-        is_listener = thread is threading.current_thread()  # who closes: it ends when it comes back from here
+        is_listener = thread is threading.current_thread()  # a listener calls this: the thread ends after it returns
         self._events.put(None)
         if not is_listener:
             thread.join(timeout)

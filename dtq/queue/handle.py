@@ -1,7 +1,7 @@
-"""Handle: what `add` returns, to ask for a task's state and to wait for its result; Waiters: the futures of waiters.
+"""Handle: what `add` returns, to read a task's state and to wait for its result. Waiters: the futures behind it.
 
-result() --register--> Waiters <--settle-- the loop, for each outcome it has committed
-                          ^------check---- a ResultPoller, for tasks that end in another process or are deleted
+result() --future--> Waiters <--resolve-- the loop, for each outcome that it has committed
+                        ^------poll------ a ResultPoller, for tasks that end in another process or are deleted
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from dtq.stores.protocol import Outcome, Store
 from dtq.sync.condition import SafeFuture
 from dtq.task.model import Status, Task
 
-POLL_INTERVAL = 1.0  # seconds between looks at the store where no hint comes
-TASKS_PER_READ = 100  # tasks that are read at once: each may carry megabytes
+POLL_INTERVAL = 1.0  # seconds between two reads of the store when no hint comes
+TASKS_PER_READ = 100  # each task may have megabytes
 
 
 class Waiters:
-    """The futures of tasks that are waited for. Thread-safe. It is empty, and false, while nothing is waited for."""
+    """The futures of the tasks that callers wait for. Thread-safe. False while there are none."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._futures: dict[str, list[Future[Task]]] = {}
-        self.over = ""  # why no ending will be heard of any more
+        self.closed = ""  # why no future will be resolved any more; empty while open
 
     def in_child(self) -> None:
-        """After a fork: what waits is in the parent."""
-        self._lock, self._futures, self.over = threading.Lock(), {}, ""
+        """Forget all futures after a fork: their waiters are in the parent."""
+        self._lock, self._futures, self.closed = threading.Lock(), {}, ""
 
     def __bool__(self) -> bool:
         return bool(self._futures)
 
     def future(self, task_id: str) -> Future[Task]:
-        """Return a new future of the ended task. Cancel it to stop waiting."""
+        """Return a new future that resolves to the ended task. Cancel it to stop waiting."""
         future: Future[Task] = SafeFuture()
         future.add_done_callback(partial(self._forget_if_cancelled, task_id))
         with self._lock:
@@ -59,41 +59,41 @@ class Waiters:
                 del self._futures[task_id]
 
     def resolve(self, tasks: Iterable[Task]) -> None:
-        """Resolve the futures of those tasks that have ended."""
+        """Resolve the futures of those of these tasks that have ended."""
         for task in tasks:
             if task.id in self._futures and task.is_terminal:
                 self._complete(task.id, lambda future, task=task: future.set_result(task))  # type: ignore[misc]
 
     def fail(self, task_id: str, error: DTQError) -> None:
-        """Raise the error in all that wait for this task."""
+        """Raise this error in all waiters of the task."""
         self._complete(task_id, lambda future: future.set_exception(error))
 
-    def _complete(self, task_id: str, resolve: Callable[[Future[Task]], None]) -> None:
-        """Resolve all futures of a task, and drop them only then: where an interrupt comes between, the next look in
-        the store resolves the others."""
+    def _complete(self, task_id: str, complete: Callable[[Future[Task]], None]) -> None:
+        """Complete all futures of a task, then drop them. In this order, the next poll completes those that an
+        interrupt has left."""
         with self._lock:
             futures = list(self._futures.get(task_id, ()))
         for future in futures:
-            with suppress(InvalidStateError):  # cancelled, or resolved before the interrupt
-                resolve(future)
+            with suppress(InvalidStateError):  # cancelled, or completed before an interrupt
+                complete(future)
         if futures:
             self._drop(task_id, futures)
 
     def fail_all(self, why: str, for_good: bool = True) -> None:
-        """Raise DTQError in all that wait. `for_good`: and in all that will, as `require_open` does."""
+        """Raise DTQError in all waiters. With `for_good`, also in all later ones, by `require_open`."""
         if for_good:
-            self.over = self.over or why
+            self.closed = self.closed or why
         for task_id in list(self._futures):
             self.fail(task_id, DTQError(f"task {task_id} had not ended when {why}"))
 
     def require_open(self, task_id: str) -> None:
-        """Raise DTQError where nothing will hear of the ending of this task."""
-        if self.over:
-            self.fail(task_id, DTQError(f"task {task_id} had not ended when {self.over}"))
+        """Raise DTQError in the waiters of this task if its future can no longer be resolved."""
+        if self.closed:
+            self.fail(task_id, DTQError(f"task {task_id} had not ended when {self.closed}"))
 
-    def check(self, get: Callable[..., list[Task]]) -> None:
-        """Look in the store, with its `get`, for the tasks that are waited for. Only those that have ended are read
-        whole. Those that are gone fail with UnknownTask."""
+    def poll(self, get: Callable[..., list[Task]]) -> None:
+        """Read all awaited tasks with the store's `get`, whole only if they have ended. Resolve those, and fail the
+        ones that are no longer stored with UnknownTask."""
         with self._lock:
             ids = list(self._futures)
         for start in range(0, len(ids), TASKS_PER_READ):
@@ -106,8 +106,8 @@ class Waiters:
 
 
 def wait(future: Future[Task], timeout: float | None) -> Task:
-    """Return the result of the future. Raises TimeoutError. It looks again every second: the thread that resolved it
-    may have been interrupted before it woke this one."""
+    """Return the result of the future. Raise TimeoutError after `timeout` seconds (None: never). Check it every second:
+    an interrupt may keep the resolving thread from waking this one."""
     give_up_at = time.monotonic() + (inf if timeout is None else timeout)
     while (left := give_up_at - time.monotonic()) > POLL_INTERVAL:
         with suppress(TimeoutError):
@@ -129,7 +129,12 @@ class TaskSource(Protocol):
 
 
 class Handle:
-    """A task that was added: its `id`, and its state, which is looked up each time."""
+    """A task that was added. Each property reads the task's current state from the store.
+
+    Args:
+        id: The id of the task.
+        source: The queue or the manager that the handle reads from.
+    """
 
     __slots__ = ("_source", "id")
 
@@ -139,36 +144,49 @@ class Handle:
 
     @property
     def task(self) -> Task:
+        """The task as it is now. Raises UnknownTask."""
         return self._source.get(self.id)
 
     @property
     def status(self) -> Status:
+        """The status of the task. Raises UnknownTask."""
         return self.task.status
 
     @property
     def progress(self) -> float:
+        """The progress of the task, in percent, as its handler reported it. Raises UnknownTask."""
         return self.task.progress
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the task up to `timeout` seconds (None: as long as it takes), and return what its handler returned.
+        """Wait for the task, and return what its handler returned.
 
-        Raises TaskFailed (with `.error`); TaskCancelled; TimeoutError, after which the task itself goes on; UnknownTask
-        where the task is deleted; DTQError where the queue is closed, or its loop fails, before the task ends. After
-        the `shutdown` of a queue whose store was passed in and is still open, it waits for other nodes of that store.
+        After the `shutdown` of a queue whose store was passed in and is still open, this waits for other nodes of that
+        store.
+
+        Args:
+            timeout: Seconds to wait; None waits as long as it takes.
+
+        Raises:
+            TaskFailed: The task failed; `.error` tells why.
+            TaskCancelled: The task was cancelled.
+            TimeoutError: The task has not ended in time; it continues.
+            UnknownTask: The task was deleted.
+            DTQError: The queue was closed, or its loop failed, before the task ended.
         """
         return _value(self._source.wait_for(self.id, timeout))
 
     def __await__(self) -> Generator[Any, None, Any]:
-        import asyncio  # where something is awaited it is there already; elsewhere nobody needs it
+        import asyncio  # loaded already wherever something is awaited
 
         future = self._source.future_of(self.id)
         try:
             task = yield from asyncio.wrap_future(future).__await__()
         finally:
-            future.cancel()  # whatever ended the waiting: an asyncio task may be cancelled
+            future.cancel()  # also if the asyncio task was cancelled
         return _value(task)
 
     def cancel(self) -> Task:
+        """Cancel the task, and return it as it is then. Raise UnknownTask; IllegalTransition if it has ended."""
         return self._source.cancel(self.id)
 
     def __repr__(self) -> str:

@@ -1,12 +1,12 @@
-"""ResultPoller: resolves what waits for a task that ends in another process, or that is deleted.
+"""ResultPoller: resolves the futures of tasks that end in another process, or that are deleted.
 
-    result() --future--> Waiters <--settle-- the loop, for each outcome it has committed
+    result() --future--> Waiters <--resolve-- the loop, for each outcome that it has committed
        |                    ^
        +--start--> ResultPoller --get--> store
-                        ^---- the store's descriptor, or a hint of the loop that reads it
+                        ^---- the store's descriptor, or a hint from the loop that reads it
 
-The thread starts with the first waiter and ends a second after the last one. A store that fails is asked again after a
-growing pause, for as long as somebody waits.
+The thread starts with the first waiter and ends a second after the last one. If the store fails, the thread tries again
+after growing pauses for as long as there are waiters.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dtq.sync.wakeup import Wakeup
 
 log = logging.getLogger("dtq")
 
-LINGER = 1.0  # seconds that the thread outlives its last waiter: a new thread for each result would cost more
-MIN_INTERVAL_BESIDE_LOOP = 0.02  # seconds, at least, between two looks while a loop resolves all that ends here
-REST_FACTOR = 2  # times as long as a look took, the thread rests after it
-JOIN_TIMEOUT = 10.0  # seconds that `close` waits for a look at a store that does not answer
-MAX_STORE_BACKOFF = 2.0  # seconds, at most, until a store that failed is asked again
+LINGER = 1.0  # seconds that the thread outlives its last waiter: cheaper than one thread for each result
+MIN_INTERVAL_BESIDE_LOOP = 0.02  # seconds between two reads, at least, while a loop resolves the tasks that end here
+REST_FACTOR = 2  # the thread rests this many times as long as the read before took
+JOIN_TIMEOUT = 10.0  # seconds that `close` waits for a read that the store does not answer
+MAX_STORE_BACKOFF = 2.0  # seconds between two reads of a store that fails, at most
 
 
 class ResultPoller:
-    """Looks for the waiters of `waiters` in `store`, on a thread of its own. `has_loop` returns whether a loop reads
-    the store's descriptor at this moment; that loop calls `hint` instead. All methods may be called by any thread."""
+    """Polls `store` for the tasks of `waiters`, on a thread of its own. `has_loop` returns whether a loop reads the
+    store's descriptor now; that loop calls `hint` instead. Any thread may call all methods."""
 
     def __init__(self, store: Store, waiters: Waiters, has_loop: Callable[[], bool] = lambda: False) -> None:
         self._store = store
@@ -44,26 +44,26 @@ class ResultPoller:
         self._run: PollerThread | None = None
 
     def start(self) -> None:
-        """Look from now on, until nothing is waited for any more."""
+        """Poll from now on, for as long as there are waiters."""
         with self._lock:
             if self._run is None or not self._run.thread.is_alive():
                 run = PollerThread(self._poll)
                 run.start()
-                self._run = run  # only now: Ctrl-C may come while the thread is started
+                self._run = run  # not before: Ctrl-C may interrupt the start
 
     def hint(self) -> None:
-        """Look soon: the store has changed."""
+        """Poll soon: the store has changed."""
         if self._waiters:
             with self._lock:
                 if self._run is not None:
                     self._run.wakeup.wake()
 
     def in_child(self) -> None:
-        """After a fork: the thread is the parent's."""
+        """Forget the thread after a fork: it is in the parent."""
         self._lock, self._run = threading.Lock(), None
 
     def close(self) -> None:
-        """End the thread. A later `start` begins a new one."""
+        """End the thread. A later `start` makes a new one."""
         with self._lock:
             run, self._run = self._run, None
         if run is not None:
@@ -75,8 +75,8 @@ class ResultPoller:
         while not run.ended.is_set() and self._is_needed(run):
             try:
                 began = time.monotonic()
-                sources = self._sources(run.wakeup)  # first: a store may announce changes only from here on
-                self._waiters.check(self._store.get)
+                sources = self._sources(run.wakeup)  # before the read: some stores announce changes only from here on
+                self._waiters.poll(self._store.get)
                 self._rest(run, REST_FACTOR * (time.monotonic() - began))
                 self._wait(run, sources)
                 run.backoff = 0.0
@@ -95,7 +95,7 @@ class ResultPoller:
             return False
 
     def _sources(self, wakeup: Wakeup) -> select.poll:
-        """What ends a wait. `poll`, because `select` fails for descriptors above 1,023."""
+        """Return a poll object with everything that ends a wait. (`select` fails for descriptors above 1,023.)"""
         sources = select.poll()
         sources.register(wakeup, select.POLLIN)
         if not self._has_loop():
@@ -117,25 +117,25 @@ class ResultPoller:
 
     def _back_off(self, run: PollerThread, error: Exception) -> None:
         if not run.backoff and self._waiters:
-            log.warning("the store failed while results were waited for; it is asked again: %r", error)
+            log.warning("the store failed while callers wait for results; trying again: %r", error)
         run.backoff = min(run.backoff * 2 or 0.05, MAX_STORE_BACKOFF)
         run.ended.wait(run.backoff)
 
 
 class PollerThread:
-    """One life of the poller's thread."""
+    """One thread of the poller, from its start to its end."""
 
     def __init__(self, poll: Callable[[PollerThread], None]) -> None:
         self.wakeup = Wakeup()
         self.ended = threading.Event()
         self.needed_at = time.monotonic()
-        self.backoff = 0.0  # seconds until the store is asked again; 0 while all is well
+        self.backoff = 0.0  # seconds until the next try; 0 while the store answers
         self.thread = threading.Thread(target=self._main, args=[poll], name="dtq-results", daemon=True)
 
     def start(self) -> None:
         try:
             self.thread.start()
-        except BaseException:  # Ctrl-C: the thread may begin all the same, and then ends at once
+        except BaseException:  # Ctrl-C: if the thread starts all the same, it ends at once
             self.ended.set()
             raise
 
@@ -147,7 +147,7 @@ class PollerThread:
 
     def end(self) -> None:
         self.ended.set()
-        with suppress(OSError):  # it has just ended by itself
+        with suppress(OSError):  # it has just ended
             self.wakeup.wake()
         if self.thread.is_alive() and self.thread is not threading.current_thread():
             self.thread.join(JOIN_TIMEOUT)

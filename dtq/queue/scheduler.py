@@ -1,5 +1,5 @@
-"""Scheduler: has the schedules' ticks fired when their time comes. One for each node; which of them gets a tick,
-`claim` decides."""
+"""Scheduler: fires the ticks of schedules that are due. Each node has one; the store's `claim` gives each tick to one
+node."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dtq.task.model import Task
 
 log = logging.getLogger("dtq")
 
-MAX_INTERVAL = 1.0  # seconds, at most, between looks: another process may add a schedule
-MIN_INTERVAL = 0.05  # seconds, at least, between looks: what comes due next may be a task of any kind
-TICKS_PER_TURN = 25  # ticks in one turn
+MAX_INTERVAL = 1.0  # seconds between two searches, at most: another process may add a schedule
+MIN_INTERVAL = 0.05  # seconds between two searches, at least: the next due task may be of any type
+TICKS_PER_TURN = 25  # ticks that one turn claims
 
 
 class Scheduler:
-    """`due` is the time of the next look."""
+    """Claims and fires ticks for `node`. `due` is the time of the next search (UTC seconds)."""
 
     def __init__(self, store: Store, node: str, lease: float) -> None:
         self.due = 0.0
@@ -27,21 +27,21 @@ class Scheduler:
         self._lease = lease
 
     def turn(self, now: float) -> list[Outcome]:
-        """The outcomes of the ticks whose time has come. Raises StoreError where none could be claimed."""
-        if now < self.due <= now + MAX_INTERVAL:  # further off than that: the clock was set back
+        """Claim the ticks that are due. Return their outcomes. Raise StoreError if the claim fails."""
+        if now < self.due <= now + MAX_INTERVAL:  # if it is further away, the clock was set back
             return []
         ticks = self._store.claim(self._node, TICKS_PER_TURN, self._lease, now, {cron.TYPE}, {cron.QUEUE})
         outcomes = self.fire(ticks, now)
         try:
-            self.due = self._next_look(now, outcomes)
-        except Exception as error:  # the ticks are claimed: they must not wait for their lease to end
-            log.warning("no look at what comes next: %s", error)
+            self.due = self._next_search(now, outcomes)
+        except Exception as error:  # fire the claimed ticks now, not after their lease
+            log.warning("the time of the next schedule cannot be read: %s", error)
             self.due = now + MIN_INTERVAL
         return outcomes
 
     def fire(self, ticks: Sequence[Task], now: float) -> list[Outcome]:
-        """The outcomes of these claimed ticks. A tick that failed, and one whose work cannot be added because another
-        task has its id, is reported in the log; the schedule shows it as its `problem`."""
+        """Return the outcomes of these claimed ticks. Log a tick that failed, and one whose task cannot be added
+        because another task has its id; the schedule shows the reason as its `problem`."""
         fired = [cron.fire(tick, now) for tick in ticks]
         stored = self._stored([work.id for _, works in fired for work in works])
         outcomes: list[Outcome] = [(cron.blamed(tick, works, stored), works) for tick, works in fired]
@@ -54,10 +54,10 @@ class Scheduler:
         try:
             return {task.id: task for task in self._store.get(ids)} if ids else {}
         except Exception as error:
-            log.warning("no look for tasks that have the ids of a tick's work: %s", error)
+            log.warning("tasks with the ids that a tick wants to add cannot be read: %s", error)
             return {}
 
-    def _next_look(self, now: float, outcomes: list[Outcome]) -> float:
+    def _next_search(self, now: float, outcomes: list[Outcome]) -> float:
         if len(outcomes) == TICKS_PER_TURN or any(
             not tick.is_terminal and (tick.expires or 0) <= now for tick, _ in outcomes
         ):

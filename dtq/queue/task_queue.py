@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from dtq.errors import DTQError, UnknownType
+from dtq.queue.config import LoopConfig
 from dtq.queue.guards import ErrorBackoff
 from dtq.queue.loop import Loop
 from dtq.queue.manager import MIB, QueueManager
@@ -101,10 +102,13 @@ class TaskQueue(QueueManager):
         super().__init__(store, backlog_limit=backlog_limit, max_payload=max_payload, clock=clock)
         self._inline = executor == "inline"
         self._groups = groups.make_executors(specs, executor, max_tasks_per_worker, max_result)
+        config = LoopConfig(
+            lease=lease, cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
+            max_parents=max_parents, fires_schedules=not self._inline,
+        )  # fmt: skip
         self._loop = Loop(
-            self.store, self._groups, self.events, self._waiters, types=self.registry.types, lease=lease, chance=chance,
-            cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
-            max_parents=max_parents, ticks=not self._inline, each_heartbeat=self._register_webhook_handler,
+            self.store, self._groups, self.events, self._waiters, config, types=self.registry.types, chance=chance,
+            each_heartbeat=self._register_webhook_handler,
             ahead=(lambda: self.clock() - time.time()) if clock else None,
         )  # fmt: skip
         self._thread: threading.Thread | None = None

@@ -150,10 +150,10 @@ def test_tasks_that_are_waited_for_are_read_whole_when_they_have_ended(manager, 
     endings = Waiters()
     futures = [endings.future(id) for id in ids]
     store.whole = 0
-    endings.check(store.get)
+    endings.poll(store.get)
     assert (store.whole, any(future.done() for future in futures)) == (0, False)
     die(manager)
-    endings.check(store.get)
+    endings.poll(store.get)
     assert (store.whole, [future.result(0).payload for future in futures]) == (20, [1] * 20)
 
 

@@ -74,7 +74,7 @@ def test_it_stops_when_told_and_leaves_no_thread_and_no_listener(queue):
     last = board.widget.value
     queue.add("work", 0).result(WAIT)
     assert board.widget.value == last
-    assert not queue.events.hears("task:completed")
+    assert not queue.events.has_listeners("task:completed")
 
 
 def test_it_ends_with_its_queue():

@@ -448,9 +448,9 @@ def test_what_becomes_of_tasks_is_a_line_with_task_attempt_and_node(tmp_path):
 def test_at_the_usual_level_a_completed_task_costs_no_line(tmp_path):
     with TaskQueue("memory:", {"nothing": lambda payload, context: None}, 1, executor="thread") as queue:
         with Monitor(queue, tmp_path):
-            assert not queue.events.hears("task:completed")
-            assert queue.events.hears("task:failed")
-        assert not queue.events.hears("task:failed")
+            assert not queue.events.has_listeners("task:completed")
+            assert queue.events.has_listeners("task:failed")
+        assert not queue.events.has_listeners("task:failed")
 
 
 def test_a_directory_that_cannot_be_written_costs_lines_and_no_task(tmp_path, caplog):

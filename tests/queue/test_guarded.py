@@ -307,8 +307,8 @@ def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, m
         raise OSError(errno.EMFILE, "Too many open files")
 
     for part, name in (
-        (loop._metrics_of_node, "hear"),
-        (loop._metrics_of_node, "reading"),
+        (loop._node_metrics, "hear"),
+        (loop._node_metrics, "reading"),
         (loop._cleaner, "turn"),
         (loop._events, "emit"),
     ):

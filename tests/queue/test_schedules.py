@@ -299,7 +299,7 @@ def test_a_tick_that_cannot_be_read_is_shown_with_its_problem_and_hides_no_other
     bad, good = manager.schedules
     assert (bad.name, good.name, good.problem) == ("evil", "good", None)
     assert "cannot be read" in bad.problem
-    with pytest.raises(UnknownSchedule, match="make it again"):
+    with pytest.raises(UnknownSchedule, match="add it again"):
         manager.schedules.pause("evil")
     manager.schedules.remove("evil")
     assert [schedule.name for schedule in manager.schedules] == ["good"]

@@ -236,7 +236,7 @@ def test_endings_that_an_interrupt_kept_are_told_at_the_next_look(presses):
         futures = [endings.future("a") for _ in range(3)]
 
         def check() -> bool:
-            endings.check(lambda ids, brief=False: [ended for id in ids if id == "a"])
+            endings.poll(lambda ids, brief=False: [ended for id in ids if id == "a"])
             return all(future.result(1) is ended for future in futures)
 
         return lambda: endings.resolve([ended]), check
