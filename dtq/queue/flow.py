@@ -1,7 +1,7 @@
-"""Flow: the handle of a whole graph of tasks. It keeps nothing but ids: what became of them is looked up.
+"""Flow: the handle of a whole graph of tasks. It keeps only ids and reads the tasks from the store.
 
 queue.flow(chain(...)) --> Flow --> counts, progress, result, cancel, retry
-queue.get_flow(id) ------->         (by the prefix of the ids: after a restart, or in another process)
+queue.get_flow(id) ------->         (finds the tasks by the prefix of their ids: after a restart, or in another process)
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ FlowStatus = Literal["running", "completed", "failed", "cancelled"]
 
 
 class FlowState(msgspec.Struct, frozen=True):
-    """A flow as it is at one moment. `status` is `running` until all have ended; then `failed` or `cancelled` if any of
-    them was, else `completed`. `progress`, in percent, is the mean of its tasks, of which each that has ended counts as
-    100. `counts` is status -> how many of its tasks, `tasks` name -> status."""
+    """A flow as it was at one moment.
+
+    `status` is "running" until all tasks have ended; then "failed" or "cancelled" if one of them was, else "completed".
+    `progress`, in percent, is the mean over all tasks; an ended task counts as 100. `counts` is status -> number of
+    tasks, `tasks` is name -> status.
+    """
 
     id: str
     status: FlowStatus
@@ -36,6 +39,7 @@ class FlowState(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, id: str, tasks: Sequence[Task]) -> FlowState:
+        """Return the state of the flow `id` that has these `tasks`."""
         counts = dict.fromkeys(map(str, Status), 0)
         for task in tasks:
             counts[task.status] += 1
@@ -44,20 +48,27 @@ class FlowState(msgspec.Struct, frozen=True):
 
 
 class Flow:
-    """A graph of tasks that was added in one call. `ids` are those of its tasks, in the order of their names in it."""
+    """A graph of tasks that was added in one call. The properties read the tasks' current state from the store.
+
+    Args:
+        id: The id of the flow.
+        ids: The ids of its tasks, in the order in which the graph names them.
+        source: The queue or the manager that the flow reads from.
+    """
 
     def __init__(self, id: str, ids: Sequence[str], source: TaskSource) -> None:
         self.id = id
         self.ids = list(ids)
         self._source = source
-        self._look = 1.0 + len(self.ids) / 1000  # seconds between looks at all of them, at least
+        self._poll_interval = 1.0 + len(self.ids) / 1000  # seconds between two reads of all tasks, at least
 
     @classmethod
     def find(cls, id: str, source: TaskSource) -> Flow:
-        """The flow of this id, as far as its tasks are still stored. Raises UnknownTask where none is."""
+        """Return the flow with this `id` in `source`, with the tasks that are still stored. Raise UnknownTask if there
+        are none."""
         ids: list[str] = []
         after = start = prefix(id)
-        limit = 1  # enough to see that there is no such flow
+        limit = 1  # enough to learn that there is no such flow
         while page := source.store.find(after=after, limit=limit, brief=True):
             ids += [task.id for task in page if task.id.startswith(start)]
             after, limit = page[-1].id, min(10 * limit, IDS_PER_READ)
@@ -67,52 +78,57 @@ class Flow:
             raise UnknownTask(f"no flow has the id {id!r}: it was never added, or all of it was cleaned up")
         return cls(id, ids, source)
 
-    # --- look
+    # --- read
 
     def __len__(self) -> int:
+        """Return how many tasks the flow has."""
         return len(self.ids)
 
     def __getitem__(self, name: str) -> Handle:
-        """The handle of the task of this name."""
+        """Return the handle of the task with this name. Raise UnknownTask if there is none."""
         task_id = prefix(self.id) + name
         if task_id not in self.ids:
             raise UnknownTask(f"flow {self.id} has no task {name!r}")
         return Handle(task_id, self._source)
 
     def name(self, task_id: str) -> str:
-        """The name of one of its tasks in it."""
+        """Return the name that the task `task_id` has in this flow."""
         return name_in(self.id, task_id)
 
     def tasks(self, *, brief: bool = False) -> list[Task]:
-        """Return all that are still stored, as they are now; with `brief`, without payload, result, history, log and
-        traceback."""
+        """Return the tasks that are still stored, as they are now. With `brief`, they have no payload, result, history,
+        log and traceback."""
         return self._source.store.get(self.ids, brief=brief)
 
     def state(self) -> FlowState:
-        """How far it is; the properties below are of one look each."""
+        """Return status, progress and counts, all from one read of the store."""
         return FlowState.of(self.id, self.tasks(brief=True))
 
     @property
     def counts(self) -> dict[str, int]:
+        """Status -> number of tasks."""
         return self.state().counts
 
     @property
     def progress(self) -> float:
+        """The progress in percent: the mean over all tasks; an ended task counts as 100."""
         return self.state().progress
 
     @property
     def status(self) -> FlowStatus:
+        """ "running", "completed", "failed" or "cancelled": see FlowState."""
         return self.state().status
 
     def results(self) -> dict[str, Any]:
-        """name -> result, of those that have completed by now."""
+        """Return name -> result, of the tasks that have completed by now."""
         completed = [task.id for task in self.tasks(brief=True) if task.status == Status.COMPLETED]
         return {self.name(task.id): task.result for task in self._source.store.get(completed)}
 
     # --- wait
 
     def wait(self, timeout: float | None = None) -> FlowStatus:
-        """Returns when all have ended, however they did. Raises TimeoutError."""
+        """Wait until all tasks have ended, `timeout` seconds at most (None: as long as it takes). Return the status.
+        Raise TimeoutError if some have not ended by then."""
         give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
         while unfinished := [task.id for task in self.tasks(brief=True) if not task.is_terminal]:
             left = give_up_at - time.monotonic()
@@ -120,44 +136,49 @@ class Flow:
                 raise TimeoutError(
                     f"flow {self.id}: {len(unfinished):,} of {len(self):,} tasks have not ended after {timeout} s"
                 )
-            with suppress(TimeoutError, UnknownTask):  # nobody is told of a task that is deleted
-                self._source.wait_for(unfinished[-1], min(left, self._look))
+            with suppress(TimeoutError, UnknownTask):  # a task may be deleted meanwhile
+                self._source.wait_for(unfinished[-1], min(left, self._poll_interval))
         return self.status
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the last task returned (a list, where there are several that no other waits for).
+        """Wait for all tasks, `timeout` seconds at most (None: as long as it takes). Return the result of the last
+        task; a list if there are several that no other task waits for.
 
-        Waits for all of the flow. Raises TaskFailed with the task that failed first, TaskCancelled, or TimeoutError.
+        Raises:
+            TaskFailed: A task failed; the error has the one that failed first.
+            TaskCancelled: The flow was cancelled before its last task completed.
+            TimeoutError: Some tasks have not ended in time; they continue.
         """
         self.wait(timeout)
         tasks = self.tasks(brief=True)
-        awaited = {parent for task in tasks for parent in task.after}
-        last = [task for task in tasks if task.id not in awaited]
+        needed = {parent for task in tasks for parent in task.after}
+        last = [task for task in tasks if task.id not in needed]
         if any(task.status != Status.COMPLETED for task in last):
             raise self._failure(tasks)
         values = [task.result for task in self._source.store.get([task.id for task in last])]
         return values[0] if len(values) == 1 else values
 
     def _failure(self, tasks: Sequence[Task]) -> TaskFailed | TaskCancelled:
-        """Return the error for a flow of these brief tasks that came to no result."""
+        """Return the error of a flow that has no result. `tasks` are brief."""
         failed = [task for task in tasks if task.status == Status.FAILED]
         if not failed:
-            return TaskCancelled(f"flow {self.id} was cancelled before it came to its result")
+            return TaskCancelled(f"flow {self.id} was cancelled before its last task completed")
         first = min(failed, key=lambda task: (fell_with_its_parent(task), task.finished_at or 0.0))
         return TaskFailed(next(iter(self._source.store.get([first.id])), first))
 
     # --- change
 
     def cancel(self) -> int:
-        """Ends all that has not ended; of what runs, the attempt is stopped. Gives how many."""
+        """Cancel all tasks that have not ended, and stop those that run. Return how many were cancelled."""
         return self._change(lambda task: not task.is_terminal, lambda task, now: cancel(task, now, "its flow was"))
 
     def retry(self) -> int:
-        """Starts afresh all that failed or was cancelled; each waits for its parents again. Gives how many."""
+        """Start all failed and cancelled tasks again; each waits for its parents again. Return how many were
+        started."""
         return self._change(lambda task: task.status in (Status.FAILED, Status.CANCELLED), revive)
 
     def _change(self, wanted: Callable[[Task], bool], transition: Callable[[Task, float], Task]) -> int:
-        """In one commit; again for those of which somebody else was faster."""
+        """Change all wanted tasks in one commit. Try again for those that changed meanwhile."""
         changed: set[str] = set()
         while ids := [task.id for task in self.tasks(brief=True) if wanted(task) and task.id not in changed]:
             now = self._source.clock()

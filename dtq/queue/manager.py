@@ -81,11 +81,8 @@ class QueueManager(LaneControls):
             options: The fields of Task; `delay` and `expires_in`, in seconds from now; `after`, which takes handles
                 too. With a `key` also `window` and `on_conflict` (see dtq.task.unique).
 
-        Returns:
-            The handle of the task, or of the task that has its key.
-
-        Raises:
-            InvalidTask, QueueFull, DuplicateTask, StoreError: Nothing was stored.
+        Returns the handle of the task, or of the task that has its key. Raises InvalidTask, QueueFull, DuplicateTask or
+        StoreError; nothing was stored then.
         """
         rule = unique.rule_of(options) if options.keys() & set(unique.OPTIONS) else None
         given = {name: value for name, value in options.items() if name not in unique.OPTIONS} if rule else options
@@ -111,19 +108,14 @@ class QueueManager(LaneControls):
             graph: What `chain`, `group` and `chord` return, or name -> step, where `after` has names.
             id: The id of the flow; None: a new one. Adding the same id again returns the flow that is there.
 
-        Returns:
-            The flow.
-
-        Raises:
-            InvalidTask, QueueFull, StoreError: Nothing was stored.
+        Returns the flow. Raises InvalidTask, QueueFull or StoreError; nothing was stored then.
         """
         flow_id = new_id(self.clock()) if id is None else _flow_id(id)
         steps = bind(graph if isinstance(graph, Graph) else named(graph), flow_id)
         return Flow(flow_id, [handle.id for handle in self.add_many(steps)], self)
 
     def get_flow(self, id: str) -> Flow:
-        """Return the flow with this `id`, which was added before, by any process. Raise UnknownTask if there is
-        none."""
+        """Return the flow with this `id`, which any process has added before. Raise UnknownTask if there is none."""
         if not names.can_exist(id) or prefix(id) == names.OURS:
             raise UnknownTask(f"no flow has the id {id!r}: it was never added, or all of it was cleaned up")
         return Flow.find(id, self)
@@ -188,9 +180,8 @@ class QueueManager(LaneControls):
 
     def _require_room(self, n: int) -> None:
         if self.backlog_limit is not None and (backlog := self.stats().unfinished) + n > self.backlog_limit:
-            raise QueueFull(
-                f"{backlog:,} tasks are unfinished, the limit is {self.backlog_limit:,}: {n:,} more do not fit"
-            )
+            limit = f"{backlog:,} tasks are unfinished, the limit is {self.backlog_limit:,}"
+            raise QueueFull(f"{limit}: {n:,} more do not fit")
 
     def _task(self, given: Task | Mapping[str, Any], now: float | None = None) -> Task:
         """Return the checked task that a caller describes. Raise InvalidTask."""
@@ -329,6 +320,5 @@ def _refuse_cycles(tasks: Sequence[Task]) -> None:
         try:
             TopologicalSorter({task.id: task.after for task in tasks}).prepare()
         except CycleError as error:
-            raise InvalidTask(
-                f"after makes a circle, in which nothing could ever start: {' -> '.join(error.args[1])}"
-            ) from None
+            circle = " -> ".join(error.args[1])
+            raise InvalidTask(f"after makes a circle, in which nothing could ever start: {circle}") from None

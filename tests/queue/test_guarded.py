@@ -417,7 +417,7 @@ def test_a_node_goes_on_while_it_cannot_look_for_changes(tmp_path, monkeypatch, 
         assert queue.add("echo", 6).result(WAIT) == 6
         monkeypatch.undo()
     store.close()
-    assert "hears of no changes" in caplog.text
+    assert "receives no hints of changes" in caplog.text
 
 
 def test_an_inline_queue_raises_what_its_store_raises(monkeypatch):
