@@ -50,7 +50,7 @@ class StoreClient(Forkable):
     # --- wait
 
     def wait_for(self, task_id: str, timeout: float | None = None) -> Task:
-        """Wait until a task has ended, and return it.
+        """Wait until a task has ended. Return it.
 
         Args:
             task_id: The id of the task.

@@ -158,7 +158,7 @@ class Handle:
         return self.task.progress
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the task, and return what its handler returned.
+        """Wait for the task. Return what its handler returned.
 
         After the `shutdown` of a queue whose store was passed in and is still open, this waits for other nodes of that
         store.
@@ -186,7 +186,7 @@ class Handle:
         return _value(task)
 
     def cancel(self) -> Task:
-        """Cancel the task, and return it as it is then. Raise UnknownTask; IllegalTransition if it has ended."""
+        """Cancel the task. Return it as it is then. Raise UnknownTask; IllegalTransition if it has ended."""
         return self._source.cancel(self.id)
 
     def __repr__(self) -> str:

@@ -96,7 +96,7 @@ class QueueManager(LaneControls):
         return self._store([self._task(task, now) for task in tasks])
 
     def add_checked(self, tasks: Iterable[Task]) -> list[Handle]:
-        """Store these `tasks` as `add_many` does, and return their handles. For callers in dtq that have refused
+        """Store these `tasks` as `add_many` does. Return their handles. For callers in dtq that have refused
         reserved names (`dtq.task.names`) and then set keys of their own."""
         now = self.clock()
         return self._store([self._entering(task, now) for task in tasks])

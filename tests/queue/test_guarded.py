@@ -307,7 +307,7 @@ def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, m
         raise OSError(errno.EMFILE, "Too many open files")
 
     for part, name in (
-        (loop._node_metrics, "hear"),
+        (loop._node_metrics, "record"),
         (loop._node_metrics, "reading"),
         (loop._cleaner, "turn"),
         (loop._events, "emit"),

@@ -39,7 +39,7 @@ class RecordingEmitter(Emitter):
         self._world = world
         self._node_id = node_id
 
-    def hears_any(self, names: Set[str]) -> bool:
+    def has_any_listener(self, names: Set[str]) -> bool:
         return True
 
     def emit(self, name: str, at: float, task: Task | None = None, *_: object, **__: object) -> None:
