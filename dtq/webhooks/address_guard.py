@@ -1,8 +1,8 @@
-"""Guard: where webhooks may go, and the secrets that they are signed with.
+"""AddressGuard: where webhooks may go. Secrets: what signs them.
 
-A URL comes from whoever adds a task, and the request is made from inside: without a guard it could reach what only the
-inside can (server-side request forgery). So every address that a name has must be public, or of a network that the
-configuration names.
+Any user who adds a task chooses a URL, and the request comes from inside the network: without a guard it could reach
+hosts that only the inside may reach (server-side request forgery, SSRF). Therefore every address of the URL's host must
+be public, or belong to a network that the configuration allows.
 """
 
 from __future__ import annotations
@@ -21,39 +21,43 @@ _IPV4_MASK = 0xFFFFFFFF
 
 
 class Refused(Exception):
-    """This is not sent: the URL leads where webhooks may not go. Another attempt would be of no use."""
+    """The webhook was not sent: its URL leads to an address that is not allowed. Further attempts are useless."""
 
 
 class AddressGuard:
-    """Which addresses webhooks may reach: public ones, and those in `networks`. `http` allows URLs without TLS."""
+    """Allows webhooks to public addresses and to those in `networks`. `http` allows URLs without TLS. Raises DTQError
+    for a network that is not valid."""
 
     def __init__(self, networks: Sequence[str] = (), http: bool = False) -> None:
         self.http = http
         self._networks = [_network(text) for text in networks]
 
     def check_scheme(self, scheme: str) -> None:
-        """Raises Refused."""
+        """Raise Refused unless a URL may have this scheme."""
         if scheme != "https" and not (scheme == "http" and self.http):
             raise Refused(f"the URL is {scheme}:; allowed: https:, and http: with webhook_http=True")
 
     def check(self, host: str, addresses: Sequence[str]) -> None:
-        """Raises Refused, unless every address is allowed: a name with one bad address is not to be trusted."""
+        """Raise Refused unless every address of the host is allowed: one forbidden address makes the whole name
+        suspicious."""
         for text in addresses:
             address = ip_address(text.partition("%")[0])
             if not (
-                is_public(address) or any(seen in network for seen in _unwrapped(address) for network in self._networks)
+                is_public(address)
+                or any(inner in network for inner in _unwrapped(address) for network in self._networks)
             ):
                 raise Refused(f"{host} is {text}, no public address; webhook_networks can allow it")
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is the address of somebody on the internet, whatever it is wrapped in."""
+    """Return whether this is an address on the public internet, also when it is wrapped in another one."""
     real = _unwrapped(address)[-1]
     return real.is_global and not (real.is_multicast or real.is_reserved or getattr(real, "is_site_local", False))
 
 
 def _unwrapped(address: Address) -> list[Address]:
-    """The address, and the IPv4 address that it leads to: mapped, translated (NAT64), or tunnelled (6to4)."""
+    """Return the address, and the IPv4 address that is wrapped in it: mapped, translated (NAT64), or tunnelled
+    (6to4)."""
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _NAT64:
@@ -71,10 +75,10 @@ def _network(text: str) -> Network:
 
 
 class Secrets:
-    """Secrets by name. No way leads from here to a message, a log or a repr but `of`, which signs with them.
+    """Secrets by name. Only `of` returns them: they appear in no message, log or repr.
 
-    A secret is base64, with or without "whsec_" before it; several, separated by spaces, sign side by side while one
-    replaces another.
+    A secret is base64, with or without the prefix "whsec_". During a rotation a name may have several secrets,
+    separated by spaces; each of them signs. Raises DTQError for a secret that is not valid.
     """
 
     def __init__(self, values: Mapping[str, str]) -> None:
@@ -86,7 +90,7 @@ class Secrets:
         return f"<Secrets {', '.join(sorted(self._values)) or 'none'}>"
 
     def of(self, name: str) -> list[str]:
-        """Raises LookupError."""
+        """Return the secrets with this name. Raise LookupError if this node has none."""
         if name not in self._values:
             raise LookupError(
                 f"this node has no secret {name!r}: TaskQueue(secrets=...), or dtq run --secret, gives it"
@@ -101,7 +105,7 @@ def _check_secret(name: str, value: object) -> None:
 
 
 def _size(text: str) -> int:
-    """Bytes that this base64 stands for, with or without its padding; 0 where it is none."""
+    """Return how many bytes this base64 encodes, with or without padding; 0 if it is not base64."""
     try:
         return len(b64decode(text + "=" * (-len(text) % 4), validate=True))
     except ValueError:

@@ -1,14 +1,14 @@
-"""Webhooks: who is told when a task ends, and what. Pure policy; the delivery itself is in courier.py.
+"""Deliveries: which task ends lead to a webhook, and what it says. Pure policy; handler.py and delivery.py send it.
 
     task with webhook= --ends--> its outcome plants a delivery, a task of the type "dtq.webhook"
                                  {"url", "secret": its name, "body"}  --WebhookHandler--> POST
 
-A delivery is an ordinary task of the same queue, priority and limit key: it is retried for about a day, sits among the
-failed ones if nobody takes it, and can be redriven from there. It has no webhook of its own. Its id is the
-`webhook-id`: the same at every attempt, so that the receiver can tell what it has seen before.
+A delivery is an ordinary task with the queue, priority and limit key of the task that ended. It is retried for about a
+day; if the receiver never accepts it, it fails and can be redriven. It has no webhook of its own. Its id is the
+`webhook-id`, the same at every attempt, so that the receiver can recognise repeats.
 
-Whoever adds a delivery could have any message signed. So its type and its form of an id are reserved (dtq.task.names),
-and the loop gives the courier only what is genuine.
+A user who could add deliveries could have any message signed. Therefore their type and their form of id are reserved
+(dtq.task.names), and the loop dispatches only genuine deliveries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dtq.task.model import ErrorInfo, Task
 from dtq.task.transitions import fail
 
 TYPE = "dtq.webhook"
-MAX_ATTEMPTS = 15  # with these delays: after 5, 10, 20, 40 s, ..., 4 h, about a day in all
+MAX_ATTEMPTS = 15  # with these delays, 5, 10, 20, 40 s ... 4 h, about a day in total
 RETRY_DELAY = 5.0
 RETRY_CAP = 4 * 3600.0
 RETRY_JITTER = 0.2
@@ -32,14 +32,15 @@ Outcome = tuple[Task, Sequence[Task]]
 
 
 def with_deliveries(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
-    """The outcomes, with the deliveries that those who come to an end plant."""
+    """Return the outcomes with the deliveries that they plant."""
     if all(task.webhook is None for task, _ in outcomes):
         return outcomes
     return [(task, (*successors, *deliveries(task, now))) for task, successors in outcomes]
 
 
 def deliveries(task: Task, now: float) -> tuple[Task, ...]:
-    """One, or none, where the task has not ended or nobody wants to know."""
+    """Return the delivery that the end of this task plants; none if it has not ended or wants no webhook for its
+    status."""
     if task.webhook is None or not task.is_terminal or task.status not in task.webhook.events:
         return ()
     payload = {"url": task.webhook.url, "secret": task.webhook.secret, "body": body(task, now)}
@@ -53,24 +54,24 @@ def deliveries(task: Task, now: float) -> tuple[Task, ...]:
 
 
 def is_genuine(delivery: Task) -> bool:
-    """Return whether `deliveries` made this. A task that was added as any other cannot pass for a delivery: its body
-    would have to foretell, to the microsecond, when it is created."""
+    """Return whether `deliveries` made this task. A user cannot forge one: its body would have to predict, to the
+    microsecond, when the task is created."""
     match delivery.payload:
-        case {"url": str(), "secret": _, "body": {"timestamp": timestamp, "data": {"id": str(told)}}}:
-            form = re.escape(told) + r":webhook-\d+"
+        case {"url": str(), "secret": _, "body": {"timestamp": timestamp, "data": {"id": str(ended)}}}:
+            form = re.escape(ended) + r":webhook-\d+"
             return timestamp == _iso(delivery.created_at) and re.fullmatch(form, delivery.id) is not None
     return False
 
 
 def refuse(delivery: Task, now: float) -> Task:
-    """Fail a claimed delivery that is not genuine: whoever added it may not have anything signed."""
-    error = ErrorInfo("Forged", "this is no delivery that the end of a task planted: it is neither signed nor sent")
+    """Fail a claimed delivery that is not genuine, so that nothing is signed for it."""
+    error = ErrorInfo("Forged", "no end of a task planted this delivery: it is neither signed nor sent")
     return fail(delivery, error, now, lambda: 0.0, final=True)
 
 
 def body(task: Task, now: float) -> dict[str, Any]:
-    """What the receiver reads, in the form that Standard Webhooks recommends. The payload stays here: it may hold what
-    is not meant for others."""
+    """Return the body of the request, in the form that Standard Webhooks recommends. The task's payload is left out: it
+    may have data that the receiver must not see."""
     error = None if task.error is None else {"type": task.error.type, "message": task.error.message}
     data = {
         "id": task.id, "type": task.type, "queue": task.queue, "status": str(task.status), "attempts": task.attempts,

@@ -1,8 +1,8 @@
-"""One delivery of a webhook: signed, sent to an address that was looked at before, and what its answer means.
+"""Delivery: sign one webhook, send it to a checked address, and interpret the response.
 
-httpcore rather than a client above it: its network backend is the one place where a connection is made, so that the
-guard stands there and nowhere else; TLS and the Host header keep the name, no redirect is followed, no proxy of the
-environment is asked.
+It uses httpcore and no client above it: httpcore opens connections in one place, the network backend, and the address
+guard stands there. TLS and the Host header keep the name of the URL, redirects are not followed, and proxies of the
+environment are not used.
 """
 
 from __future__ import annotations
@@ -22,28 +22,31 @@ from dtq.errors import Retry
 from dtq.task.codec import to_json
 from dtq.webhooks.address_guard import AddressGuard, Refused, Secrets
 
-TIMEOUT = 20.0  # seconds for all of it
-MAX_BODY = 2048  # bytes of an answer that are read, and only of one that is no success
-MAX_WAIT = 86400.0  # seconds that a receiver may ask for
+TIMEOUT = 20.0  # seconds for one delivery
+MAX_BODY = 2048  # bytes that are read of a response, and only of one without success
+MAX_WAIT = 86400.0  # seconds that a Retry-After header may demand
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class DeliveryError(Exception):
-    """The receiver did not take it this time."""
+    """The receiver did not accept this attempt."""
 
 
 class Gone(Exception):
-    """The receiver has answered 410: it wants no more of these."""
+    """The receiver answered 410: it accepts no more of these webhooks."""
 
 
 class SignedRequest(msgspec.Struct, frozen=True):
+    """The POST request of one delivery."""
+
     url: str
     headers: dict[str, str]
     content: bytes
 
     @classmethod
     def of(cls, payload: dict[str, Any], id: str, secrets: Secrets) -> SignedRequest:
-        """Raises LookupError where a secret is not known here."""
+        """Return the request for a delivery with this payload and id, signed at this moment. Raise LookupError if this
+        node does not have the secret."""
         content, now = to_json(payload["body"]), datetime.now(UTC)
         headers = {
             "content-type": "application/json",
@@ -58,12 +61,14 @@ class SignedRequest(msgspec.Struct, frozen=True):
 
 
 async def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host, each once."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Makes connections: the name is resolved once, looked at, and what was looked at is what is connected to."""
+    """Opens connections only to checked addresses: resolves a name once, checks all its addresses, and connects to one
+    of these."""
 
     def __init__(
         self, guard: AddressGuard, resolve: Resolve = resolve, inner: httpcore.AsyncNetworkBackend | None = None
@@ -93,7 +98,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 async def post(
     message: SignedRequest, guard: AddressGuard, backend: httpcore.AsyncNetworkBackend | None = None
 ) -> dict[str, Any]:
-    """Delivers, and gives {"status": 204}. Raises what the type of the delivery is retried, or given up, for."""
+    """Send the request. Return {"status": 204}. Raise Refused or Gone if further attempts are useless, Retry if the
+    receiver names a time, DeliveryError after any other response without success."""
     url = httpcore.URL(message.url)
     guard.check_scheme(url.scheme.decode())
     async with (
@@ -106,18 +112,19 @@ async def post(
 
 
 async def _raise_for_status(response: httpcore.Response, host: str) -> None:
-    """Raises what such an answer means."""
-    said = f"{host} answered {response.status}{await _excerpt(response)}"
+    """Raise the exception for a response without success."""
+    answered = f"{host} answered {response.status}{await _excerpt(response)}"
     if response.status == 410:
-        raise Gone(f"{said}: it wants no more of these")
+        raise Gone(f"{answered}: it accepts no more of these webhooks")
     if 300 <= response.status < 400:
-        raise DeliveryError(f"{said}: redirects are not followed")
+        raise DeliveryError(f"{answered}: redirects are not followed")
     if (wait := _retry_after(response)) is not None:
-        raise Retry(said, delay=wait)
-    raise DeliveryError(said)
+        raise Retry(answered, delay=wait)
+    raise DeliveryError(answered)
 
 
 async def _excerpt(response: httpcore.Response) -> str:
+    """Return the beginning of the body, in parentheses; "" if it is empty."""
     body = b""
     async for chunk in response.aiter_stream():
         body += chunk
@@ -128,7 +135,8 @@ async def _excerpt(response: httpcore.Response) -> str:
 
 
 def _retry_after(response: httpcore.Response) -> float | None:
-    """Seconds, from the header's number or date; at least one, at most a day."""
+    """Return the seconds that the Retry-After header demands, as a number or a date: at least one, at most a day. None
+    without a valid header."""
     given = {name.lower(): value for name, value in response.headers}.get(b"retry-after")
     if given is None:
         return None

@@ -1,11 +1,11 @@
-"""WebhookHandler: the handler of the type "dtq.webhook". An async one: who waits for a slow receiver takes no worker
-from others. It gets only deliveries that the end of a task planted (`webhooks.is_genuine`).
+"""WebhookHandler: the handler of the type "dtq.webhook". It is async, so that a slow receiver does not occupy a worker.
+It gets only genuine deliveries (`deliveries.is_genuine`).
 
-    secret, by its name --> sign (Standard Webhooks 1.0.0) --> resolve the name, once --> Guard: every address is public
-                                                          --> connect to one of those very addresses, POST, look
+    secret, by its name --> sign (Standard Webhooks 1.0.0) --> resolve the host name, once
+        --> AddressGuard: every address is public or allowed --> connect to one of these addresses --> POST
 
     2xx            delivered                          410             given up for good
-    Retry-After    tried again when it says           all else        tried again, by the backoff of the task
+    Retry-After    retried at that time               all else        retried, by the backoff of the delivery
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ GIVE_UP_ON = ("dtq.webhooks.address_guard.Refused", "dtq.webhooks.delivery.Gone"
 
 
 def is_installed() -> bool:
-    """Whether what a delivery needs is there: pip install "dtq[webhooks]"."""
+    """Return whether the packages that a delivery needs are installed: pip install "dtq[webhooks]"."""
     return all(find_spec(name) for name in ("anyio", "httpcore", "standardwebhooks"))
 
 
 class WebhookHandler:
-    """The handler. Made in the queue's process, sent to its workers; what it needs is imported there."""
+    """Signs and sends deliveries. The queue makes it and sends it to its workers, which import what it needs.
+
+    Args:
+        secrets: Name -> secret (whsec_...).
+        networks: Networks that webhooks may reach besides public addresses.
+        http: Allow URLs without TLS.
+    """
 
     def __init__(self, secrets: Mapping[str, str], networks: Sequence[str] = (), http: bool = False) -> None:
         self.secrets = Secrets(secrets)

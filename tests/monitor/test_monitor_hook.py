@@ -83,7 +83,7 @@ def test_a_receiver_that_never_answers_keeps_nobody_(manager):
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [((500, {}), "answered 500"), ((410, {}), "wants no more of these"), ((302, {"location": "/"}), "not followed")],
+    [((500, {}), "answered 500"), ((410, {}), "accepts no more of these"), ((302, {"location": "/"}), "not followed")],
 )
 def test_what_could_not_be_delivered_is_counted_and_told_of(manager, caplog, answer, words):
     with (
