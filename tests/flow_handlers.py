@@ -1,4 +1,4 @@
-"""Handlers of test_flow.py, and of the processes that it kills."""
+"""Handlers for test_flow.py and for the node processes that test_flow_kills.py kills."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def value(payload, context):
 
 
 def total(payload, context):
-    """Of what the parents gave."""
+    """Return the sum of the parents' results."""
     return sum(context.parents.values())
 
 
 def tell(payload, context):
-    """What it got, as it got it."""
+    """Return the results and the missing parents, unchanged."""
     return {"results": dict(context.parents), "missing": context.parents.missing}
 
 
@@ -37,7 +37,7 @@ def large(payload, context):
 
 
 def sleep(payload, context):
-    """In steps, between which a thread can be told to end."""
+    """Sleep in short steps, so that a thread can be interrupted between them."""
     give_up_at = time.monotonic() + payload
     while time.monotonic() < give_up_at:
         time.sleep(0.01)
@@ -54,7 +54,7 @@ def progress_and_wait(payload, context):
 
 
 def begin_and_end(payload, context):
-    """Appends to a log outside the queue, which is what the tests believe."""
+    """Append the beginning and the end to a log outside the queue, which the tests check."""
     with open(payload["log"], "a") as log:
         log.write(f"{context.task_id} begins\n")
         log.flush()

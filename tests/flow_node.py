@@ -1,6 +1,6 @@
 """A process with a TaskQueue of two workers, for tests that kill it: python flow_node.py STORE ENDINGS.
 
-It appends each ending of a task that the store has accepted to the file ENDINGS, and ends with its stdin."""
+It appends each task ending that the store has accepted to the file ENDINGS. It ends when its stdin is closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of limits run: work that writes down when it began and ended, in a log outside the queue."""
+"""The handler for tests of limits: it appends the times of its beginning and its end to a log outside the queue."""
 
 from __future__ import annotations
 

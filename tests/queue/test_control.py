@@ -1,4 +1,4 @@
-"""What a handler, or its registration, says about further attempts; deadlines; and tasks that take workers down."""
+"""How handlers and their registration control further attempts; deadlines; and tasks that crash workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ended(queue, *args, **options):
     return queue.wait_for(queue.add(*args, **{"retry_delay": 0, **options}).id, WAIT)
 
 
-def test_a_handler_asks_for_another_attempt_at_a_time_of_its_own(queue):
+def test_a_handler_sets_the_time_of_the_next_attempt(queue):
     task = ended(queue, "again", 0.3, retry_delay=600)
     assert (task.status, task.result, task.attempts) == ("completed", 3, 3)
     assert [(a.error.type, a.error.message) for a in task.history] == [("Retry", "not yet")] * 2
@@ -61,30 +61,30 @@ def test_a_discarded_task_is_cancelled_with_its_reason_and_not_tried_again(queue
 @pytest.mark.parametrize(
     ("raised", "attempts"), [("ValueError", 1), ("JSON", 1), ("Hiccup", 3)]
 )  # a JSONDecodeError is a ValueError
-def test_what_is_given_up_on_is_not_tried_again(queue, raised, attempts):
+def test_an_exception_in_give_up_on_ends_the_attempts(queue, raised, attempts):
     limit(queue, give_up_on=ValueError)
     assert ended(queue, "throw", raised).attempts == attempts
 
 
 @pytest.mark.parametrize(("raised", "attempts"), [("Hiccup", 3), ("Deep", 3), ("ValueError", 1)])
-def test_where_errors_to_retry_on_are_named_all_others_are_final(queue, raised, attempts):
+def test_with_retry_on_all_other_exceptions_are_final(queue, raised, attempts):
     limit(queue, retry_on=("OSError", "control_handlers.Hiccup"))
     assert ended(queue, "throw", raised).attempts == attempts
 
 
-def test_giving_up_goes_before_retrying_and_a_bare_name_is_enough(queue):
+def test_give_up_on_precedes_retry_on_and_a_bare_name_is_enough(queue):
     limit(queue, retry_on="Hiccup", give_up_on="Deep")
     assert [ended(queue, "throw", kind).attempts for kind in ("Hiccup", "Deep")] == [3, 1]
 
 
-def test_rules_do_not_touch_what_the_handler_asks_for(tmp_path):
+def test_retry_rules_do_not_change_what_the_handler_requests(tmp_path):
     with TaskQueue(tmp_path / "q.db", pool_size=1, executor="inline") as queue:
         queue.register("again", "control_handlers:again", retry_on=OSError)
         assert ended(queue, "again", 0).result == 3
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_a_retry_keeps_what_it_was_raised_from(tmp_path, executor):
+def test_a_retry_keeps_its_cause(tmp_path, executor):
     handlers = {"again": "control_handlers:again_for_a_reason"}
     with TaskQueue(tmp_path / "q.db", handlers, 1, executor=executor) as queue:
         task = ended(queue, "again", max_attempts=2)
@@ -105,13 +105,13 @@ def test_an_exception_of_a_notebook_or_script_is_named_by_its_class(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [3, (ValueError, 3), int, "not a name", ("",)])
-def test_what_is_no_exception_is_refused_when_it_is_registered(tmp_path, wrong):
+def test_a_retry_rule_that_is_no_exception_is_refused_at_registration(tmp_path, wrong):
     with TaskQueue(tmp_path / "q.db", executor="inline") as queue, pytest.raises(HandlerError, match="allowed"):
         queue.register("a", "control_handlers:echo", retry_on=wrong)
 
 
 @pytest.mark.parametrize("wrong", [-1, True, 10**9, float("nan")])
-def test_a_delay_that_cannot_be_is_refused_where_it_is_raised(wrong):
+def test_an_invalid_retry_delay_is_refused_where_it_is_raised(wrong):
     with pytest.raises(ValueError, match="delay is"):
         Retry(delay=wrong)
 
@@ -141,7 +141,7 @@ def test_a_task_past_its_deadline_is_dropped_with_an_event_of_its_own(tmp_path, 
 # --- poison
 
 
-def test_a_task_that_takes_workers_down_is_parked_with_its_signal_however_many_attempts_it_has(tmp_path):
+def test_a_task_that_crashes_workers_fails_with_the_signal_even_with_attempts_left(tmp_path):
     handlers = {"kill": "control_handlers:kill_the_worker", "echo": "control_handlers:echo"}
     with TaskQueue(tmp_path / "q.db", handlers, 2) as queue:
         poison = queue.add("kill", max_attempts=1000, retry_delay=0)
@@ -157,7 +157,7 @@ def test_a_task_that_takes_workers_down_is_parked_with_its_signal_however_many_a
         assert poison.task.attempts == MAX_CRASHES
 
 
-def test_crashes_count_in_a_row_only():
+def test_only_consecutive_crashes_count():
     def attempt(type):
         return Attempt(1, 0.0, 1.0, "w", ErrorInfo(type))
 

@@ -1,4 +1,4 @@
-"""Dead letters: what has failed is listed with its history, redriven, purged, and kept within bounds."""
+"""Dead letters: failed tasks are listed with their history, redriven, purged, and kept within bounds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def manager(request, tmp_path, clock):
 
 
 def die(manager, error="ValueError", types=("a", "b"), n=100):
-    """Claims what can be had and lets it fail for good, doomed children with it; gives the ids."""
+    """Claim all tasks and fail them for good, with their doomed children. Return the ids."""
     ids = []
     while tasks := manager.store.claim("n", n, 30, manager.clock(), set(types)):
         now = manager.clock()
@@ -54,7 +54,7 @@ def die(manager, error="ValueError", types=("a", "b"), n=100):
     return ids
 
 
-def test_what_failed_is_a_dead_letter_with_its_history(manager):
+def test_a_failed_task_is_a_dead_letter_with_its_history(manager):
     alive, dead = manager.add("b"), manager.add("a", {"n": 1})
     die(manager, types="a")
     (letter,) = manager.dead
@@ -67,7 +67,7 @@ def test_what_failed_is_a_dead_letter_with_its_history(manager):
         manager.dead.get("nobody")
 
 
-def test_they_are_found_by_queue_type_error_and_time(manager, clock):
+def test_dead_letters_are_found_by_queue_type_error_and_time(manager, clock):
     manager.add_many([{"type": "a"}, {"type": "b", "queue": "mail"}])
     first = die(manager, "ValueError")
     clock.now += 10
@@ -88,7 +88,7 @@ def test_they_are_found_by_queue_type_error_and_time(manager, clock):
         found(colour="red")
 
 
-def test_one_or_many_are_redriven_with_all_their_attempts(manager):
+def test_redriven_tasks_have_all_their_attempts_again(manager):
     one, *many = manager.add_many([{"type": "a", "max_attempts": 1} for _ in range(4)])
     die(manager)
     assert manager.dead.redrive(one.id, "nobody") == [one.id]
@@ -99,7 +99,7 @@ def test_one_or_many_are_redriven_with_all_their_attempts(manager):
     assert len(manager.dead) == 1
 
 
-def test_a_rate_spreads_the_starts_and_nobody_waits_for_it(manager):
+def test_a_rate_spreads_the_starts_without_blocking_the_caller(manager):
     handles = manager.add_many([{"type": "a"} for _ in range(5)])
     die(manager)
     began = time.monotonic()
@@ -111,7 +111,7 @@ def test_a_rate_spreads_the_starts_and_nobody_waits_for_it(manager):
             manager.dead.redrive(rate=wrong)
 
 
-def test_a_whole_family_is_redriven_parents_first(manager, clock):
+def test_parents_are_redriven_before_their_children(manager, clock):
     parent = manager.add("a", max_attempts=1)
     child = manager.add("b", after=[parent])
     die(manager)
@@ -120,7 +120,7 @@ def test_a_whole_family_is_redriven_parents_first(manager, clock):
     assert [parent.status, child.status] == ["pending", "blocked"]
 
 
-def test_thousands_are_redriven_in_pages_each_told_of(manager):
+def test_thousands_are_redriven_in_pages_with_an_event_each(manager):
     told = []
     manager.on("task:added", lambda event: told.append(event.task.id))
     manager.add_many([{"type": "a"} for _ in range(2500)])
@@ -133,7 +133,7 @@ def test_thousands_are_redriven_in_pages_each_told_of(manager):
     assert manager.stats().counts["pending"] == 2500
 
 
-def test_purge_removes_what_was_meant_and_nothing_else(manager, clock):
+def test_purge_removes_only_the_matching_tasks(manager, clock):
     a, b, c = manager.add_many([{"type": "a"}, {"type": "b"}, {"type": "a"}])
     die(manager)
     done = manager.add("a")
@@ -149,8 +149,8 @@ def test_purge_removes_what_was_meant_and_nothing_else(manager, clock):
     assert [task.id for task in manager.find()] == [done.id]
 
 
-def test_purge_leaves_what_was_redriven_in_the_same_moment(manager, monkeypatch):
-    """Between the look and the removal somebody else revives the task: it must not be lost."""
+def test_purge_keeps_a_task_that_is_redriven_at_the_same_moment(manager, monkeypatch):
+    """Another process revives the task between the read and the removal: it must not be lost."""
     handle = manager.add("a")
     die(manager)
     real = manager.store.update
@@ -166,7 +166,7 @@ def test_purge_leaves_what_was_redriven_in_the_same_moment(manager, monkeypatch)
 
 
 @pytest.mark.parametrize("call", ["redrive", "purge"])
-def test_ids_and_filters_do_not_mix(manager, call):
+def test_ids_together_with_filters_are_refused(manager, call):
     with pytest.raises(InvalidTask, match="not both"):
         getattr(manager.dead, call)("x", type="a")
 
@@ -190,7 +190,7 @@ def test_failed_tasks_may_be_kept_for_longer_than_others(manager, clock):
     assert manager.find() == []
 
 
-def test_without_an_age_of_their_own_they_go_as_all_others_do(manager):
+def test_without_dead_age_failed_tasks_are_removed_as_all_others(manager):
     manager.add("a")
     die(manager)
     keeper = loop(manager, cleanup_age=100)
@@ -200,19 +200,19 @@ def test_without_an_age_of_their_own_they_go_as_all_others_do(manager):
     assert len(manager.dead) == 0
 
 
-def test_of_too_many_the_oldest_go(manager):
+def test_above_dead_limit_the_oldest_failed_tasks_are_removed(manager):
     manager.add_many([{"type": "a"} for _ in range(2500)])
     ids = sorted(die(manager, n=5000))
     loop(manager, dead_limit=10).turn(NOW + 1)
     assert [task.id for task in manager.dead] == ids[-10:]
 
 
-def test_a_limit_that_cannot_be_is_refused(tmp_path):
+def test_an_invalid_dead_limit_is_refused(tmp_path):
     with pytest.raises(DTQError, match="dead_limit is -1"):
         TaskQueue(tmp_path / "q.db", dead_limit=-1)
 
 
-def test_a_redriven_task_runs_on_a_queue_that_is_at_work(tmp_path):
+def test_a_redriven_task_runs_on_a_running_queue(tmp_path):
     fixed = threading.Event()
 
     def sometimes(payload, context):

@@ -1,4 +1,4 @@
-"""Events reach those who listen, and never hold up those who emit."""
+"""Events reach all listeners and never block the code that emits them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def emitter():
     emitter.close()
 
 
-def test_listeners_hear_their_events_in_order(emitter):
+def test_listeners_get_their_events_in_order(emitter):
     heard = []
     emitter.on("queue:paused", lambda e: heard.append((e.name, e.data["n"])))
     emitter.on("queue:resumed", lambda e: heard.append((e.name, e.data["n"])))
@@ -28,7 +28,7 @@ def test_listeners_hear_their_events_in_order(emitter):
     assert [n for _, n in heard] == list(range(100))
 
 
-def test_once_hears_once_and_off_hears_no_more(emitter):
+def test_once_delivers_one_event_and_off_ends_the_delivery(emitter):
     heard, never = [], []
     emitter.once("queue:idle", heard.append)
     emitter.on("queue:idle", never.append)
@@ -41,7 +41,7 @@ def test_once_hears_once_and_off_hears_no_more(emitter):
     assert not emitter.has_listeners("queue:idle")
 
 
-def test_a_star_hears_everything(emitter):
+def test_a_star_listener_gets_all_events(emitter):
     heard = []
     emitter.on("*", lambda e: heard.append(e.name))
     emitter.emit("queue:idle", 1.0)
@@ -50,14 +50,14 @@ def test_a_star_hears_everything(emitter):
     assert heard == ["queue:idle", "task:added"]
 
 
-def test_a_name_that_is_none_is_refused_with_those_that_are(emitter):
+def test_an_unknown_event_name_is_refused_with_the_known_ones(emitter):
     with pytest.raises(DTQError, match=r"'task:complete'; there are: .*task:completed"):
         emitter.on("task:complete", print)
     with pytest.raises(DTQError, match="expected a function"):
         emitter.on("task:completed", None)
 
 
-def test_a_listener_that_fails_is_logged_and_the_others_still_hear(emitter, caplog):
+def test_a_failing_listener_is_logged_and_the_others_still_get_the_event(emitter, caplog):
     heard = []
     emitter.on("queue:idle", lambda e: 1 / 0)
     emitter.on("queue:idle", heard.append)
@@ -68,7 +68,7 @@ def test_a_listener_that_fails_is_logged_and_the_others_still_hear(emitter, capl
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_slow_listener_costs_events_which_are_counted_but_never_the_emitter():
+def test_a_slow_listener_loses_events_which_are_counted_but_never_blocks_the_emitter():
     emitter, gate = Emitter(capacity=10), threading.Event()
     heard = []
     emitter.on("queue:idle", lambda e: (gate.wait(10), heard.append(e.at)))
@@ -80,7 +80,7 @@ def test_a_slow_listener_costs_events_which_are_counted_but_never_the_emitter():
     assert len(heard) + emitter.dropped == 1000
 
 
-def test_without_listeners_no_event_is_made_and_no_thread_runs():
+def test_without_listeners_no_event_is_built_and_no_thread_runs():
     emitter = Emitter()
     before = threading.active_count()
     emitter.emit("queue:idle", 1.0)
@@ -88,7 +88,7 @@ def test_without_listeners_no_event_is_made_and_no_thread_runs():
     assert threading.active_count() == before
 
 
-def test_who_has_caught_up_has_heard_all_that_happened_before(emitter):
+def test_after_catch_up_all_earlier_events_are_delivered(emitter):
     heard, go_on = [], threading.Event()
     emitter.on("task:added", lambda event: go_on.wait(30) and heard.append(event.at))
     for number in range(3):
@@ -97,4 +97,4 @@ def test_who_has_caught_up_has_heard_all_that_happened_before(emitter):
     emitter.catch_up(30)
     assert heard == [0, 1, 2]
     emitter.close()
-    emitter.catch_up(30)  # nobody is there to wait for
+    emitter.catch_up(30)  # no thread runs any more

@@ -1,4 +1,4 @@
-"""Flows: a graph in one call, results that go from parents to children, and the whole of it as one thing."""
+"""Flows: a graph in one call, results that go from parents to children, and a handle for the whole graph."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def manager(request, tmp_path):
 
 
 @pytest.mark.parametrize("type", ["total", "total_async"])
-def test_a_chord_hands_the_results_of_all_to_the_last(any_queue, type):
+def test_a_chord_passes_all_results_to_its_last_task(any_queue, type):
     flow = any_queue.flow(chord((step("value", n) for n in range(20)), step(type)))
     assert flow.result(WAIT) == sum(range(20))
     assert (flow.status, flow.progress, flow.counts["completed"]) == ("completed", 100.0, 21)
 
 
-def test_results_come_by_name_in_the_order_in_which_the_child_names_its_parents(any_queue):
+def test_parents_have_the_order_in_which_the_child_names_them(any_queue):
     flow = any_queue.flow(
         {"z": step("value", {"n": 1}), "a": step("value", None), "both": step("tell", after=["z", "a"])}
     )
     assert list(flow.result(WAIT)["results"].items()) == [("z", {"n": 1}), ("a", None)]
 
 
-def test_outside_of_a_flow_parents_have_their_ids(any_queue):
+def test_outside_a_flow_parents_are_named_by_their_ids(any_queue):
     parents = any_queue.add_many([{"type": "value", "payload": n} for n in range(2)])
     child = any_queue.add("tell", after=parents)
     assert child.result(WAIT) == {"results": {handle.id: n for n, handle in enumerate(parents)}, "missing": {}}
@@ -80,14 +80,14 @@ def test_a_task_without_parents_has_none(any_queue):
     assert any_queue.add("tell").result(WAIT) == {"results": {}, "missing": {}}
 
 
-def test_results_go_down_a_line_and_every_attempt_gets_them(any_queue):
+def test_every_attempt_of_a_child_gets_the_results_of_its_parents(any_queue):
     graph = chain(step("value", 5), step("total"), step("total"))
     assert any_queue.flow(graph).result(WAIT) == 5
     with pytest.raises(TaskFailed, match="no result of 'nobody': there is no parent of this name; there are: 0"):
         any_queue.flow(chain(step("value", 5), step("ask_for", "nobody", retry_delay=0))).result(WAIT)
 
 
-def test_a_child_that_runs_all_the_same_is_told_who_failed(any_queue):
+def test_a_child_that_runs_regardless_learns_which_parent_failed(any_queue):
     flow = any_queue.flow(
         chord(
             [step("value", 1), step("fail", id="bad", max_attempts=1)],
@@ -102,7 +102,7 @@ def test_a_child_that_runs_all_the_same_is_told_who_failed(any_queue):
 @pytest.mark.parametrize(
     ("on_parent_failure", "told"), [("run", "no longer stored"), ("fail", "ParentFailed: its parent .* is cancelled")]
 )
-def test_a_parent_that_is_gone_is_told_of(any_queue, on_parent_failure, told):
+def test_a_missing_parent_is_reported_to_the_child(any_queue, on_parent_failure, told):
     parents = any_queue.add_many([{"type": "value", "payload": n} for n in range(2)])
     any_queue.join(WAIT)
     options = {"max_attempts": 1, "on_parent_failure": on_parent_failure}
@@ -114,7 +114,7 @@ def test_a_parent_that_is_gone_is_told_of(any_queue, on_parent_failure, told):
         child.result(WAIT)
 
 
-def test_results_that_are_too_large_together_fail_the_child_with_a_word_about_it(tmp_path):
+def test_results_that_are_too_large_together_fail_the_child_with_advice(tmp_path):
     with TaskQueue(tmp_path / "q.db", HANDLERS, 2, executor="thread", max_parents=1000) as queue:
         fits = queue.flow(chord([step("large", 400) for _ in range(2)], step("tell")))
         assert len(fits.result(WAIT)["results"]) == 2
@@ -124,8 +124,8 @@ def test_results_that_are_too_large_together_fail_the_child_with_a_word_about_it
         assert flow["3"].task.attempts == 1
 
 
-def test_a_store_that_fails_while_results_are_fetched_loses_no_task(monkeypatch):
-    """What was claimed goes back with its attempt, and runs when the store is there again."""
+def test_a_store_failure_while_results_are_read_loses_no_task(monkeypatch):
+    """Claimed tasks go back without costing an attempt, and run when the store is back."""
 
     class Scripted:
         def __init__(self):
@@ -181,7 +181,7 @@ def test_unknown_parents_and_circles_are_refused_at_add_and_nothing_is_stored(ma
 
 
 @pytest.mark.parametrize("wrong", ["a.b", "", "a b", "ü"])
-def test_an_id_that_a_flow_cannot_have_is_refused(manager, wrong):
+def test_an_invalid_flow_id_is_refused(manager, wrong):
     with pytest.raises(InvalidTask, match="id"):
         manager.flow(group(step("value")), id=wrong)
 
@@ -197,13 +197,13 @@ def test_a_flow_is_found_again_by_its_id_and_only_its_tasks(manager):
         manager.get_flow("nigh")
 
 
-def test_adding_a_flow_again_gives_the_flow_that_is_there(manager):
+def test_adding_a_flow_again_returns_the_existing_flow(manager):
     first = manager.flow(chain(step("value", 1), step("value", 2)), id="once")
     assert manager.flow(chain(step("value", 1), step("value", 2)), id="once").ids == first.ids
     assert manager.stats().total == 2
 
 
-def test_a_failure_goes_down_the_line_and_the_first_one_is_raised(queue):
+def test_a_failure_fails_all_descendants_and_result_raises_the_first_one(queue):
     flow = queue.flow(chain(step("value", 1), step("fail", max_attempts=1), step("total"), step("total")))
     with pytest.raises(TaskFailed, match="ValueError: no") as caught:
         flow.result(WAIT)
@@ -224,7 +224,7 @@ def test_a_flow_is_cancelled_as_a_whole(queue):
     assert sorted(heard) == sorted(flow.ids)
 
 
-def test_what_failed_in_a_flow_is_retried_with_all_that_waited_for_it(queue):
+def test_retry_starts_the_failed_tasks_of_a_flow_and_their_descendants(queue):
     fixed = threading.Event()
 
     def sometimes(payload, context):
@@ -241,7 +241,7 @@ def test_what_failed_in_a_flow_is_retried_with_all_that_waited_for_it(queue):
     assert flow["0"].task.attempts == 1  # what had completed did not run again
 
 
-def test_progress_counts_what_has_ended_and_what_runs(queue):
+def test_progress_counts_ended_and_running_tasks(queue):
     flow = queue.flow(chain(step("value", 1), step("progress_and_wait", 600)))
     give_up_at = time.monotonic() + WAIT
     while flow.progress < 75:
@@ -252,11 +252,11 @@ def test_progress_counts_what_has_ended_and_what_runs(queue):
     flow.cancel()
 
 
-def test_many_last_tasks_give_a_list(queue):
+def test_the_result_of_a_flow_with_several_last_tasks_is_a_list(queue):
     assert queue.flow(chain(step("value", 1), group(step("value", 2), step("value", 3)))).result(WAIT) == [2, 3]
 
 
-def test_waiting_does_not_mind_that_tasks_are_deleted(queue):
+def test_waiting_for_a_flow_survives_the_delete_of_a_task(queue):
     flow = queue.flow(group(step("value", 1), step("value", 2, delay=600)))
     threading.Timer(0.2, queue.delete, [flow["1"].id]).start()
     assert flow.wait(WAIT) == "completed"

@@ -1,4 +1,4 @@
-"""A random graph while workers and nodes are killed. The witness is a log that the handlers write outside the queue.
+"""A random graph while workers and nodes are killed. The handlers write a log outside the queue, which the test checks.
 
 `pytest -m hourly tests/queue/test_flow_kills.py` looks at twenty graphs for each store.
 """
@@ -35,7 +35,7 @@ GRAPHS = [
 
 
 class Node:
-    """A process with two workers."""
+    """A node in a process of its own, with two workers."""
 
     def __init__(self, url: str, endings: Path) -> None:
         command = [sys.executable, str(HERE / "flow_node.py"), url, str(endings)]
@@ -58,7 +58,7 @@ class Node:
 
 
 def random_graph(chance: random.Random, log: Path) -> dict:
-    """1,000 steps, each after up to three of the fifty before it; one in ten begins anew."""
+    """Return 1,000 steps: each follows up to three of the fifty before it, and one in ten has no parent."""
     steps = {}
     for n in range(TASKS):
         before = range(max(0, n - 50), n)
@@ -70,7 +70,7 @@ def random_graph(chance: random.Random, log: Path) -> dict:
 
 
 def events(log: Path) -> dict[str, list[tuple[int, str]]]:
-    """Of each task, in order: where in the log it begins and ends."""
+    """Return task -> its beginnings and ends, with their positions in the log, in order."""
     told = defaultdict(list)
     for position, line in enumerate(log.read_text().splitlines()):
         task_id, what = line.split()

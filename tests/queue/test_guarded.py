@@ -1,4 +1,4 @@
-"""A node outlives whatever one task, one outcome or one call of the store does; and where it must end, it says why."""
+"""A node survives any failure of one task, one outcome or one store call; if it must end, it reports why."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ METHODS = ("claim", "update", "heartbeat", "reap", "get", "find", "stats", "purg
 
 
 class Faulty:
-    """A store in memory that raises `error` at the calls of `method` for which `when(number)` is true: before the work,
+    """A memory store that raises `error` at those calls of `method` for which `when(number)` is true: before the work,
     or after it."""
 
     def __init__(self, method, error, when, after=False):
@@ -78,7 +78,7 @@ class Clock:
 
 
 def run(loop, pool, clock, seconds, step=0.5):
-    """Turn after turn; every task that a worker has ends half a second later."""
+    """Run turns for these seconds. Every task that the pool has ends half a second later."""
     end = clock.now + seconds
     while clock.now < end and not loop.failure:
         loop.turn(clock.now)
@@ -99,7 +99,7 @@ def plant(store):
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_whatever_one_call_of_the_store_raises_every_task_comes_to_its_end(error, method, after):
+def test_whatever_one_store_call_raises_every_task_ends(error, method, after):
     for number in (1, 2, 3, 5):
         store, pool, clock = Faulty(method, error, lambda n, hit=number: n == hit, after), ScriptedPool(), Clock()
         loop = make(store, pool, clock, lease=5, cleanup_age=1e6)
@@ -117,7 +117,7 @@ def test_whatever_one_call_of_the_store_raises_every_task_comes_to_its_end(error
 
 @pytest.mark.parametrize("method", ["claim", "update", "heartbeat", "reap", "next_due"])
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_a_store_that_never_answers_ends_the_node_and_loses_nothing(error, method, caplog):
+def test_a_store_that_always_fails_ends_the_node_and_loses_nothing(error, method, caplog):
     store, pool, clock = Faulty(method, error, lambda n: n > 3), ScriptedPool(), Clock()
     loop = make(store, pool, clock, lease=5)
     plant(store)
@@ -150,7 +150,7 @@ def refusing(store, error, is_bad):
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("n", [1, 2, 17])
-def test_an_outcome_that_the_store_refuses_becomes_a_failure_and_holds_no_other_up(error, n):
+def test_an_outcome_that_the_store_refuses_becomes_a_failure_and_delays_no_other(error, n):
     store, pool, clock = MemoryStore(), ScriptedPool(room=n), Clock()
     loop = make(store, pool, clock)
     ids = [f"t{k:02}" for k in range(n)]
@@ -171,7 +171,7 @@ def test_an_outcome_that_the_store_refuses_becomes_a_failure_and_holds_no_other_
     store.close()
 
 
-def test_where_even_its_failure_is_refused_a_task_is_left_to_its_lease(store_and_loop):
+def test_if_the_failure_is_refused_too_the_lease_of_the_task_runs_out(store_and_loop):
     store, pool, clock, loop = store_and_loop
     add(store, "x", "y")
     loop.turn(clock.now)
@@ -188,7 +188,7 @@ def store_and_loop():
     store.close()
 
 
-def test_a_success_is_not_taken_for_a_failure_because_the_store_was_away_for_a_while(store_and_loop):
+def test_a_success_stays_a_success_when_the_store_was_away(store_and_loop):
     store, pool, clock, loop = store_and_loop
     add(store, "x")
     loop.turn(clock.now)
@@ -206,7 +206,7 @@ def test_a_success_is_not_taken_for_a_failure_because_the_store_was_away_for_a_w
     assert status(store, "x") == ["completed"]
 
 
-def test_a_report_that_cannot_be_used_fails_its_attempt_alone(store_and_loop):
+def test_an_invalid_report_fails_only_its_attempt(store_and_loop):
     store, pool, clock, loop = store_and_loop
     add(store, "x", "y")
     loop.turn(clock.now)
@@ -223,7 +223,7 @@ def test_a_report_that_cannot_be_used_fails_its_attempt_alone(store_and_loop):
 
 @pytest.mark.parametrize("method", ["poll", "deadline", "capacity", "dispatch", "stop", "workers", "recall"])
 @pytest.mark.parametrize("error", [ERRORS["EMFILE"], MemoryError(), TypeError("no"), RuntimeError("no thread")])
-def test_a_pool_that_raises_now_and_then_loses_no_task(method, error, store_and_loop):
+def test_a_pool_that_sometimes_raises_loses_no_task(method, error, store_and_loop):
     store, pool, clock, loop = store_and_loop
     add(store, *(f"t{n}" for n in range(9)))
     real, calls = getattr(pool, method), []
@@ -240,7 +240,7 @@ def test_a_pool_that_raises_now_and_then_loses_no_task(method, error, store_and_
     assert loop.failure == ""
 
 
-def test_a_task_that_no_pool_takes_fails_alone(store_and_loop):
+def test_a_task_that_the_pool_refuses_fails_alone(store_and_loop):
     store, pool, clock, loop = store_and_loop
     dispatch = pool.dispatch
 
@@ -299,7 +299,7 @@ def test_an_outcome_is_stored_although_its_webhook_cannot_be_made(store_and_loop
     assert [task.id.partition(":")[0] for task in store.find(type=deliveries.TYPE)] == ["y"]
 
 
-def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, monkeypatch):
+def test_failures_of_metrics_events_and_clean_up_stop_nothing(store_and_loop, monkeypatch):
     store, pool, clock, loop = store_and_loop
     add(store, "x")
 
@@ -320,7 +320,7 @@ def test_metrics_events_and_clean_up_that_fail_are_passed_over(store_and_loop, m
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_the_outcome_that_shows_whether_a_store_is_well_changes_nothing(kind, tmp_path):
+def test_the_no_op_outcome_changes_nothing(kind, tmp_path):
     store = opened(kind, tmp_path)
     add(store, "x")
     assert store.update([guards.NO_OP]) == set()
@@ -330,7 +330,7 @@ def test_the_outcome_that_shows_whether_a_store_is_well_changes_nothing(kind, tm
 
 @pytest.mark.parametrize("kind", STORES)
 @pytest.mark.parametrize("odd", ["delay", "result", "log"])
-def test_in_every_store_an_odd_outcome_becomes_a_failure_and_the_others_are_stored(kind, odd, tmp_path):
+def test_every_store_turns_an_invalid_outcome_into_a_failure_and_stores_the_others(kind, odd, tmp_path):
     store, pool, clock = opened(kind, tmp_path), ScriptedPool(3), Clock()
     loop = make(store, pool, clock)
     add(store, "a", "odd", "b")
@@ -371,7 +371,7 @@ def asks_for_nan(payload, context):
     raise error
 
 
-def test_a_delay_that_is_no_number_blocks_no_other_outcome(tmp_path):
+def test_a_nan_delay_blocks_no_other_outcome(tmp_path):
     with TaskQueue(tmp_path / "queue.db", {"echo": echo, "nan": asks_for_nan}, pool_size=2) as queue:
         bad = queue.add("nan", max_attempts=2, retry_delay=0.05)
         handles = queue.add_many({"type": "echo", "payload": n} for n in range(100))
@@ -381,9 +381,7 @@ def test_a_delay_that_is_no_number_blocks_no_other_outcome(tmp_path):
 
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
-def test_a_broken_store_ends_a_node_with_an_error_and_everybody_who_waits_hears_of_it(
-    executor, tmp_path, monkeypatch, caplog
-):
+def test_a_broken_store_ends_a_node_and_raises_in_all_waiters(executor, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(guards, "GIVE_UP_AFTER", 0.5)
     store = SQLiteStore(tmp_path / "queue.db")
     with TaskQueue(store, {"echo": echo}, pool_size=1, executor=executor) as queue:
@@ -409,7 +407,7 @@ def test_a_broken_store_ends_a_node_with_an_error_and_everybody_who_waits_hears_
     store.close()
 
 
-def test_a_node_goes_on_while_it_cannot_look_for_changes(tmp_path, monkeypatch, caplog):
+def test_a_node_without_hints_polls_the_store(tmp_path, monkeypatch, caplog):
     store = SQLiteStore(tmp_path / "queue.db")
     with TaskQueue(store, {"echo": echo}, pool_size=1) as queue, QueueManager(tmp_path / "queue.db") as other:
         monkeypatch.setattr(store, "wait", lambda timeout: (_ for _ in ()).throw(ERRORS["EIO"]))
@@ -429,20 +427,20 @@ def test_an_inline_queue_raises_what_its_store_raises(monkeypatch):
         assert queue.add("echo", 2).result(WAIT) == 2
 
 
-def test_a_question_that_fails_fails_its_caller_and_not_the_loop(tmp_path):
+def test_a_failing_question_raises_in_its_caller_and_not_in_the_loop(tmp_path):
     with TaskQueue(tmp_path / "queue.db", {"echo": echo}, pool_size=1) as queue:
         with pytest.raises(ZeroDivisionError):
             queue._ask(lambda: 1 / 0)
         assert queue.add("echo", 1).result(WAIT) == 1
 
 
-def test_a_failure_of_an_odd_task_needs_no_backoff():
+def test_a_task_whose_backoff_is_invalid_can_still_fail():
     task = Task(type="a", id="x", version=2, status="processing", attempts=1, retry_backoff="odd")
     assert guards.failed(task, ValueError("no"), NOW, lambda: 0.5).status == "failed"
     assert guards.failed(replace(task, retry_backoff="linear"), ValueError("no"), NOW, lambda: 0.5).status == "retrying"
 
 
-def test_what_keeps_a_node_from_its_work_is_published_until_it_is_over(store_and_loop):
+def test_an_error_that_stops_a_node_is_published_until_it_is_over(store_and_loop):
     store, pool, clock, loop = store_and_loop
     poll = pool.poll
 

@@ -1,4 +1,4 @@
-"""One turn of the loop after the other, by hand: a store in memory, a scripted pool, a made-up clock."""
+"""The loop, stepped by hand: a memory store, a scripted pool, and a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pool():
     return ScriptedPool()
 
 
-def test_a_turn_claims_what_the_workers_can_take_and_a_later_one_ends_it(store, pool):
+def test_a_turn_claims_what_the_workers_can_take_and_a_later_turn_ends_it(store, pool):
     loop = make(store, pool)
     add(store, "x", "y", "z")
     loop.turn(NOW)
@@ -36,7 +36,7 @@ def test_a_turn_claims_what_the_workers_can_take_and_a_later_one_ends_it(store, 
     assert store.get(["x"])[0].worker == f"{loop.id}/w1"
 
 
-def test_an_idle_turn_says_when_the_next_task_is_due(store, pool):
+def test_an_idle_turn_returns_when_the_next_task_is_due(store, pool):
     loop = make(store, pool)
     add(store, "x", run_at=NOW + 0.25)
     assert loop.turn(NOW) == NOW + 0.25
@@ -45,7 +45,7 @@ def test_an_idle_turn_says_when_the_next_task_is_due(store, pool):
     assert [task.id for task in pool.has] == ["x"]
 
 
-def test_a_failure_waits_for_its_backoff_with_the_chance_that_was_passed_in(store, pool):
+def test_a_failure_waits_for_its_backoff_with_the_given_chance(store, pool):
     loop = make(store, pool)
     add(store, "x", retry_delay=8, retry_jitter=0.5)
     loop.turn(NOW)
@@ -55,7 +55,7 @@ def test_a_failure_waits_for_its_backoff_with_the_chance_that_was_passed_in(stor
     assert store.get(["x"])[0].run_at == NOW + 0.5 + 8 * 0.75
 
 
-def test_what_comes_back_unstarted_pays_no_attempt(store, pool):
+def test_a_task_that_comes_back_unstarted_costs_no_attempt(store, pool):
     loop = make(store, pool)
     add(store, "x", max_attempts=1)
     loop.turn(NOW)
@@ -66,8 +66,8 @@ def test_what_comes_back_unstarted_pays_no_attempt(store, pool):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_workers_say_while_the_store_is_busy_is_for_the_next_turn_which_is_due_now(store, pool, fails):
-    """And nothing is lost or told twice where the store then fails."""
+def test_reports_that_come_during_a_store_call_are_stored_in_the_next_turn_which_is_due_now(store, pool, fails):
+    """Nothing is lost or announced twice if the store then fails."""
     loop = make(store, pool)
     add(store, "x", "y")
     loop.turn(NOW)
@@ -94,7 +94,7 @@ def test_what_workers_say_while_the_store_is_busy_is_for_the_next_turn_which_is_
     assert times == 2
 
 
-def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(store, pool):
+def test_a_heartbeat_renews_leases_and_a_lost_attempt_is_stopped_and_ignored(store, pool):
     loop = make(store, pool, lease=10)
     add(store, "x", "y")
     loop.turn(NOW)
@@ -112,7 +112,7 @@ def test_a_heartbeat_keeps_the_lease_and_what_is_lost_is_stopped_and_not_heard(s
     assert store.get([taken.id])[0].worker == "other"
 
 
-def test_what_was_claimed_by_the_time_before_a_freeze_goes_back_and_is_claimed_anew(store, pool):
+def test_a_task_claimed_before_a_freeze_goes_back_and_is_claimed_again(store, pool):
     seconds, claim = [0.0], store.claim
 
     def freeze_and_claim(worker, n, lease, now, types, *rest):
@@ -134,8 +134,8 @@ def test_what_was_claimed_by_the_time_before_a_freeze_goes_back_and_is_claimed_a
     assert store.get(["2"])[0].status == "cancelled"
 
 
-def test_a_claim_is_of_the_time_at_which_it_is_made_however_long_the_commit_before_it_took(store, pool):
-    """Else a rate would let more pass than it may, by as much as the turn had waited for the store."""
+def test_a_claim_uses_the_current_time_however_long_the_commit_before_it_took(store, pool):
+    """With an earlier time, a rate limit would let too many tasks start."""
     seconds, update = [0.0], store.update
     loop = make(store, pool, monotonic=lambda: seconds[0])
     store.set_lane(type="a", rate=1)
@@ -172,8 +172,8 @@ def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, poo
     assert task.error.type == "Interrupted"
 
 
-def test_what_ended_here_is_committed_and_told_although_its_lease_has_run_out_meanwhile(store, pool):
-    """A clock that leaps, or a node that was frozen: its own sweep must not take its own result from it."""
+def test_an_outcome_is_committed_and_announced_although_its_lease_has_run_out(store, pool):
+    """After a leap of the clock, or a freeze, a node must not reap a task that it has completed itself."""
     loop = make(store, pool, lease=10)
     add(store, "x")
     loop.turn(NOW)
@@ -187,7 +187,7 @@ def test_what_ended_here_is_committed_and_told_although_its_lease_has_run_out_me
     assert ("task:completed", task.version) in told
 
 
-def test_outcomes_are_kept_while_the_store_is_away_and_told_once_when_it_is_back(store, pool, monkeypatch, caplog):
+def test_outcomes_are_kept_while_the_store_is_away_and_announced_once_when_it_is_back(store, pool, monkeypatch, caplog):
     loop = make(store, pool)
     add(store, "x")
     loop.turn(NOW)
@@ -208,8 +208,8 @@ def test_outcomes_are_kept_while_the_store_is_away_and_told_once_when_it_is_back
     assert (status(store, "x"), heard) == (["completed"], ["x"])
 
 
-def test_where_the_results_of_parents_cannot_be_fetched_all_that_was_claimed_comes_back(store, pool, monkeypatch):
-    """Without an attempt: nothing of it has run. It is claimed again when the store answers."""
+def test_if_results_of_parents_cannot_be_read_all_claimed_tasks_come_back(store, pool, monkeypatch):
+    """It costs no attempt, because nothing has run. The tasks are claimed again when the store answers."""
     loop = make(store, pool)
     add(store, "parent")
     loop.turn(NOW)
@@ -231,7 +231,7 @@ def test_where_the_results_of_parents_cannot_be_fetched_all_that_was_claimed_com
 
 @pytest.mark.parametrize("room", [2, 0])
 def test_health_is_the_time_since_the_store_last_answered(store, room, monkeypatch):
-    """Of workers that have room for more as of those that have not."""
+    """Both with free workers and with busy ones."""
     clock = [NOW]
     loop = make(store, ScriptedPool(room), monotonic=lambda: clock[0])
 
@@ -266,7 +266,7 @@ def test_old_tasks_are_cleaned_up_by_age(store, pool):
     assert status(store, "x") == []
 
 
-def test_a_large_backlog_of_old_tasks_goes_in_steps_and_a_later_turn_goes_on(store, pool):
+def test_many_old_tasks_are_removed_in_steps_over_several_turns(store, pool):
     loop = make(store, ScriptedPool(room=0), cleanup_age=100)
     add(store, *(f"t{n:05}" for n in range(12_000)))
     store.update([(succeed(task, None, NOW), ()) for task in store.claim("n", 12_000, 30, NOW, {"a"})])
@@ -276,7 +276,7 @@ def test_a_large_backlog_of_old_tasks_goes_in_steps_and_a_later_turn_goes_on(sto
     assert store.stats().total == 0
 
 
-def test_a_clock_that_is_set_back_does_not_stop_the_heart(store, pool):
+def test_a_clock_that_is_set_back_does_not_stop_the_heartbeat(store, pool):
     loop = make(store, pool, lease=10)
     add(store, "x")
     loop.turn(NOW)
@@ -284,7 +284,7 @@ def test_a_clock_that_is_set_back_does_not_stop_the_heart(store, pool):
     assert store.get(["x"])[0].lease_until == NOW - 3600 + 10
 
 
-def test_a_post_that_comes_during_a_turn_is_done_at_once_in_the_next(store, pool):
+def test_a_post_during_a_turn_makes_the_next_turn_due_at_once(store, pool):
     loop = make(store, pool)
     done = []
     poll = pool.poll
@@ -335,7 +335,7 @@ def test_a_child_whose_parent_is_deleted_after_the_claim_does_not_run(kind, tmp_
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_a_child_that_runs_whatever_its_parents_do_runs_once_without_the_deleted_one(kind, tmp_path):
+def test_a_child_that_runs_regardless_runs_once_without_the_deleted_parent(kind, tmp_path):
     store, pool = opened(kind, tmp_path), ScriptedPool()
     loop = make(store, pool)
     with_ended_parent(store, on_parent_failure="run")
@@ -382,7 +382,7 @@ def test_a_child_that_changed_while_its_parent_was_deleted_does_not_run_in_the_o
     assert [task.version for task in pool.has] == ([6] if change == "cancel and revive" else [])
 
 
-def test_where_the_child_of_a_deleted_parent_cannot_be_read_all_that_was_claimed_comes_back(store, pool, monkeypatch):
+def test_if_the_child_of_a_deleted_parent_cannot_be_read_all_claimed_tasks_come_back(store, pool, monkeypatch):
     loop = make(store, pool)
     with_ended_parent(store)
     add(store, "x")
@@ -408,7 +408,7 @@ def test_where_the_child_of_a_deleted_parent_cannot_be_read_all_that_was_claimed
 
 
 class Machine:
-    """A wall clock that leaps, and a monotonic one that does not."""
+    """A wall clock that leaps, and a monotonic clock that does not."""
 
     def __init__(self):
         self.wall, self.ticks = NOW, 0.0
@@ -430,7 +430,7 @@ def two_nodes(store, machine, lease=5.0):
 @pytest.mark.parametrize("lease", [1.0, 5.0, 30.0])
 @pytest.mark.parametrize("leap", [1.1, 6.0, 3600.0, 1e7])
 def test_living_nodes_keep_their_tasks_when_the_machine_has_slept(store, first, lease, leap):
-    """Whichever of them wakes up first, three times over, and with half a second between their turns."""
+    """Whichever node wakes up first, three times in a row, with half a second between their turns."""
     machine = Machine()
     pools, loops = two_nodes(store, machine, lease)
     add(store, "x", "y", max_attempts=1)
@@ -451,7 +451,7 @@ def test_living_nodes_keep_their_tasks_when_the_machine_has_slept(store, first, 
     assert [(task.status, task.interruptions) for task in store.get(["x", "y"])] == [("completed", 0)] * 2
 
 
-def test_the_lease_of_a_node_that_is_stopped_ends_also_where_the_machine_has_slept(store):
+def test_the_lease_of_a_stopped_node_ends_also_after_the_machine_has_slept(store):
     machine = Machine()
     pools, (stopped, other) = two_nodes(store, machine)
     add(store, "x")
@@ -469,7 +469,7 @@ def test_the_lease_of_a_node_that_is_stopped_ends_also_where_the_machine_has_sle
     assert [task.id for task in pools[0].stopped] == ["x"]
 
 
-def test_without_a_leap_a_lease_that_ends_is_taken_over_at_the_next_beat(store):
+def test_without_a_leap_an_expired_lease_is_taken_over_at_the_next_heartbeat(store):
     machine = Machine()
     pools, (stopped, other) = two_nodes(store, machine)
     add(store, "x")
@@ -495,25 +495,25 @@ def test_a_clock_that_is_set_back_after_a_leap_does_not_stop_the_take_over(store
 
 
 def cancel_and_revive(store, task):
-    """Cancel the task and start it afresh, as another thread does. Return the task as it was cancelled."""
+    """Cancel and revive the task, as another thread would. Return the cancelled task."""
     cancelled = replace(task, version=task.version + 1)
     assert store.update([(cancel(task, NOW), ())]) == {task.id}
     assert store.update([(revive(store.get([task.id])[0], NOW), ())]) == {task.id}
     return cancelled
 
 
-@pytest.mark.parametrize("tells_first", [True, False])
-def test_a_task_that_is_retried_right_after_its_cancel_keeps_its_new_attempt(store, pool, tells_first):
-    """The loop hears of the cancel before, or only after, it has claimed the new attempt."""
+@pytest.mark.parametrize("is_told_first", [True, False])
+def test_a_task_that_is_retried_right_after_its_cancel_keeps_its_new_attempt(store, pool, is_told_first):
+    """The loop learns of the cancel before it has claimed the new attempt, or only after."""
     loop = make(store, pool)
     add(store, "x")
     loop.turn(NOW)
     (old,) = pool.has
     cancelled = cancel_and_revive(store, old)
-    if tells_first:
+    if is_told_first:
         loop.post(lambda: loop.end_by_request(cancelled))
     loop.turn(NOW + 0.1)
-    if not tells_first:
+    if not is_told_first:
         loop.post(lambda: loop.end_by_request(cancelled))
         loop.turn(NOW + 0.2)
     new = pool.has[-1]
@@ -538,7 +538,7 @@ def test_a_waiting_task_that_is_cancelled_and_retried_runs_once(store, pool):
     assert status(store, "x") == ["completed"]
 
 
-def test_an_earlier_attempt_that_is_still_held_is_stopped_when_the_next_is_claimed(store, pool):
+def test_an_earlier_attempt_that_is_still_tracked_is_stopped_when_the_next_is_claimed(store, pool):
     loop = make(store, pool)
     add(store, "x")
     loop.turn(NOW)
@@ -566,7 +566,7 @@ def test_a_task_that_was_deleted_and_added_again_is_not_ended_by_its_old_attempt
     assert store.get(["x"])[0].result == "new"
 
 
-def test_of_a_task_that_is_taken_over_the_outcome_of_the_lost_attempt_is_not_told(store, pool):
+def test_the_outcome_of_a_lost_attempt_is_not_announced(store, pool):
     loop = make(store, pool)
     told = []
     loop._events.on("*", lambda event: told.append(event.name))

@@ -1,4 +1,4 @@
-"""QueueManager: put in, look, change, wait; and every refusal says what was wrong and stores nothing."""
+"""QueueManager: add, read, change, wait; every refusal names what was wrong and stores nothing."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def manager(request, tmp_path, clock):
 
 
 def work(manager, transition=lambda task: succeed(task, "done", NOW), n=100):
-    """What a node would do: claim all that is due, and end it."""
+    """Claim all due tasks and complete them, as a node would."""
     manager.store.heartbeat(Node("n"), (), 30, NOW)
     tasks = manager.store.claim("n", n, 30, manager.clock(), {"a", "b"})
     manager.store.update([(transition(task), ()) for task in tasks])
     return tasks
 
 
-def test_an_added_task_is_there_as_it_was_given(manager):
+def test_an_added_task_is_stored_as_it_was_given(manager):
     handle = manager.add(
         "a", {"n": [1, None, "ü"]}, priority=3, timeout=5, key="k", limit_key="tenant", webhook="http://x/y"
     )
@@ -72,7 +72,7 @@ def test_the_payload_is_a_copy(manager):
     assert handle.task.payload == {"n": [1]}
 
 
-def test_the_same_key_gives_the_task_that_has_it(manager):
+def test_adding_a_taken_key_returns_the_task_that_has_it(manager):
     first = manager.add("a", 1, key="once")
     assert manager.add("a", 2, key="once").id == first.id
     assert manager.stats().total == 1
@@ -106,7 +106,7 @@ def test_a_bad_task_is_refused_by_name(manager, given, named):
     assert manager.stats().total == 0
 
 
-def test_a_task_whose_options_equal_those_of_another_is_looked_at_all_the_same(manager):
+def test_a_task_with_the_options_of_another_is_checked_too(manager):
     manager.add_many([{"type": "a", "priority": 1}, {"type": "a", "priority": 1, "payload": "of its own"}])
     with pytest.raises(InvalidTask, match="priority is True"):
         manager.add_many([{"type": "a", "priority": 1}, {"type": "a", "priority": True}])
@@ -133,7 +133,7 @@ def test_a_task_that_was_stored_before_is_not_added_again(manager):
         manager.add_many([task])
 
 
-def test_a_full_backlog_refuses_and_takes_again_when_it_has_drained(tmp_path):
+def test_a_full_backlog_refuses_tasks_until_it_has_drained(tmp_path):
     with QueueManager(str(tmp_path / "q.db"), backlog_limit=2) as manager:
         manager.add("a")
         with pytest.raises(QueueFull, match="1 tasks are unfinished, the limit is 2: 2 more"):
@@ -172,14 +172,14 @@ def test_a_failed_task_is_retried_by_hand_with_its_history(manager):
         manager.retry(handle.id)
 
 
-def test_unknown_tasks_are_named(manager):
+def test_an_unknown_task_is_named_in_the_error(manager):
     for ask in (manager.get, manager.cancel, manager.retry, manager.wait_for):
         with pytest.raises(UnknownTask, match="'nope'"):
             ask("nope")
     assert manager.delete("nope") == 0
 
 
-def test_finding_goes_by_filters_and_pages(manager):
+def test_find_filters_and_pages(manager):
     ids = [manager.add("ab"[n % 2], n, queue=f"q{n % 3}").id for n in range(12)]
     assert [t.id for t in manager.find()] == ids
     assert [t.payload for t in manager.find(type="b", queue="q0")] == [3, 9]
@@ -194,18 +194,18 @@ def test_finding_goes_by_filters_and_pages(manager):
 @pytest.mark.parametrize(
     "options", [{"max_payload": 0}, {"max_payload": "1"}, {"backlog_limit": -1}, {"backlog_limit": 1.5}]
 )
-def test_limits_that_cannot_be_are_refused_by_name(options):
+def test_invalid_limits_are_refused_by_name(options):
     with pytest.raises(InvalidTask, match=f"{next(iter(options))} is .*allowed: a whole number from 1"):
         QueueManager("memory:", **options)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 10_001, None])
-def test_a_page_has_a_size(manager, limit):
+def test_the_limit_of_a_page_is_checked(manager, limit):
     with pytest.raises(InvalidTask, match=r"limit is .*allowed"):
         manager.find(limit=limit)
 
 
-def test_cleaning_up_removes_by_age_what_has_ended(manager, clock):
+def test_cleanup_removes_ended_tasks_by_age(manager, clock):
     done, waiting = manager.add("a"), manager.add("b", delay=10**6)
     work(manager)
     clock.now = NOW + 100
@@ -217,7 +217,7 @@ def test_cleaning_up_removes_by_age_what_has_ended(manager, clock):
     assert manager.stats().total == 0
 
 
-def test_a_paused_queue_gives_nothing_out_until_it_is_resumed(manager):
+def test_no_task_of_a_paused_queue_is_claimed_until_it_is_resumed(manager):
     manager.add("a", queue="slow")
     manager.pause("slow")
     assert work(manager) == []
@@ -226,7 +226,7 @@ def test_a_paused_queue_gives_nothing_out_until_it_is_resumed(manager):
     assert len(work(manager)) == 1
 
 
-def test_waiting_ends_with_the_task_or_says_what_it_is_doing(manager):
+def test_waiting_ends_with_the_task_or_reports_its_status(manager):
     handle = manager.add("a")
     with pytest.raises(TimeoutError, match=f"task {handle.id} is still pending after 0.01 s"):
         handle.result(0.01)
@@ -234,8 +234,8 @@ def test_waiting_ends_with_the_task_or_says_what_it_is_doing(manager):
     assert handle.result(10) == "done"
 
 
-def test_ctrl_c_at_the_worst_moment_of_waiting_is_nothing_but_ctrl_c(tmp_path, monkeypatch):
-    """While the thread that looks out is being started."""
+def test_ctrl_c_while_the_poller_starts_raises_only_keyboard_interrupt(tmp_path, monkeypatch):
+    """The interrupt comes while the poller's thread is being started."""
     start = threading.Thread.start
 
     def interrupted(thread):
@@ -267,7 +267,7 @@ def test_a_store_that_was_passed_in_stays_open():
     store.close()
 
 
-def test_events_tell_of_adding_and_cancelling(manager):
+def test_add_and_cancel_emit_events(manager):
     heard = []
     manager.on("*", lambda e: heard.append((e.name, e.task.id if e.task else e.data["queue"])))
     handle = manager.add("a")
@@ -279,7 +279,7 @@ def test_events_tell_of_adding_and_cancelling(manager):
     assert heard == [*life, ("queue:paused", "x")]
 
 
-def test_a_task_that_waits_may_be_let_go_before_others(manager):
+def test_a_waiting_task_can_get_a_higher_priority(manager):
     slow, fast = manager.add("a"), manager.add("a")
     assert manager.prioritise(fast.id, 5).priority == 5
     with pytest.raises(InvalidTask, match="priority is 1001; allowed"):

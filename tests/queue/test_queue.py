@@ -1,4 +1,4 @@
-"""TaskQueue: the loop, its workers, and everything that a user does with them, on every executor where it matters."""
+"""TaskQueue: the loop, its workers, and everything that a user does with them, with every executor where it matters."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def any_queue(request, path):
 
 
 def wait_until(condition, seconds=WAIT):
-    """For what has no event of its own to wait for."""
+    """Wait for a condition that emits no event."""
     give_up_at = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up_at, "it did not come to be"
         time.sleep(0.005)
 
 
-def test_a_task_gives_its_result(any_queue):
+def test_a_task_returns_its_result(any_queue):
     handle = any_queue.add("echo", {"n": [1, 2.5, None, "ü"]})
     assert handle.result(WAIT) == {"n": [1, 2.5, None, "ü"]}
     task = handle.task
@@ -57,14 +57,14 @@ def test_a_task_gives_its_result(any_queue):
     assert task.worker.startswith(any_queue.node + "/")
 
 
-def test_many_tasks_all_end_and_are_counted(any_queue):
+def test_many_tasks_end_and_are_counted(any_queue):
     handles = any_queue.add_many({"type": "echo", "payload": n} for n in range(300))
     any_queue.join(WAIT)
     assert [handle.result(0.1) for handle in handles] == list(range(300))
     assert any_queue.stats().counts["completed"] == 300
 
 
-def test_a_failure_is_retried_and_then_given_up_with_its_history(any_queue):
+def test_a_failing_task_is_retried_and_then_fails_with_its_history(any_queue):
     handle = any_queue.add("fail", max_attempts=3, retry_delay=0.01)
     with pytest.raises(TaskFailed, match="ValueError: no") as caught:
         handle.result(WAIT)
@@ -73,7 +73,7 @@ def test_a_failure_is_retried_and_then_given_up_with_its_history(any_queue):
     assert all(attempt.started_at <= attempt.finished_at for attempt in handle.task.history)
 
 
-def test_what_a_task_prints_and_logs_stays_with_it(any_queue, capfd):
+def test_the_output_of_a_task_becomes_its_log(any_queue, capfd):
     handle = any_queue.add("talk")
     handle.result(WAIT)
     assert handle.task.log.split() == ["out", "err", "log"]
@@ -81,7 +81,7 @@ def test_what_a_task_prints_and_logs_stays_with_it(any_queue, capfd):
 
 
 @pytest.mark.parametrize(("name", "words"), [("too_much", "more than the limit of 1,048,576"), ("no_json", "object")])
-def test_a_result_that_cannot_be_kept_fails_the_task_and_not_the_worker(queue, name, words):
+def test_a_result_that_cannot_be_stored_fails_the_task_and_not_the_worker(queue, name, words):
     wait_until(lambda: all(worker.state == "idle" for worker in queue.workers()))
     workers = {worker.pid for worker in queue.workers()}
     with pytest.raises(TaskFailed, match=words):
@@ -115,7 +115,7 @@ def test_functions_cells_and_closures_are_handlers(path, executor):
         assert [queue.add(name, 5).result(WAIT) for name in ("times", "plus", "minus")] == [15, 6, 4]
 
 
-def test_a_handler_that_is_registered_again_is_used_from_then_on(queue):
+def test_a_handler_that_is_registered_again_replaces_the_old_one(queue):
     queue.register("version", lambda payload, context: 1)
     assert queue.add("version").result(WAIT) == 1
     queue.register("version", lambda payload, context: 2)
@@ -136,7 +136,7 @@ def test_async_handlers_run_many_at_once(path):
     ("handler", "words"),
     [("missing/file.py", "missing/file.py"), ("no handler", "path of a .py file"), (3, "3"), (lambda: 1, "payload")],
 )
-def test_a_handler_that_cannot_be_is_refused_at_once(path, handler, words):
+def test_an_invalid_handler_is_refused_at_once(path, handler, words):
     with pytest.raises(HandlerError, match=words):
         TaskQueue(path, {"a": handler})
     assert not Path(path).exists()
@@ -153,7 +153,7 @@ def test_a_handler_file_that_breaks_fails_its_tasks_and_nothing_else(queue, tmp_
     assert queue.add("echo", 1).result(WAIT) == 1
 
 
-def test_an_unknown_type_is_refused_with_those_that_are_known(queue):
+def test_an_unknown_type_is_refused_with_the_known_ones(queue):
     with pytest.raises(UnknownType, match=r"'ecko'.*echo"):
         queue.add("ecko")
     assert queue.stats().total == 0
@@ -170,7 +170,7 @@ def test_two_nodes_run_only_the_types_that_they_handle(path):
         assert [handle.result(WAIT) for handle in handles] == ["left", "right"] * 20
 
 
-def test_a_manager_in_another_process_is_told_of_the_ending(queue, path):
+def test_a_manager_on_the_same_store_gets_the_result(queue, path):
     with QueueManager(path) as manager:
         assert manager.add("echo", 5).result(WAIT) == 5
 
@@ -182,7 +182,7 @@ def test_a_handle_can_be_awaited(queue):
     assert asyncio.run(all_of_them()) == list(range(20))
 
 
-def test_tasks_go_by_priority_then_by_time(path, tmp_path):
+def test_tasks_run_by_priority_then_by_time(path, tmp_path):
     log = tmp_path / "log"
     with TaskQueue(path, HANDLERS, pool_size=1) as queue:
         queue.pause()
@@ -193,7 +193,7 @@ def test_tasks_go_by_priority_then_by_time(path, tmp_path):
     assert [line.split()[0] for line in log.read_text().splitlines()] == expected
 
 
-def test_a_delayed_task_waits_and_is_not_looked_for_meanwhile(queue):
+def test_a_delayed_task_waits_without_polling(queue):
     began = time.time()
     handle = queue.add("echo", 1, delay=0.3)
     handle.result(WAIT)
@@ -211,7 +211,7 @@ def test_an_expired_task_is_cancelled_and_a_child_of_a_failed_one_fails(queue):
     assert stubborn.result(WAIT) == 7
 
 
-def test_a_paused_queue_starts_nothing_and_the_others_go_on(queue):
+def test_a_paused_queue_starts_nothing_while_others_continue(queue):
     queue.pause("slow")
     handle = queue.add("echo", 1, queue="slow")
     assert queue.add("echo", 2).result(WAIT) == 2
@@ -241,7 +241,7 @@ def test_a_task_that_is_cancelled_elsewhere_is_stopped_here(queue, path):
     assert handle.status == "cancelled"
 
 
-def test_events_tell_the_life_of_a_task(queue):
+def test_events_follow_the_life_of_a_task(queue):
     heard, ended = [], threading.Event()
     queue.on("*", lambda event: heard.append((event.name, event.task.id if event.task else None)))
     queue.on("task:failed", lambda event: ended.set())
@@ -265,7 +265,7 @@ def test_a_listener_that_sleeps_adds_or_waits_stalls_nothing(queue):
     release.set()
 
 
-def test_idleness_is_told_once_for_each_time(queue):
+def test_each_idle_period_emits_one_event(queue):
     idle = threading.Semaphore(0)
     queue.on("queue:idle", lambda event: idle.release())
     for _ in range(2):
@@ -274,7 +274,7 @@ def test_idleness_is_told_once_for_each_time(queue):
     assert not idle.acquire(timeout=0.05)
 
 
-def test_progress_is_seen_while_the_task_runs(queue):
+def test_progress_is_visible_while_the_task_runs(queue):
     def step(payload, context):
         context.progress(40, "nearly half")
         time.sleep(0.5)
@@ -285,7 +285,7 @@ def test_progress_is_seen_while_the_task_runs(queue):
     assert (handle.status, handle.task.note) == ("processing", "nearly half")
 
 
-def test_shutdown_lets_running_tasks_end_and_leaves_the_others(path):
+def test_shutdown_lets_running_tasks_end_and_keeps_the_others(path):
     queue = TaskQueue(path, HANDLERS, pool_size=1).start()
     running, waiting = queue.add("sleep_if_asked", 0.3), queue.add("sleep_if_asked", 0.3)
     wait_until(lambda: any(worker.task_id == running.id for worker in queue.workers()))
@@ -296,7 +296,7 @@ def test_shutdown_lets_running_tasks_end_and_leaves_the_others(path):
         assert manager.stats().nodes == []
 
 
-def test_a_forced_shutdown_gives_back_what_runs_and_counts_no_attempt(path):
+def test_a_forced_shutdown_gives_back_running_tasks_and_counts_no_attempt(path):
     queue = TaskQueue(path, HANDLERS, pool_size=1).start()
     handle = queue.add("sleep_if_asked", 60, timeout=90)
     wait_until(lambda: handle.status == "processing" and any(w.task_id for w in queue.workers()))
@@ -308,7 +308,7 @@ def test_a_forced_shutdown_gives_back_what_runs_and_counts_no_attempt(path):
         assert (task.status, task.attempts, task.interruptions) == (Status.PENDING, 0, 0)
 
 
-def test_an_interrupt_in_the_block_does_not_wait_for_what_runs(path):
+def test_an_interrupt_in_the_block_does_not_wait_for_running_tasks(path):
     def work():
         with TaskQueue(path, HANDLERS, pool_size=1) as queue:
             handle = queue.add("sleep_if_asked", 60, timeout=90)
@@ -323,7 +323,7 @@ def test_an_interrupt_in_the_block_does_not_wait_for_what_runs(path):
         assert [(task.status, task.attempts) for task in manager.find()] == [("pending", 0)]
 
 
-def test_several_pools_keep_to_their_priorities(path):
+def test_each_pool_runs_only_its_priorities(path):
     pools = {"urgent": Pool(1, min_priority=5), "rest": Pool(1)}
     with TaskQueue(path, HANDLERS, pools=pools) as queue:
         slow = [queue.add("sleep_if_asked", 0.3) for _ in range(3)]
@@ -345,7 +345,7 @@ def test_the_pool_grows_and_shrinks(queue):
 
 
 @pytest.mark.parametrize("size", ["3", -1, 1001, 2.0, True, None])
-def test_a_size_that_no_pool_can_have_is_refused_where_resize_is_called(queue, size):
+def test_an_invalid_size_is_refused_where_resize_is_called(queue, size):
     with pytest.raises(DTQError, match="allowed: a whole number from 0 to 1,000"):
         queue.resize(size)
     assert queue.add("echo", 1).result(WAIT) == 1
@@ -367,7 +367,7 @@ def test_a_pool_is_resized_by_its_name(path):
         queue.resize(1)
 
 
-def test_a_resize_that_the_pool_cannot_do_fails_its_caller(queue, monkeypatch):
+def test_a_failing_resize_raises_in_its_caller(queue, monkeypatch):
     monkeypatch.setattr(queue._groups[0].pool, "resize", lambda size: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         queue.resize(2)
@@ -386,7 +386,7 @@ def test_a_worker_is_replaced_after_its_tasks(path):
 
 
 @pytest.mark.parametrize("executor", ["process", "thread", "inline"])
-def test_a_queue_that_was_never_started_gives_everything_back(path, executor):
+def test_closing_a_queue_that_was_never_started_releases_everything(path, executor):
     queue = TaskQueue(path, HANDLERS, executor=executor)
     queue.add("echo") if executor != "inline" else None
     queue.close()
@@ -400,7 +400,7 @@ def test_a_sync_handler_cannot_run_several_calls_at_once(queue):
 
 
 @pytest.mark.parametrize("make", [TaskQueue, QueueManager])
-def test_who_waits_for_a_task_is_told_when_the_queue_is_closed(path, make):
+def test_waiters_get_an_error_when_the_queue_is_closed(path, make):
     queue = make(path)
     if make is TaskQueue:
         queue.register("echo", FILE)
@@ -430,13 +430,13 @@ def test_a_listener_may_shut_the_queue_down(path):
     assert down.wait(WAIT)
 
 
-def test_join_says_what_is_left(queue):
+def test_a_timeout_of_join_counts_the_unfinished_tasks(queue):
     queue.add("echo", delay=60)
     with pytest.raises(TimeoutError, match=r"1 tasks have not ended after 0\.1 s: 1 pending"):
         queue.join(0.1)
 
 
-def test_a_queue_is_started_once_and_closed_as_often_as_one_likes(path):
+def test_a_queue_starts_once_and_may_be_closed_repeatedly(path):
     queue = TaskQueue(path, HANDLERS, pool_size=1)
     queue.add("echo")
     with pytest.raises(DTQError, match="start the queue first"):
@@ -456,12 +456,12 @@ def test_a_queue_is_started_once_and_closed_as_often_as_one_likes(path):
         ({"executor": "fibre"}, "executor is 'fibre'; allowed: 'process'"), ({"pools": {"a": 3}}, "pool 'a' is 3"),
     ],
 )  # fmt: skip
-def test_an_option_that_cannot_be_is_refused_by_name(path, options, words):
+def test_an_invalid_option_is_refused_by_name(path, options, words):
     with pytest.raises(DTQError, match=words):
         TaskQueue(path, **options)
 
 
-def test_inline_leaps_over_the_time_between_retries(path):
+def test_an_inline_queue_skips_the_time_between_retries(path):
     with TaskQueue(path, HANDLERS, executor="inline") as queue:
         began = time.monotonic()
         handle = queue.add("fail", max_attempts=3, retry_delay=3600)
@@ -469,8 +469,8 @@ def test_inline_leaps_over_the_time_between_retries(path):
         assert time.monotonic() - began < 2
 
 
-def test_who_asks_for_workers_while_the_queue_ends_is_answered(monkeypatch):
-    """The loop may end between the look whether it lives and the question."""
+def test_workers_returns_also_while_the_queue_ends(monkeypatch):
+    """The loop may end between the check whether it is alive and the question."""
     queue = TaskQueue("memory:", {"nothing": "queue_handlers:nothing"}, 1).start()
     post = queue._post
 
@@ -489,7 +489,7 @@ def test_who_asks_for_workers_while_the_queue_ends_is_answered(monkeypatch):
 SLEEPING = {"sleep": lambda seconds, context: time.sleep(seconds)}
 
 
-def test_times_of_attempts_go_by_the_clock_that_was_passed_in(path):
+def test_attempts_have_times_of_the_given_clock(path):
     with TaskQueue(path, HANDLERS, pool_size=1, clock=lambda: time.time() - 1e6) as queue:
         queue.add("echo", 1).result(WAIT)
         (task,) = queue.find()
@@ -498,7 +498,7 @@ def test_times_of_attempts_go_by_the_clock_that_was_passed_in(path):
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_nodes_keep_their_tasks_when_the_clock_leaps_for_all_of_them(path, executor):
-    """As after a sleep of the machine, three times over."""
+    """As after a sleep of the machine, three times in a row."""
     ahead = [0.0]
     options = {"pool_size": 1, "lease": 3.0, "executor": executor, "clock": lambda: time.time() + ahead[0]}
     with TaskQueue(path, SLEEPING, **options) as one, TaskQueue(path, SLEEPING, **options) as other:
@@ -531,7 +531,7 @@ def test_nodes_keep_their_tasks_when_the_clock_of_their_server_leaps():
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_a_retry_right_after_a_cancel_runs_at_once(executor):
-    """On fresh queues the loop mostly claims the new attempt before it hears of the cancel."""
+    """On new queues the loop usually claims the new attempt before it learns of the cancel."""
     for _ in range(15):
         with TaskQueue("memory:", HANDLERS, pool_size=1, executor=executor) as queue:
             handle = queue.add("echo", "again")

@@ -20,12 +20,12 @@ from dtq.task.model import Status
 from dtq.task.transitions import succeed
 
 AWAY = float(os.environ.get("DTQ_TEST_AWAY", "2"))  # seconds for which a server is away
-SOON = 1.5  # seconds: an ending that no hint announces is seen within one
+SOON = 1.5  # seconds: an ending without a hint is noticed within one
 WAIT = 20.0
 
 
 def finish(store, result="done"):
-    """Do what a node would do: claim all tasks, and complete them."""
+    """Claim all tasks and complete them, as a node would."""
     store.heartbeat(Node("elsewhere"), (), 30, time.time())
     claimed = store.claim("elsewhere", 100, 30, time.time() + 60, {"a"})
     store.update([(succeed(task, result, time.time()), ()) for task in claimed])
@@ -45,13 +45,13 @@ def pollers():
 def wait_until(condition, seconds=WAIT):
     give_up_at = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < give_up_at, "it did not come to be"
+        assert time.monotonic() < give_up_at, f"the condition was still false after {seconds:g} s"
         time.sleep(0.005)
 
 
 @pytest.fixture(params=["manager", "queue"])
 def waiter(request, tmp_path):
-    """It runs nothing of type "a" itself."""
+    """A manager or a queue that runs no tasks of type "a" itself."""
     if request.param == "manager":
         with QueueManager(tmp_path / "q.db") as manager:
             yield manager
@@ -69,7 +69,7 @@ def elsewhere(tmp_path):
 
 
 class Broken:
-    """A store of which the named methods raise, as long as `error` is set."""
+    """A store whose named methods raise `error` while it is set."""
 
     def __init__(self, store, *methods):
         self._store, self._methods, self.error, self.calls = store, methods, None, 0
@@ -81,18 +81,18 @@ class Broken:
         return getattr(self._store, name)
 
 
-# --- what ends elsewhere ----------------------------------------------------------------------------------------------
+# --- tasks that end elsewhere -----------------------------------------------------------------------------------------
 
 
-def test_what_another_process_completes_is_heard_of_at_once(waiter, elsewhere):
+def test_the_result_of_another_process_arrives_at_once(waiter, elsewhere):
     handle = waiter.add("a")
     later(finish, elsewhere)
     began = time.monotonic()
     assert handle.result(WAIT) == "done"
-    assert time.monotonic() - began < 0.9, "faster than the look that comes each second"
+    assert time.monotonic() - began < 0.9, "faster than the poll that comes each second"
 
 
-def test_a_task_that_is_deleted_elsewhere_raises_in_all_that_wait_for_it(waiter, elsewhere):
+def test_a_delete_elsewhere_raises_in_all_waiters(waiter, elsewhere):
     handle = waiter.add("a", delay=60)
     later(elsewhere.delete, [handle.id])
     began = time.monotonic()
@@ -101,7 +101,7 @@ def test_a_task_that_is_deleted_elsewhere_raises_in_all_that_wait_for_it(waiter,
     assert time.monotonic() - began < 0.1 + SOON
 
 
-def test_a_task_that_is_deleted_here_raises_at_once(waiter):
+def test_a_delete_here_raises_at_once(waiter):
     handle = waiter.add("a", delay=60)
     later(waiter.delete, handle.id)
     began = time.monotonic()
@@ -110,17 +110,17 @@ def test_a_task_that_is_deleted_here_raises_at_once(waiter):
     assert time.monotonic() - began < 0.9
 
 
-def test_a_task_that_is_deleted_and_added_again_is_waited_for_as_what_it_is_now(waiter, elsewhere):
+def test_waiting_continues_when_a_task_is_deleted_and_added_again(waiter, elsewhere):
     handle = waiter.add("a", id="again", delay=60)
     waiting = later(lambda: (elsewhere.delete(["again"]), waiter.add("a", id="again"), finish(elsewhere)))
     try:
         assert handle.result(WAIT) == "done"
-    except UnknownTask:  # the look came between the two
+    except UnknownTask:  # the poll came between the two
         assert True
     waiting.join()
 
 
-def test_many_are_waited_for_by_one_thread(waiter, elsewhere):
+def test_one_thread_serves_all_waiters(waiter, elsewhere):
     handles = waiter.add_many({"type": "a"} for _ in range(250))
     results = []
     waiting = [threading.Thread(target=lambda h=handle: results.append(h.result(WAIT))) for handle in handles[::10]]
@@ -135,7 +135,7 @@ def test_many_are_waited_for_by_one_thread(waiter, elsewhere):
     assert results == ["done"] * len(waiting)
 
 
-def test_nothing_runs_while_nothing_is_waited_for(waiter, elsewhere):
+def test_no_poller_runs_without_waiters(waiter, elsewhere):
     handle = waiter.add("a")
     assert not pollers()
     later(finish, elsewhere)
@@ -143,7 +143,7 @@ def test_nothing_runs_while_nothing_is_waited_for(waiter, elsewhere):
     wait_until(lambda: not pollers(), 4)
 
 
-def test_a_waiter_that_comes_while_the_thread_is_about_to_end_is_served(tmp_path, elsewhere, monkeypatch):
+def test_a_waiter_that_comes_while_the_poller_ends_is_served(tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr("dtq.queue.poller.LINGER", 0.0)
     monkeypatch.setattr("dtq.queue.poller.POLL_INTERVAL", 0.001)
     with QueueManager(tmp_path / "q.db") as manager:
@@ -160,7 +160,7 @@ def test_a_waiter_that_comes_while_the_thread_is_about_to_end_is_served(tmp_path
 
 @pytest.mark.parametrize("method", ["get", "fileno", "wait"])
 @pytest.mark.parametrize("error", [StoreError("away"), OSError(errno.EIO, "input/output"), RuntimeError("odd")])
-def test_waiting_goes_on_when_a_store_that_failed_is_back(tmp_path, elsewhere, method, error):
+def test_waiting_continues_when_a_failed_store_is_back(tmp_path, elsewhere, method, error):
     store = Broken(open_store(tmp_path / "q.db"), method)
     with QueueManager(store) as manager:
         handle = manager.add("a")
@@ -174,7 +174,7 @@ def test_waiting_goes_on_when_a_store_that_failed_is_back(tmp_path, elsewhere, m
     store.close()
 
 
-def test_a_store_that_fails_is_not_asked_all_the_time(tmp_path):
+def test_a_failing_store_is_polled_with_pauses(tmp_path):
     store = Broken(open_store(tmp_path / "q.db"), "get")
     with QueueManager(store) as manager:
         handle = manager.add("a")
@@ -190,7 +190,7 @@ def test_a_store_that_fails_is_not_asked_all_the_time(tmp_path):
     store.close()
 
 
-def test_a_timeout_while_the_store_is_away_is_a_timeout_and_names_the_cause(tmp_path):
+def test_a_timeout_while_the_store_is_away_names_the_cause(tmp_path):
     store = Broken(open_store(tmp_path / "q.db"), "get")
     with QueueManager(store) as manager:
         handle = manager.add("a")
@@ -200,11 +200,11 @@ def test_a_timeout_while_the_store_is_away_is_a_timeout_and_names_the_cause(tmp_
     store.close()
 
 
-def test_a_descriptor_that_was_closed_costs_a_delay_and_no_busy_loop(tmp_path, elsewhere):
+def test_a_closed_descriptor_causes_a_delay_and_no_busy_loop(tmp_path, elsewhere):
     store = open_store(tmp_path / "q.db")
     reader, writer = os.pipe()
     os.close(writer)
-    store.fileno = lambda: reader  # it hangs up at once, and for ever
+    store.fileno = lambda: reader  # always at end of file
     with QueueManager(store) as manager:
         handle = manager.add("a")
         later(finish, elsewhere, seconds=0.5)
@@ -238,7 +238,7 @@ def test_waiting_survives_a_server_that_is_away(caplog):
 
 @pytest.fixture
 def many_descriptors():
-    """All descriptors up to 1,023 are taken."""
+    """Use up all descriptors up to 1,023."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2048:
         pytest.skip("needs 2,048 descriptors")
@@ -253,7 +253,7 @@ def many_descriptors():
 
 
 @pytest.mark.parametrize("url", ["{}/q.db", "file:{}/q"])
-def test_descriptors_above_1023_can_be_waited_for(many_descriptors, tmp_path, url):
+def test_waiting_works_with_descriptors_above_1023(many_descriptors, tmp_path, url):
     url = url.format(tmp_path)
     with QueueManager(url) as manager, QueueManager(url) as other:
         handle = manager.add("a")
@@ -267,7 +267,7 @@ def test_descriptors_above_1023_can_be_waited_for(many_descriptors, tmp_path, ur
 # --- the end of the queue, or of its loop -----------------------------------------------------------------------------
 
 
-def test_after_a_shutdown_on_a_shared_store_other_nodes_are_waited_for(tmp_path, elsewhere):
+def test_after_a_shutdown_a_handle_waits_for_other_nodes_of_the_store(tmp_path, elsewhere):
     store = open_store(tmp_path / "q.db")
     queue = TaskQueue(store, {"a": lambda payload, context: None}, 0).start()
     handle = queue.add("a")
@@ -292,7 +292,7 @@ def test_two_nodes_on_one_store_wait_for_each_other(tmp_path):
         assert time.monotonic() - began < 10
 
 
-def test_after_the_queue_is_closed_with_its_store_nothing_waits(tmp_path):
+def test_waiting_raises_after_the_queue_is_closed_with_its_store(tmp_path):
     with QueueManager(tmp_path / "q.db") as manager:
         handle = manager.add("a")
     with pytest.raises(DTQError, match="closed"):
@@ -330,7 +330,7 @@ def test_when_the_loop_fails_result_and_join_raise_with_the_reason(tmp_path, err
     queue.shutdown()
 
 
-def test_a_task_that_ended_in_the_moment_of_the_timeout_is_returned(tmp_path, elsewhere, monkeypatch):
+def test_a_task_that_ends_at_the_moment_of_the_timeout_is_returned(tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr("dtq.queue.poller.ResultPoller.start", lambda self: None)
     with QueueManager(tmp_path / "q.db") as manager:
         handle = manager.add("a")
@@ -338,7 +338,7 @@ def test_a_task_that_ended_in_the_moment_of_the_timeout_is_returned(tmp_path, el
         assert handle.result(0.5) == "done"
 
 
-# --- waiters that leave -----------------------------------------------------------------------------------------------
+# --- waiters that give up ---------------------------------------------------------------------------------------------
 
 
 def test_a_cancelled_await_releases_its_future_at_once(waiter):

@@ -1,4 +1,4 @@
-"""Schedules in a store: made, changed, looked at, and fired by nodes; each tick once, whatever happens to them.
+"""Schedules in a store: added, changed, read, and fired by nodes, each tick exactly once in spite of failures.
 
 pytest -m hourly tests/queue/test_schedules.py    the long version of the kills
 """
@@ -54,7 +54,7 @@ def manager(store, clock):
 
 
 def turn(loop, now):
-    """Turns until there is nothing left to do at this time."""
+    """Run turns until nothing is left to do at this time."""
     for _ in range(100):
         if loop.turn(now) > now:
             return
@@ -68,7 +68,7 @@ def ids(manager):
 # --- what the loop does
 
 
-def test_a_tick_adds_its_work_once_however_many_nodes_there_are(store, manager):
+def test_a_tick_adds_its_task_once_with_any_number_of_nodes(store, manager):
     manager.schedule("s", type="b", payload=[1], every=10)
     nodes = [make(store, ScriptedPool()) for _ in range(3)]
     for second in range(35):
@@ -77,7 +77,7 @@ def test_a_tick_adds_its_work_once_however_many_nodes_there_are(store, manager):
     assert ids(manager) == [cron.work_id("s", NOW + at) for at in (10, 20, 30)]
 
 
-def test_a_node_that_died_with_a_tick_in_its_hands_loses_nothing(store, manager):
+def test_a_tick_that_a_dead_node_has_claimed_is_not_lost(store, manager):
     manager.schedule("s", type="b", every=10, misfire="all")
     for at in (10, 60, 110, 160):  # more deaths than a task would survive
         (tick,) = store.claim("dead", 10, 30, NOW + at, {cron.TYPE})
@@ -87,7 +87,7 @@ def test_a_node_that_died_with_a_tick_in_its_hands_loses_nothing(store, manager)
     assert ids(manager) == [cron.work_id("s", NOW + at) for at in range(10, 201, 10)]
 
 
-def test_ticks_come_whatever_the_limits_and_however_busy_the_workers(store, manager):
+def test_ticks_fire_despite_limits_and_busy_workers(store, manager):
     store.set_lane(max_running=1)
     store.set_lane(queue=cron.QUEUE, paused=True)
     pool = ScriptedPool(room=1)
@@ -99,7 +99,7 @@ def test_ticks_come_whatever_the_limits_and_however_busy_the_workers(store, mana
     assert (len(pool.has), manager.stats().counts["pending"]) == (1, 1)
 
 
-def test_a_node_that_drains_fires_nothing(store, manager):
+def test_a_draining_node_fires_nothing(store, manager):
     manager.schedule("s", type="b", every=10)
     loop = make(store, ScriptedPool())
     loop.drain()
@@ -107,7 +107,7 @@ def test_a_node_that_drains_fires_nothing(store, manager):
     assert ids(manager) == []
 
 
-def test_a_year_of_missed_minutes_comes_a_batch_a_commit(store, manager, monkeypatch):
+def test_a_year_of_missed_ticks_is_fired_in_batches(store, manager, monkeypatch):
     manager.schedule("s", "* * * * *", "b", misfire="all")
     sizes, update = [], store.update
     monkeypatch.setattr(store, "update", lambda o: sizes.append(sum(len(s) for _, s in o)) or update(o))
@@ -121,7 +121,7 @@ def test_a_year_of_missed_minutes_comes_a_batch_a_commit(store, manager, monkeyp
 # --- what a manager does
 
 
-def test_schedules_are_no_tasks_to_those_who_look_at_tasks(manager):
+def test_find_and_stats_do_not_show_schedules(manager):
     before = manager.add("a", id="before")
     manager.schedule("s", type="b", every=10)
     manager.schedule("t", type="b", every=10)
@@ -134,7 +134,7 @@ def test_schedules_are_no_tasks_to_those_who_look_at_tasks(manager):
     assert len(manager.find(queue=cron.QUEUE)) == 2
 
 
-def test_a_schedule_is_edited_paused_resumed_and_removed_in_the_middle(store, manager, clock):
+def test_a_live_schedule_can_be_edited_paused_resumed_and_removed(store, manager, clock):
     loop = make(store, ScriptedPool())
     manager.schedule("s", type="b", payload=1, every=10)
     for step in range(100):
@@ -153,7 +153,7 @@ def test_a_schedule_is_edited_paused_resumed_and_removed_in_the_middle(store, ma
     assert list(manager.schedules) == []
 
 
-def test_a_removed_schedule_can_be_made_again(manager, clock):
+def test_a_removed_schedule_can_be_added_again(manager, clock):
     manager.schedule("s", type="b", every=10)
     manager.schedules.remove("s")
     for call in (manager.schedules.get, manager.schedules.pause, manager.schedules.remove, manager.schedules.upcoming):
@@ -163,7 +163,7 @@ def test_a_removed_schedule_can_be_made_again(manager, clock):
     assert manager.schedule("s", type="b", every=20).next_at == NOW + 120
 
 
-def test_an_edit_while_a_node_has_the_tick_wins_and_the_tick_still_comes(store, manager):
+def test_an_edit_while_a_node_fires_the_tick_wins_and_the_tick_fires_again(store, manager):
     manager.schedule("s", type="b", payload=1, every=10)
     (tick,) = store.claim("slow", 1, 30, NOW + 10, {cron.TYPE})
     manager.schedule("s", type="b", payload=2, every=10)
@@ -172,7 +172,7 @@ def test_an_edit_while_a_node_has_the_tick_wins_and_the_tick_still_comes(store, 
     assert [task.payload for task in manager.find()] == [2]
 
 
-def test_a_change_that_was_overtaken_by_another_is_made_upon_it(store, manager, monkeypatch):
+def test_a_change_that_meets_another_is_applied_on_top_of_it(store, manager, monkeypatch):
     manager.schedule("s", type="b", payload=1, every=3600)
     update = store.update
 
@@ -202,7 +202,7 @@ def test_options_are_checked_as_those_of_a_task(manager):
     assert list(manager.schedules) == []
 
 
-def test_what_a_schedule_says_of_its_work_reaches_it(store, manager):
+def test_the_options_of_a_schedule_reach_its_tasks(store, manager):
     manager.schedule(
         "s", "@hourly", "b", {"x": 1}, priority=7, timeout=3, limit_key="t", webhook="https://example.org/"
     )
@@ -212,7 +212,7 @@ def test_what_a_schedule_says_of_its_work_reaches_it(store, manager):
     assert task.webhook.url == "https://example.org/"
 
 
-def test_schedules_last(tmp_path, clock):
+def test_schedules_survive_a_restart(tmp_path, clock):
     path = str(tmp_path / "queue.db")
     with QueueManager(path, clock=clock) as manager:
         made = manager.schedule("s", "0 6 * * *", "b", tz="Europe/Berlin")
@@ -223,7 +223,7 @@ def test_schedules_last(tmp_path, clock):
 # --- the whole queue
 
 
-def test_join_leaves_schedules_aside_and_their_work_is_done(tmp_path):
+def test_join_ignores_schedules_but_waits_for_their_tasks(tmp_path):
     def echo(payload, context):
         return payload
 
@@ -241,7 +241,7 @@ def test_join_leaves_schedules_aside_and_their_work_is_done(tmp_path):
         assert {task.result for task in queue.find()} == {5}
 
 
-def test_inline_a_schedule_neither_ticks_nor_keeps_add_from_returning(tmp_path):
+def test_in_an_inline_queue_a_schedule_neither_fires_nor_blocks_add(tmp_path):
     with TaskQueue("memory:", {"a": lambda payload, context: payload}, executor="inline") as queue:
         queue.schedule("s", type="a", every=2 * 86400)  # a leap there would be the end of what has ended by then
         assert queue.add("a", 5).result(0) == 5
@@ -249,7 +249,7 @@ def test_inline_a_schedule_neither_ticks_nor_keeps_add_from_returning(tmp_path):
 
 
 def plant(store, fields, **options):
-    """A task under the names of a tick, as a store from before names were reserved may hold it."""
+    """A task with the names of a tick. A store may have one from before these names were reserved."""
     task = Task(
         type=cron.TYPE, queue=cron.QUEUE, payload=fields, created_at=NOW - 5, run_at=NOW, expires=NOW,
         **{"id": cron.tick_id("evil"), **options},
@@ -267,7 +267,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("fields", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_hostile_tick_that_lies_in_a_store_does_not_fire_and_stops_no_node(store, manager, fields):
+def test_a_forged_tick_in_a_store_does_not_fire_and_stops_no_node(store, manager, fields):
     manager.schedule("good", type="b", every=10)
     plant(store, fields)
     nodes = [make(store, ScriptedPool()) for _ in range(2)]
@@ -278,7 +278,7 @@ def test_a_hostile_tick_that_lies_in_a_store_does_not_fire_and_stops_no_node(sto
     assert manager.get(cron.tick_id("evil")).error.type == "ScheduleError"
 
 
-def test_a_hostile_tick_in_the_hands_of_a_node_that_died_stops_no_other(store, manager):
+def test_a_forged_tick_that_a_dead_node_has_claimed_stops_no_other_node(store, manager):
     plant(store, {"every": 0})
     (tick,) = store.claim("dead", 1, 30, NOW + 1, {cron.TYPE})
     assert tick.doom
@@ -286,14 +286,14 @@ def test_a_hostile_tick_in_the_hands_of_a_node_that_died_stops_no_other(store, m
     assert manager.get(cron.tick_id("evil")).error.type == "ScheduleError"
 
 
-def test_a_schedule_takes_the_place_of_a_hostile_tick(store, manager, clock):
+def test_a_schedule_replaces_a_forged_tick(store, manager, clock):
     plant(store, {"name": "evil", "task": {"type": "dtq.webhook"}, "every": 5})
     assert manager.schedule("evil", type="b", every=10).next_at == NOW + 10
     turn(make(store, ScriptedPool()), NOW + 10)
     assert ids(manager) == [cron.work_id("evil", NOW + 10)]
 
 
-def test_a_tick_that_cannot_be_read_is_shown_with_its_problem_and_hides_no_other(store, manager):
+def test_an_unreadable_tick_is_listed_with_its_problem_and_hides_no_other(store, manager):
     manager.schedule("good", type="b", every=10)
     plant(store, {"every": "often"})
     bad, good = manager.schedules
@@ -305,7 +305,7 @@ def test_a_tick_that_cannot_be_read_is_shown_with_its_problem_and_hides_no_other
     assert [schedule.name for schedule in manager.schedules] == ["good"]
 
 
-def test_a_schedule_that_failed_is_shown_and_can_be_made_again(store, manager, clock, monkeypatch):
+def test_a_failed_schedule_is_listed_and_can_be_added_again(store, manager, clock, monkeypatch):
     manager.schedule("s", type="b", every=10)
     monkeypatch.setattr(cron, "LONGEST", 5)  # as if another version had made it
     loop = make(store, ScriptedPool())
@@ -321,8 +321,8 @@ def test_a_schedule_that_failed_is_shown_and_can_be_made_again(store, manager, c
     assert ids(manager) == [cron.work_id("s", NOW + 15)]
 
 
-def test_a_tick_whose_work_another_task_keeps_out_reports_it(store, manager, caplog):
-    """No task of a user can have such an id by now; one that lies in the store since earlier may."""
+def test_a_tick_whose_task_id_is_taken_reports_it(store, manager, caplog):
+    """A user can no longer add such an id, but a store may have one from earlier."""
     manager.schedule("s", type="b", payload=1, every=10)
     store.add([Task(type="other", id=cron.work_id("s", NOW + 10), created_at=NOW, run_at=NOW)])
     loop = make(store, ScriptedPool())
@@ -334,7 +334,7 @@ def test_a_tick_whose_work_another_task_keeps_out_reports_it(store, manager, cap
     assert [task.type for task in manager.find()] == ["other", "b"]
 
 
-def test_a_user_cannot_take_the_id_of_a_tick_that_is_to_come(store, manager):
+def test_a_user_cannot_take_the_id_of_a_future_tick(store, manager):
     manager.schedule("report", type="b", every=10)
     with pytest.raises(InvalidTask, match="id is"):
         manager.add("b", id=cron.work_id("report", NOW + 10))
@@ -342,7 +342,7 @@ def test_a_user_cannot_take_the_id_of_a_tick_that_is_to_come(store, manager):
     assert ids(manager) == [cron.work_id("report", NOW + 10)]
 
 
-def test_a_store_that_fails_right_after_the_claim_costs_no_tick(store, manager, monkeypatch):
+def test_a_store_failure_right_after_the_claim_loses_no_tick(store, manager, monkeypatch):
     from dtq import StoreError
     from dtq.queue.scheduler import Scheduler
 
@@ -357,7 +357,7 @@ def test_a_store_that_fails_right_after_the_claim_costs_no_tick(store, manager, 
     assert (tick.expires, len(works)) == (NOW + 20, 1)
 
 
-def test_a_task_that_only_looks_like_a_tick_fails_and_harms_nobody(store, manager):
+def test_a_task_that_only_looks_like_a_tick_fails_alone(store, manager):
     store.add([Task(type=cron.TYPE, queue=cron.QUEUE, id="x", expires=NOW, created_at=NOW, run_at=NOW)])
     turn(make(store, ScriptedPool()), NOW + 1)
     assert manager.get("x").error.type == "ScheduleError"
@@ -379,8 +379,8 @@ class Node:
 
 
 @small_and_large("wanted", 150, 5000)
-def test_each_tick_comes_exactly_once_while_nodes_are_killed(tmp_path, wanted):
-    """Two nodes at a time, one of them killed every half second or so: the tasks are the ticks, no more and no less."""
+def test_each_tick_fires_exactly_once_while_nodes_are_killed(tmp_path, wanted):
+    """Two nodes at a time, one killed about every half second: there is exactly one task for each tick."""
     path, log = str(tmp_path / "queue.db"), tmp_path / "log"
     log.touch()
     chance = random.Random(5)

@@ -1,4 +1,4 @@
-"""Webhooks: a real receiver on loopback, which verifies with the standard's library; and what the guard refuses."""
+"""Webhooks: deliveries to a real receiver on loopback, which verifies them; and what the address guard refuses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def processing(**fields):
     return Task(type="a", id="x", webhook=hook, status="processing", version=2, attempts=1, **fields)
 
 
-def test_every_way_to_an_end_plants_one_delivery():
+def test_every_kind_of_ending_plants_one_delivery():
     error = ErrorInfo("ValueError", "no", "a traceback")
     endings = [
         (succeed(processing(), {"n": 1}, NOW), "completed"),
@@ -69,12 +69,12 @@ def test_every_way_to_an_end_plants_one_delivery():
     assert deliveries.deliveries(interrupt(processing(), NOW), NOW) == ()
 
 
-def test_only_the_endings_that_were_asked_for_are_told():
+def test_only_the_chosen_events_plant_a_delivery():
     task = replace(processing(), webhook=Webhook("https://example.org/", events=("failed",)))
     assert deliveries.deliveries(succeed(task, 1, NOW), NOW) == ()
 
 
-def test_the_body_tells_of_the_end_and_keeps_payload_and_traceback_to_itself():
+def test_the_body_describes_the_end_without_payload_and_traceback():
     task = fail(processing(payload={"password": "p"}, max_attempts=1), ErrorInfo("E", "no", "trace"), NOW, lambda: 0)
     body = deliveries.body(task, NOW)
     assert body["data"]["error"] == {"type": "E", "message": "no"}
@@ -83,7 +83,7 @@ def test_the_body_tells_of_the_end_and_keeps_payload_and_traceback_to_itself():
     assert "trace" not in str(body)
 
 
-def test_a_manager_without_workers_plants_the_delivery_of_what_it_cancels():
+def test_a_manager_plants_the_delivery_of_a_task_that_it_cancels():
     with QueueManager("memory:") as manager:
         handle = manager.add("a", webhook="https://example.org/hook")
         handle.cancel()
@@ -101,7 +101,7 @@ def ended_hook(**fields):
 
 
 @pytest.mark.parametrize("url", ["memory:", "sqlite", "file", "valkey"])
-def test_a_planted_delivery_is_genuine_also_as_it_comes_out_of_a_store(url, tmp_path):
+def test_a_planted_delivery_is_genuine_also_when_it_is_read_from_a_store(url, tmp_path):
     if url == "valkey":
         url = servers.url_of(url)
     store = {"sqlite": str(tmp_path / "queue.db"), "file": f"file:{tmp_path / 'queue'}"}.get(url, url)
@@ -124,14 +124,14 @@ def test_a_planted_delivery_is_genuine_also_as_it_comes_out_of_a_store(url, tmp_
         {"payload": {"url": "https://e.org", "secret": "shop", "body": 5}}, {"payload": "x"}, {"payload": [1]},
     ],
 )  # fmt: skip
-def test_what_differs_from_a_planted_delivery_is_not_genuine(fields):
+def test_a_task_that_differs_from_a_planted_delivery_is_not_genuine(fields):
     (planted,) = deliveries.deliveries(ended_hook(), NOW)
     assert deliveries.is_genuine(planted)
     assert not deliveries.is_genuine(replace(planted, **fields))
 
 
 @pytest.mark.parametrize("kind", ["expired", "parent", "dead node"])
-def test_the_loop_plants_it_for_tasks_that_never_ran_to_an_end(kind):
+def test_the_loop_plants_deliveries_for_tasks_that_could_not_run(kind):
     with QueueManager("memory:", clock=lambda: NOW) as manager:
         hook = {"webhook": "https://example.org/hook", "id": "x"}
         if kind == "expired":
@@ -164,7 +164,7 @@ def test_the_loop_plants_it_for_tasks_that_never_ran_to_an_end(kind):
         ({"url": "https://example.org/", "secret": SECRET + "=/+"}, "secret of the webhook"),
     ],
 )
-def test_a_webhook_that_cannot_be_is_refused_when_the_task_is_added(webhook, message):
+def test_an_invalid_webhook_is_refused_when_the_task_is_added(webhook, message):
     with QueueManager("memory:") as manager, pytest.raises(InvalidTask, match=message):
         manager.add("a", webhook=webhook)
 
@@ -179,7 +179,7 @@ def test_a_receiver_verifies_what_it_gets():
     assert receiver.bad == []
 
 
-def test_while_a_secret_is_replaced_both_sign():
+def test_during_a_rotation_both_secrets_sign():
     other = "whsec_" + base64.b64encode(b"b" * 32).decode()
     both = Secrets({"shop": f"{other} {SECRET}"})
     given = SignedRequest.of({"url": "", "secret": "shop", "body": 1}, "x", both)
@@ -187,7 +187,7 @@ def test_while_a_secret_is_replaced_both_sign():
         assert Standard(secret).verify(given.content, given.headers) == 1
 
 
-def test_410_is_given_up_and_other_answers_are_not():
+def test_410_is_final_and_other_answers_are_retried():
     for status, kind in [(410, Gone), (400, DeliveryError), (404, DeliveryError), (500, DeliveryError)]:
         with Receiver((status, {})) as receiver, pytest.raises(kind, match=f"answered {status}"):
             send(receiver.url)
@@ -215,7 +215,7 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date(header, delay):
             assert caught.value.delay == pytest.approx(delay, abs=5)
 
 
-def test_of_an_answer_only_the_beginning_is_read():
+def test_only_the_beginning_of_a_response_is_read():
     sent = []
 
     def flood(request):
@@ -239,7 +239,7 @@ def test_a_receiver_that_is_down_is_an_ordinary_failure():
             send(f"http://127.0.0.1:{nobody.getsockname()[1]}/")
 
 
-def test_a_slow_receiver_is_left_in_time(monkeypatch):
+def test_a_slow_receiver_ends_in_a_timeout(monkeypatch):
     monkeypatch.setattr(delivery, "TIMEOUT", 0.3)
     release = threading.Event()
 
@@ -260,7 +260,7 @@ def test_a_slow_receiver_is_left_in_time(monkeypatch):
         release.set()
 
 
-def test_tls_is_spoken_with_the_name_though_the_connection_goes_to_the_address(tmp_path, monkeypatch):
+def test_tls_verifies_the_name_although_the_connection_uses_the_address(tmp_path, monkeypatch):
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -291,7 +291,7 @@ def test_tls_is_spoken_with_the_name_though_the_connection_goes_to_the_address(t
      "::ffff:10.0.0.1", "::ffff:127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::8.8.8.8", "2002:7f00:1::", "::10.0.0.1",
      "2002:0a00:0001::1", "2001:0:7f00:1::1", "2001:db8::1"],
 )  # fmt: skip
-def test_an_address_that_is_not_public_is_none_whatever_it_is_wrapped_in(address):
+def test_a_wrapped_private_address_is_not_public(address):
     assert not is_public(ip_address(address))
     with pytest.raises(Refused, match="no public address"):
         AddressGuard().check("a.name", ["93.184.215.14", address])
@@ -316,7 +316,7 @@ def test_loopback_under_any_name_is_refused_unless_it_is_allowed(url):
         assert receiver.times == []
 
 
-def test_a_network_that_is_allowed_is_reached():
+def test_an_allowed_network_is_reached():
     with Receiver() as receiver:
         assert send(f"http://127.0.0.1:{receiver.port}/", networks=["127.0.0.1/32"]) == {"status": 204}
         assert send(f"http://[::ffff:127.0.0.1]:{receiver.port}/", networks=["127.0.0.1/32"]) == {"status": 204}
@@ -329,8 +329,8 @@ def test_http_is_refused_unless_it_is_allowed():
         send(receiver.url, http=False)
 
 
-def test_a_name_that_rebinds_is_connected_to_where_it_was_looked_at():
-    """Public when it is looked at, loopback when it is asked for again: it is not asked for again."""
+def test_a_name_that_rebinds_is_connected_at_its_checked_address():
+    """The name is public when it is checked and would be loopback if it were resolved again."""
     answers, reached = [["93.184.215.14"]], []
 
     class Wire(httpcore.AsyncNetworkBackend):
@@ -349,7 +349,7 @@ def test_a_name_that_rebinds_is_connected_to_where_it_was_looked_at():
             send(f"http://rebinds.example:{receiver.port}/", networks=(), resolve=resolve, inner=Wire())
 
 
-def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
+def test_a_proxy_of_the_environment_is_not_used(monkeypatch):
     with Receiver() as receiver, Receiver() as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -357,7 +357,7 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
         assert proxy.times == []
 
 
-def test_a_network_or_a_secret_that_is_none_is_refused_and_the_secret_not_shown(tmp_path):
+def test_an_invalid_network_or_secret_is_refused_and_the_secret_not_shown(tmp_path):
     with pytest.raises(DTQError, match=r"'10\.0\.0\.1/8'"):
         TaskQueue(tmp_path / "q.db", webhook_networks=["10.0.0.1/8"])
     for wrong in ("hunter2", "whsec_", "whsec_c2hvcnQ=", 5, None, ""):
@@ -381,8 +381,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(deliveries, "RETRY_DELAY", 0.05)
 
 
-def test_a_delivery_that_no_ending_planted_is_neither_signed_nor_sent(tmp_path, quick):
-    """No user can add one by now; a store may hold one that was added before that."""
+def test_a_forged_delivery_is_neither_signed_nor_sent(tmp_path, quick):
+    """A user can no longer add one, but a store may have one from earlier."""
     path = tmp_path / "queue.db"
     with Receiver() as receiver, QueueManager(path) as manager:
         told = {"type": "task.completed", "timestamp": "2026-12-01T10:05:00.000000Z", "data": {"id": "x"}}
@@ -398,7 +398,7 @@ def test_a_delivery_that_no_ending_planted_is_neither_signed_nor_sent(tmp_path, 
         assert len(receiver.times) == 1
 
 
-def test_each_ending_is_told_once_and_verified(tmp_path, caplog, quick):
+def test_each_ending_is_delivered_once_with_a_valid_signature(tmp_path, caplog, quick):
     caplog.set_level(logging.DEBUG)
     path = tmp_path / "queue.db"
     with Receiver() as receiver, TaskQueue(path, {"double": double}, pool_size=1, **LOOPBACK) as queue:
@@ -422,7 +422,7 @@ def test_each_ending_is_told_once_and_verified(tmp_path, caplog, quick):
     assert not any(raw.encode() in file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
 
 
-def test_every_attempt_has_the_same_id_and_waits_as_it_was_told(tmp_path, quick):
+def test_every_attempt_has_the_same_id_and_waits_as_retry_after_says(tmp_path, quick):
     answers = (500, {}), (429, {"Retry-After": "1"}), (204, {})
     with Receiver(*answers) as receiver, TaskQueue(tmp_path / "q.db", {"d": double}, pool_size=1, **LOOPBACK) as queue:
         queue.add("d", 1, webhook={"url": receiver.url, "secret": "shop"})
@@ -434,7 +434,7 @@ def test_every_attempt_has_the_same_id_and_waits_as_it_was_told(tmp_path, quick)
         assert (task.status, task.attempts, task.result) == ("completed", 3, {"status": 204})
 
 
-def test_a_delivery_that_fails_for_good_is_a_dead_letter_and_tells_nobody(tmp_path, quick):
+def test_a_failed_delivery_is_a_dead_letter_without_a_webhook(tmp_path, quick):
     with Receiver((410, {})) as receiver, TaskQueue(tmp_path / "q.db", {"d": double}, pool_size=1, **LOOPBACK) as queue:
         queue.add("d", 1, webhook={"url": receiver.url, "secret": "shop"})
         queue.add("d", 1, webhook={"url": receiver.url, "secret": "unknown"})
@@ -453,7 +453,7 @@ def test_a_delivery_that_fails_for_good_is_a_dead_letter_and_tells_nobody(tmp_pa
         assert len({id for id, _, _ in receiver.got}) == 1
 
 
-def test_slow_receivers_take_no_worker_from_others(tmp_path):
+def test_slow_receivers_do_not_occupy_the_workers(tmp_path):
     release = threading.Event()
 
     def hold(request):
@@ -469,7 +469,7 @@ def test_slow_receivers_take_no_worker_from_others(tmp_path):
         queue.join(WAIT)
 
 
-def test_what_waits_when_a_node_starts_is_delivered(tmp_path):
+def test_deliveries_that_wait_when_a_node_starts_are_sent(tmp_path):
     with Receiver() as receiver:
         with QueueManager(tmp_path / "q.db") as manager:
             manager.add("d", webhook={"url": receiver.url, "secret": "shop"}).cancel()
@@ -478,7 +478,7 @@ def test_what_waits_when_a_node_starts_is_delivered(tmp_path):
         assert len(receiver.got) == 1
 
 
-def test_inline_deliveries_are_left_to_be_looked_at():
+def test_an_inline_queue_does_not_send_deliveries():
     with TaskQueue("memory:", {"d": double}, executor="inline") as queue:
         queue.add("d", 1, webhook="https://example.org/")
         assert [str(task.status) for task in queue.find(type=deliveries.TYPE)] == ["pending"]
@@ -486,7 +486,7 @@ def test_inline_deliveries_are_left_to_be_looked_at():
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "file", "valkey"])
 def test_a_task_that_was_deleted_and_added_again_is_announced_under_an_id_of_its_own(kind, tmp_path):
-    """Also where the delivery of the first task is in the store still."""
+    """Even if the delivery of the first task is still in the store."""
     urls = {"memory": "memory:", "sqlite": str(tmp_path / "queue.db"), "file": f"file:{tmp_path / 'queue'}"}
     url = urls.get(kind) or servers.url_of(kind)
     with Receiver() as receiver, TaskQueue(url, {"d": double}, pool_size=1, **LOOPBACK) as queue:
