@@ -1,4 +1,4 @@
-"""Everything that dtq raises on purpose: one root, a child for each thing a caller may want to catch."""
+"""The exceptions of dtq: one root, and a subclass for each case that a caller may want to catch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class DTQError(Exception):
 
 
 class InvalidTask(DTQError, ValueError):
-    """A task, an option or a payload that cannot be accepted; nothing was added."""
+    """A task, an option or a payload is not allowed; nothing was added."""
 
 
 class DuplicateTask(DTQError):
-    """The key is taken, and the task was to be rejected in that case; `.task` is the one that has it."""
+    """Another task has the key, and `on_conflict` is "reject". `task` is the task that has the key."""
 
     def __init__(self, task: Any) -> None:
         self.task = task
@@ -24,15 +24,15 @@ class DuplicateTask(DTQError):
 
 
 class IllegalTransition(DTQError):
-    """A task cannot go from the status that it has to the one that was asked for."""
+    """A task cannot change from its status to the requested one."""
 
 
 class UnknownTask(DTQError, LookupError):
-    """No task of this id is in the store."""
+    """The store has no task with this id."""
 
 
 class UnknownSchedule(DTQError, LookupError):
-    """No schedule of this name is in the store."""
+    """The store has no schedule with this name."""
 
 
 class UnknownType(DTQError, LookupError):
@@ -44,31 +44,37 @@ class HandlerError(DTQError):
 
 
 class QueueFull(DTQError):
-    """The backlog limit is reached; try again when the queue has drained."""
+    """The queue has as many tasks as `backlog_limit` allows; try again later."""
 
 
 class StoreError(DTQError):
-    """The store cannot be opened, read or written; what was not acknowledged was not stored."""
+    """The store cannot be opened, read or written. Only what was acknowledged is certain to be stored."""
 
 
 class Retry(Exception):
-    """Raised by a handler: try again, after `delay` seconds where it is given, else after the task's own backoff. It is
-    a failed attempt like any other: the last one is not followed by another."""
+    """Raised by a handler to fail this attempt and try again.
+
+    Args:
+        reason: recorded as the message of the attempt's error.
+        delay: seconds until the next attempt; None: the task's own backoff. After the last attempt, there is no next.
+    """
 
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
         if delay is not None and (isinstance(delay, bool) or not 0 <= delay <= MAX_DELAY):
-            raise ValueError(f"delay is {delay!r}; allowed: 0 to {MAX_DELAY:,} seconds, or None for the usual backoff")
+            raise ValueError(
+                f"delay is {delay!r}; allowed: 0 to {MAX_DELAY:,} seconds, or None for the task's own backoff"
+            )
         self.delay = delay
         super().__init__(reason)
 
 
 class Discard(Exception):
-    """Raised by a handler: the work has become pointless. The task ends as cancelled, with this reason, and is not
-    tried again."""
+    """Raised by a handler when the work is no longer needed. The task ends as cancelled, with this reason, and is not
+    retried."""
 
 
 class TaskFailed(DTQError):
-    """The task whose result was asked for has failed; `.error` says why, `.task` is the task."""
+    """The task has failed, so it has no result. `error` is its ErrorInfo, `task` the task itself."""
 
     def __init__(self, task: Any) -> None:
         self.task = task
@@ -77,4 +83,4 @@ class TaskFailed(DTQError):
 
 
 class TaskCancelled(DTQError):
-    """The task whose result was asked for was cancelled."""
+    """The task was cancelled, so it has no result."""

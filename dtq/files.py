@@ -1,14 +1,14 @@
-"""Files that a handler may touch: those below the directories that the node names in DTQ_FILES.
+"""Files that a handler may open: those below the directories that the node lists in DTQ_FILES.
 
-Whoever may submit a task chooses its payload. A handler that takes a path from there opens it only by these two:
+The client that submits a task chooses its payload. A handler that takes a path from a payload opens it only with these:
 
-    reading(path)      a regular file, to be read
-    replacing(path)    a new file, which takes the place of the one at the path when the block ends well
+    reading(path)      opens a regular file for reading
+    replacing(path)    opens a new file, which replaces the one at the path when the block ends without an error
 
-    path --resolve--> below an allowed directory? --open from there, one name at a time, no link--> a regular file?
+    path --resolve--> below an allowed directory? --open from there, one name at a time, no links--> a regular file?
 
-A directory or file that becomes a link between the first step and the second one is not followed. What no check can
-tell is a hard link: it is the file itself, and needs somebody who may write below the directories already.
+A directory or file that becomes a link between the two steps is not followed. Hard links cannot be detected; to make
+one, a process must already be able to write below the allowed directories.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any, BinaryIO, NoReturn
 from uuid import uuid4
 
 VARIABLE = "DTQ_FILES"
-_HAS_DIR_FD = os.open in os.supports_dir_fd  # not on Windows, where the path is opened as it was resolved
+_HAS_DIR_FD = os.open in os.supports_dir_fd  # False on Windows, where the resolved path is opened
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _DIRECTORY = _NO_LINK | getattr(os, "O_DIRECTORY", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # else opening a pipe would wait for its writer
 
 
 def directories() -> list[str]:
-    """Return the allowed directories, resolved: those in DTQ_FILES, separated as in PATH, else the working
-    directory."""
+    """Return the resolved paths of the allowed directories: those in DTQ_FILES, separated as in PATH, or the working
+    directory if it is not set."""
     named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     return [os.path.realpath(name) for name in named or [os.curdir]]
 
@@ -42,7 +42,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     real = os.path.realpath(path)
     with _named(path), _parent(path, real) as (name, at):
         _require_regular(path, os.stat(name, follow_symlinks=False, **at))
-        file = os.fdopen(os.open(name, os.O_RDONLY | _NO_LINK | _AT_ONCE | _BINARY, **at), "rb")
+        file = os.fdopen(os.open(name, os.O_RDONLY | _NO_LINK | _NONBLOCK | _BINARY, **at), "rb")
     with file:
         _require_regular(path, os.fstat(file.fileno()))
         yield file
@@ -50,10 +50,10 @@ def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a new file beside `path`, which takes its place when the block ends well, and goes away when it does not.
+    """Open a new file beside `path`. It replaces `path` when the block ends, and is removed if the block raises.
 
-    Its name is new each time: two attempts at once (one may be on a node that was cut off) never share it. Raises
-    PermissionError where the path is not below the allowed directories, or is there and no regular file.
+    Its name is unique: two attempts at the same time (one may run on a node that was cut off) never share it. Raises
+    PermissionError where the path is not below the allowed directories, or is something else than a regular file.
     """
     folder, last = os.path.split(os.fspath(path))
     if last in ("", os.curdir, os.pardir):
@@ -67,19 +67,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # before anybody is told that the task has ended
+                os.fsync(file.fileno())  # before the task is reported as completed
             with _named(path):
                 os.replace(part, name, **{f"{end}_{key}": fd for end in ("src", "dst") for key, fd in at.items()})
         except BaseException:
-            with suppress(FileNotFoundError):  # it was never made
+            with suppress(FileNotFoundError):  # it was not created yet
                 os.unlink(part, **at)
             raise
 
 
 @contextmanager
 def _parent(path: str | os.PathLike[str], real: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Check that the resolved path is allowed. Yield what to hand to functions of `os` as its name, and as its
-    `dir_fd`: a descriptor of its directory, which was reached without following a link."""
+    """Check that the resolved path is allowed. Yield its name and keyword arguments for functions of `os`: `dir_fd`, a
+    descriptor of its directory, which was reached without following a link."""
     for directory in directories():
         if real != directory and os.path.commonpath([real, directory]) == directory:
             break
@@ -103,11 +103,11 @@ def _parent(path: str | os.PathLike[str], real: str) -> Iterator[tuple[str, dict
 
 @contextmanager
 def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Have an OSError name the whole path, not the part of it that failed."""
+    """Make an OSError name the whole path, not the part of it that failed."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # one of ours
+        if error.errno is None:  # raised by _refuse
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
@@ -125,6 +125,6 @@ def _require_regular_or_none(path: str | os.PathLike[str], name: str, at: dict[s
 def _refuse(path: str | os.PathLike[str], why: str) -> NoReturn:
     raise PermissionError(
         f"path {os.fspath(path)!r:.300} {why}; allowed: regular files below {', '.join(directories())} (the variable "
-        f"{VARIABLE} of this node names these directories, separated by {os.pathsep!r}; without it, the working "
-        "directory is the one)"
+        f"{VARIABLE} of this node lists these directories, separated by {os.pathsep!r}; if it is not set, the working "
+        "directory is allowed)"
     )

@@ -385,7 +385,7 @@ def _names(manager: QueueManager) -> list[str]:
         if task.type == deliveries.TYPE and not deliveries.is_genuine(task):
             found.append(f"a delivery that no ending planted: {task.id}")
         try:
-            if not is_ours and task.type != deliveries.TYPE and not (task.key or "").startswith(names.OWN_KEYS):
+            if not is_ours and task.type != deliveries.TYPE and not (task.key or "").startswith(names.RESERVED_KEYS):
                 names.refuse_reserved(task)
         except ValueError as error:
             found.append(f"{task.id}: {error}")

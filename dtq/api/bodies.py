@@ -58,7 +58,7 @@ def _require_json(request: Asked) -> None:
 
 
 def _too_deep() -> HTTPProblem:
-    reason = f"there are more than {MAX_DEPTH} arrays and objects within each other"
+    reason = f"there are more than {MAX_DEPTH} levels of nested arrays and objects"
     return HTTPProblem(422, reason, [Reason("payload", reason)])
 
 

@@ -21,7 +21,7 @@ from dtq.errors import InvalidTask, UnknownTask
 from dtq.stores.protocol import Outcome, Store
 from dtq.task import names
 from dtq.task.model import Status, Task
-from dtq.task.transitions import fell_with_its_parent, revive
+from dtq.task.transitions import failed_with_parent, revive
 
 T = TypeVar("T")
 BRIEF_PER_READ = 1000  # brief tasks in one read
@@ -138,7 +138,7 @@ class DeadLetters:
         if task_ids:
             return _known(task_ids)
         found = sorted(
-            (fell_with_its_parent(task), task.finished_at or 0.0, task.id) for task in self._matching(**filters)
+            (failed_with_parent(task), task.finished_at or 0.0, task.id) for task in self._matching(**filters)
         )
         return [task_id for _, _, task_id in found]
 

@@ -17,7 +17,7 @@ from dtq.errors import TaskCancelled, TaskFailed, UnknownTask
 from dtq.queue.handle import Handle, TaskSource
 from dtq.task.graph import name_in, prefix
 from dtq.task.model import TERMINAL, Status, Task
-from dtq.task.transitions import cancel, fell_with_its_parent, revive
+from dtq.task.transitions import cancel, failed_with_parent, revive
 
 IDS_PER_READ = 1000
 FlowStatus = Literal["running", "completed", "failed", "cancelled"]
@@ -163,7 +163,7 @@ class Flow:
         failed = [task for task in tasks if task.status == Status.FAILED]
         if not failed:
             return TaskCancelled(f"flow {self.id} was cancelled before its last task completed")
-        first = min(failed, key=lambda task: (fell_with_its_parent(task), task.finished_at or 0.0))
+        first = min(failed, key=lambda task: (failed_with_parent(task), task.finished_at or 0.0))
         return TaskFailed(next(iter(self._source.store.get([first.id])), first))
 
     # --- change

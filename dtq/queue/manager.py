@@ -116,7 +116,7 @@ class QueueManager(LaneControls):
 
     def get_flow(self, id: str) -> Flow:
         """Return the flow with this `id`, which any process has added before. Raise UnknownTask if there is none."""
-        if not names.can_exist(id) or prefix(id) == names.OURS:
+        if not names.can_exist(id) or prefix(id) == names.RESERVED:
             raise UnknownTask(f"no flow has the id {id!r}: it was never added, or all of it was cleaned up")
         return Flow.find(id, self)
 
@@ -159,7 +159,7 @@ class QueueManager(LaneControls):
             for holder in self.store.get([handle.id]):
                 if holder.key != task.key:  # it has lost the key meanwhile
                     continue
-                if (ceding := unique.give_way(holder, task, rule, self.clock())) is None:
+                if (ceding := unique.release_key(holder, task, rule, self.clock())) is None:
                     if rule.on_conflict == "reject":
                         raise DuplicateTask(holder)
                     return handle

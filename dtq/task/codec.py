@@ -1,7 +1,7 @@
-"""JSON and MessagePack, both through msgspec.
+"""Codec: JSON and MessagePack, both by msgspec.
 
-JSON is what stores keep: anyone can read it. MessagePack is what travels between the pool and its workers. Both carry
-plain data only (None, bool, int, float, str, list, dict), never a pickle.
+Stores keep JSON, which people can read. MessagePack travels between the pool and its workers. Both carry plain data
+only (None, bool, int, float, str, list, dict), never a pickle.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ unpack = msgspec.msgpack.Decoder().decode
 from_json = msgspec.json.Decoder().decode
 _json = msgspec.json.Encoder()
 
-MAX_DEPTH = 64  # arrays and objects within each other, in a payload or a result
-TOO_DEEP = f"has more than {MAX_DEPTH} arrays and objects within each other"
-ENVELOPE = 16  # arrays and objects that a store may put around a payload or a result
-CUT = b'"dtq: nested too deep to be read"'  # what `cut` leaves
+MAX_DEPTH = 64  # levels of nested arrays and objects in a payload or a result
+TOO_DEEP = f"has more than {MAX_DEPTH} levels of nested arrays and objects"
+ENVELOPE_DEPTH = 16  # levels that a store may put around a payload or a result
+CUT = b'"dtq: nested too deep to be read"'  # what `cut` puts in place of what it removes
 _SAFE = 3000  # Python's recursion limit up to which encoding cannot exhaust the C stack
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _TOKEN = re.compile(rb'[\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
@@ -33,8 +33,8 @@ _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 
 def to_json(value: Any) -> bytes:
-    """The value as JSON. Raises InvalidTask where JSON cannot carry it (NaN and infinity too, which would become
-    null)."""
+    """Return the value as JSON. Raise InvalidTask where JSON cannot carry it, as with NaN and infinity, which would
+    become null."""
     if sys.getrecursionlimit() > _SAFE and is_nested(value, _SAFE // 10):
         raise InvalidTask(f"{_kind(value)} {TOO_DEEP}")
     try:
@@ -50,17 +50,19 @@ def to_json(value: Any) -> bytes:
 
 
 def is_too_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
-    """Return whether more than `limit` arrays and objects stand within each other in this JSON. No recursion, and next
-    to no time where there are no more than `limit` of them at all."""
+    """Return whether this JSON has more than `limit` levels of nested arrays and objects.
+
+    It does not recurse, and takes almost no time where there are at most `limit` arrays and objects in total.
+    """
     if len(data) <= 2 * limit or data.count(b"[") + data.count(b"{") <= limit:
         return False
     brackets = _STRING.sub(b"", data).translate(_AS_ONE_KIND, _NO_BRACKETS)
     for _ in range(limit):
-        brackets = brackets.replace(b"[]", b"")  # takes the innermost ones away
+        brackets = brackets.replace(b"[]", b"")  # removes the innermost pairs
     return bool(brackets)
 
 
-def cut(data: bytes, limit: int = MAX_DEPTH + ENVELOPE) -> bytes:
+def cut(data: bytes, limit: int = MAX_DEPTH + ENVELOPE_DEPTH) -> bytes:
     """Return this JSON with CUT in place of what is nested deeper than `limit`."""
     if not is_too_deep(data, limit):
         return data
@@ -78,8 +80,10 @@ def cut(data: bytes, limit: int = MAX_DEPTH + ENVELOPE) -> bytes:
 
 
 def normalise(value: Any, limit: int, what: str) -> Any:
-    """The value as it comes back from a store: a copy made of plain JSON types, at most `limit` bytes long and
-    MAX_DEPTH deep."""
+    """Return the value as a store returns it: a copy made of plain JSON types.
+
+    Raise InvalidTask, which names `what`, where it is longer than `limit` bytes or nested deeper than MAX_DEPTH.
+    """
     data = to_json(value)
     if is_too_deep(data):
         raise InvalidTask(f"{what} {TOO_DEEP}: flatten it, or pass it as text")
@@ -95,8 +99,8 @@ def _kind(value: Any) -> str:
 
 
 def is_nested(value: Any, limit: int = MAX_DEPTH) -> bool:
-    """Return whether more than `limit` containers stand within each other. Without recursion: a value may be thousands
-    deep."""
+    """Return whether a value has more than `limit` levels of nested containers, without recursion: it may have
+    thousands."""
     level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(limit):
         if not level:
@@ -112,7 +116,7 @@ def _inner(value: Any) -> Iterable[Any]:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether no float in it is NaN or infinite (`x - x` is zero for every other number)."""
+    """Return whether no float in the value is NaN or infinite (`x - x` is zero for every other number)."""
     if isinstance(value, float):
         return value - value == 0
     if isinstance(value, dict):

@@ -1,12 +1,12 @@
-"""Graphs of tasks that wait for each other: how they are put together, as plain data. Nothing is added here.
+"""Graphs: tasks that depend on each other, as plain data. A Flow adds them to a queue.
 
     chain(a, b, c)         a -> b -> c
-    group(a, b, c)         a, b, c beside each other
-    chord([a, b, c], d)    a, b, c, then d with their results
-    named({"a": ..., "b": {..., "after": ["a"]}})      any graph without circles
+    group(a, b, c)         a, b and c in parallel
+    chord([a, b, c], d)    a, b and c in parallel, then d with their results
+    named({"a": ..., "b": {..., "after": ["a"]}})      any graph without cycles
 
-A part may be a step (`step(...)`, a dictionary of what `add` takes, a Task) or a graph again. `bind` gives the tasks,
-each with an id that begins with that of the flow: by this prefix a flow is found again, in any store, at any time.
+A part may be a step (`step(...)`, a dictionary of what `add` takes, a Task) or another graph. `bind` gives each task an
+id that begins with the id of its flow: with this prefix, a flow can be found in any store.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dtq.task.model import Task
 
 Step = Task | Mapping[str, Any]
 
-MAX_EDGES = 1_000_000  # waits of one task for another
+MAX_DEPENDENCIES = 1_000_000  # pairs of a task and one of its parents
 
 
 class Graph(msgspec.Struct, frozen=True):
-    """Steps in an order in which parents may come anywhere, and for each of them the positions of its parents. A step
-    may also be `after` tasks that are stored already."""
+    """Steps and their dependencies. `steps` may be in any order; `parents` has, for each step, the positions of its
+    parents in `steps`. A step may also be `after` tasks that are stored already."""
 
     steps: tuple[Step, ...]
     parents: tuple[tuple[int, ...], ...]
@@ -38,12 +38,12 @@ class Graph(msgspec.Struct, frozen=True):
 
     @property
     def first(self) -> list[int]:
-        """The positions of those that wait for no other."""
+        """The positions of steps without parents."""
         return [position for position, parents in enumerate(self.parents) if not parents]
 
     @property
     def last(self) -> list[int]:
-        """The positions of those that no other waits for."""
+        """The positions of steps without children."""
         awaited = {parent for parents in self.parents for parent in parents}
         return [position for position in range(len(self)) if position not in awaited]
 
@@ -52,8 +52,13 @@ Part = Step | Graph
 
 
 def step(type: str, payload: Any = None, **options: Any) -> Step:
-    """One task of a graph; the options are those of `add`. With `id=` it has a name in its flow, else it has a
-    number."""
+    """Return one task of a graph.
+
+    Args:
+        type: which handler runs it.
+        payload: JSON data for the handler.
+        options: those of `TaskQueue.add`. `id` is the step's name in its flow; without it, the name is a number.
+    """
     return {"type": type, "payload": payload, **options}
 
 
@@ -61,8 +66,11 @@ def step(type: str, payload: Any = None, **options: Any) -> Step:
 
 
 def chain(*parts: Part | Iterable[Part]) -> Graph:
-    """One after the other: the first steps of each part wait for the last ones of the part before. An empty part is
-    passed over."""
+    """Return a graph in which the `parts` (steps or graphs) run one after the other.
+
+    The first steps of each part depend on the last steps of the part before. Empty parts are skipped. Raises
+    InvalidTask where all are empty, or something is neither a step nor a graph.
+    """
     steps: list[Step] = []
     parents: list[tuple[int, ...]] = []
     last: tuple[int, ...] = ()
@@ -76,7 +84,8 @@ def chain(*parts: Part | Iterable[Part]) -> Graph:
 
 
 def group(*parts: Part | Iterable[Part]) -> Graph:
-    """Beside each other: nobody waits. A part may be a list or a generator of parts."""
+    """Return a graph in which the `parts` (steps, graphs, or iterables of them) do not depend on each other. Raises
+    InvalidTask where something is neither a step nor a graph."""
     steps: list[Step] = []
     parents: list[tuple[int, ...]] = []
     for graph in map(_graph, parts):
@@ -86,13 +95,14 @@ def group(*parts: Part | Iterable[Part]) -> Graph:
 
 
 def chord(parts: Iterable[Part], then: Part) -> Graph:
-    """Many, then one: `then` waits for all of them, and gets their results in their order (`context.parents`)."""
+    """Return a graph in which the `parts` run in parallel, and then `then`, a step or a graph, with their results in
+    order (`context.parents`)."""
     return chain(group(*parts), then)
 
 
 def named(steps: Mapping[str, Step]) -> Graph:
-    """Any graph: name -> step, where `after` tells the names of the steps (or the ids of stored tasks, or handles) that
-    a step waits for. Raises InvalidTask where there is a circle."""
+    """Return a graph of steps by name. `after` of a step lists its parents: names of steps, ids of stored tasks, or
+    handles. Raises InvalidTask where there is a cycle."""
     position = {name: number for number, name in enumerate(steps)}
     inside: dict[str, list[str]] = {}
     given: list[Step] = []
@@ -100,7 +110,7 @@ def named(steps: Mapping[str, Step]) -> Graph:
         after = [getattr(parent, "id", parent) for parent in _after(_checked(one))]
         inside[name] = [parent for parent in after if parent in position]
         given.append(_with(one, id=name, after=tuple(parent for parent in after if parent not in position)))
-    _refuse_circles(inside)
+    _refuse_cycles(inside)
     parents = (tuple(position[parent] for parent in inside[name]) for name in steps)
     return _not_empty("graph", Graph(tuple(given), tuple(parents)))
 
@@ -126,9 +136,10 @@ def _shifted(positions: Iterable[int], by: int) -> tuple[int, ...]:
 
 
 def _refuse_too_many(edges: int) -> None:
-    if edges > MAX_EDGES:
+    if edges > MAX_DEPENDENCIES:
         raise InvalidTask(
-            f"two groups after each other make {edges:,} waits, more than {MAX_EDGES:,}: put one step between them"
+            f"two groups in sequence make {edges:,} dependencies, more than {MAX_DEPENDENCIES:,}: "
+            "put one step in between"
         )
 
 
@@ -138,12 +149,12 @@ def _not_empty(what: str, graph: Graph) -> Graph:
     return graph
 
 
-def _refuse_circles(parents: Mapping[str, Iterable[str]]) -> None:
+def _refuse_cycles(parents: Mapping[str, Iterable[str]]) -> None:
     try:
         TopologicalSorter(parents).prepare()
     except CycleError as error:
         raise InvalidTask(
-            f"after makes a circle, in which nothing could ever start: {' -> '.join(error.args[1])}"
+            f"after makes a cycle, in which no step could ever start: {' -> '.join(error.args[1])}"
         ) from None
 
 
@@ -151,8 +162,8 @@ def _refuse_circles(parents: Mapping[str, Iterable[str]]) -> None:
 
 
 def bind(graph: Graph, flow: str) -> list[Step]:
-    """The steps as they are added: ids are `flow.name`, and `after` names ids. Raises InvalidTask where two steps have
-    the same name."""
+    """Return the steps to add to a queue, with ids `flow.name`, and with ids in `after`. Raise InvalidTask where two
+    steps have the same name."""
     names = _names(graph)
     return [
         _with(step, id=f"{flow}.{name}", after=(*_after(step), *(f"{flow}.{names[parent]}" for parent in parents)))
@@ -161,28 +172,28 @@ def bind(graph: Graph, flow: str) -> list[Step]:
 
 
 def prefix(flow: str) -> str:
-    """What the ids of a flow's tasks begin with, and those of no other flow."""
+    """Return the beginning of the ids of a flow's tasks. No other task's id begins with it."""
     return f"{flow}."
 
 
 def flow_of(task_id: str) -> str:
-    """The flow that a task belongs to; "" for one that belongs to none."""
+    """Return the id of the flow that a task belongs to, or "" for none."""
     flow, dot, _ = task_id.partition(".")
     return flow if dot else ""
 
 
 def name_in(flow: str, task_id: str) -> str:
-    """The name of a task in its flow; a task of no flow, or of another, has its id."""
+    """Return the name of a task in this flow, or its id where it belongs to none or another one."""
     return task_id.removeprefix(prefix(flow)) if flow else task_id
 
 
 def _names(graph: Graph) -> list[str]:
-    """The id that a step was given, or its number, with zeros, so that the order of ids is that of the steps."""
+    """Return the name of each step: its id, or its number with leading zeros, so that ids sort like steps."""
     digits = len(str(len(graph) - 1))
     names = [_get(step, "id") or f"{number:0{digits}}" for number, step in enumerate(graph.steps)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidTask(f"two steps of the flow have the name {twice!r}; allowed: a name of its own for each")
+        raise InvalidTask(f"two steps of the flow have the name {twice!r}; allowed: a different name for each")
     return names
 
 

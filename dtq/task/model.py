@@ -1,4 +1,4 @@
-"""Task: one unit of work, and the pure transitions between its states.
+"""Task: one unit of work, its states, and the checks of its fields.
 
     blocked ----> pending ----> processing ----> completed
                      ^            |  |  |
@@ -6,9 +6,8 @@
                      |            |  +---------> cancelled ---+-- revive --> pending
                      +- retrying <+
 
-A task never changes: a transition returns a new one, and touches nothing else. Time and chance are passed in, so that
-the same arguments always give the same task. What may run when is decided here; that it happens once is the store's
-business.
+A task never changes: a transition (transitions.py) returns a new one. The transitions decide what may happen to a task;
+the store makes sure that it happens once.
 """
 
 from __future__ import annotations
@@ -29,24 +28,25 @@ Backoff = Literal["exponential", "linear", "constant"]
 OnParentFailure = Literal["fail", "run"]
 
 DAY = 86400.0
-MAX_INTERRUPTIONS = 3  # a task that was running when so many nodes died is suspected of killing them
-MAX_CRASHES = 5  # a task that took so many workers down in a row is poison, however many attempts it may have
-WORKER_DIED = "WorkerDied"  # the type of the error where that happened
-PARENT_FAILED = "ParentFailed"  # the type of the error of a task that fell with one of its parents
-UNREADABLE = "Unreadable"  # the type of the error of a task whose record in the store cannot be read
-EXPIRED = "Expired"  # the type of the error of a task that was dropped at its deadline
-_UNREADABLE = "unreadable: "  # how the doom of such a task begins
+MAX_INTERRUPTIONS = 3  # a task that was running when this many nodes died is given up: it may have killed them
+MAX_CRASHES = 5  # a task that killed this many workers in a row is given up, whatever its max_attempts
 MAX_HISTORY = 20  # attempts kept with a task
+# The types of errors that dtq itself sets:
+WORKER_DIED = "WorkerDied"  # the worker process died during the attempt
+PARENT_FAILED = "ParentFailed"  # a parent failed, so the task did not run
+UNREADABLE = "Unreadable"  # the record of the task in the store cannot be read
+EXPIRED = "Expired"  # the task had not started by its deadline
+UNREADABLE_DOOM = "unreadable: "  # the beginning of the doom of a task whose record cannot be read
 _BACKOFFS, _ON_PARENT_FAILURE = get_args(Backoff), get_args(OnParentFailure)
 _URL = re.compile(r"https?://[^\s/?#@\\]+([/?#]\S*)?", re.ASCII)
 _counter = count()
-_chance: list[str] = []  # 64 random bits each, fetched by the hundred
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
-    os.register_at_fork(after_in_child=_chance.clear)
+_random_digits: list[str] = []  # 64 random bits each, fetched 256 at a time
+if hasattr(os, "register_at_fork"):  # missing on Windows, which cannot fork
+    os.register_at_fork(after_in_child=_random_digits.clear)
 
 
 class Status(StrEnum):
-    """Where a task stands. `blocked` waits for other tasks, `retrying` failed and runs again at `run_at`."""
+    """The state of a task. A `blocked` task waits for its parents, a `retrying` one for its next attempt."""
 
     BLOCKED = "blocked"
     PENDING = "pending"
@@ -63,20 +63,20 @@ PROCESSING = Status.PROCESSING  # for what runs once a task: the look into the e
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why an attempt failed. `signal` or `exit_code` are set where the worker process died of it."""
+    """Why an attempt failed, or a task ended without a result."""
 
-    type: str
-    message: str = ""
-    traceback: str = ""
-    signal: int | None = None
-    exit_code: int | None = None
+    type: str  # the name of the exception's class, or one that dtq sets, such as "WorkerDied"
+    message: str = ""  # the exception as text
+    traceback: str = ""  # as Python prints it; "" where no handler raised
+    signal: int | None = None  # the signal that killed the worker process
+    exit_code: int | None = None  # of the worker process, where it exited
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attempt that did not succeed: its number, when and where it ran (UTC seconds), and why it ended."""
+    """One attempt that did not succeed: its number (1, 2, ...), times in UTC seconds, worker and error."""
 
     number: int
     started_at: float | None
@@ -86,85 +86,89 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Webhook(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whom to tell when the task ends. `secret` is the name of a secret, never the secret itself."""
+    """A request to send when the task ends."""
 
-    url: str
-    events: tuple[str, ...] = ("completed", "failed", "cancelled")
-    secret: str | None = None
+    url: str  # receives a POST; http or https, without a user or password
+    events: tuple[str, ...] = ("completed", "failed", "cancelled")  # the statuses to report
+    secret: str | None = None  # the name of the secret that signs the request, never the secret itself
 
 
 def new_id(now: float) -> str:
-    """32 hex digits: 48 bits of milliseconds, 16 bits that count on, 64 random bits. Later ids sort later; none can be
-    guessed."""
-    return f"{int(now * 1000):012x}{next(_counter) & 0xFFFF:04x}{_by_chance()}"
+    """Return a new id: 32 hex digits for 48 bits of milliseconds, a 16-bit counter, and 64 random bits.
+
+    Later ids sort later, and no id can be guessed. `now` is in UTC seconds.
+    """
+    return f"{int(now * 1000):012x}{next(_counter) & 0xFFFF:04x}{_random_part()}"
 
 
-def _by_chance() -> str:
+def _random_part() -> str:
     try:
-        return _chance.pop()
+        return _random_digits.pop()
     except IndexError:
         digits = os.urandom(8 * 256).hex()
-        _chance.extend([digits[at : at + 16] for at in range(0, len(digits), 16)])
-        return _by_chance()
+        _random_digits.extend([digits[at : at + 16] for at in range(0, len(digits), 16)])
+        return _random_part()
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One unit of work: what to do (first half, never changes) and how far it is (second half).
+    """One unit of work. The first fields say what to do, and never change; those from `status` on, how far it is.
 
-    Times are UTC seconds since 1970, durations seconds. Raises InvalidTask where a field is out of its bounds; the
+    Times are UTC seconds since 1970, durations are seconds. Raises InvalidTask where a field is out of bounds; the
     error names the field, the value and what is allowed.
     """
 
-    type: str  # which handler runs it
-    payload: Any = None  # what the handler gets: plain JSON data
-    id: str = ""  # given by the queue where it is empty
-    queue: str = "default"
+    type: str  # the handler that runs it
+    payload: Any = None  # plain JSON data for the handler
+    id: str = ""  # the queue sets it where it is empty
+    queue: str = "default"  # the name of its queue: workers can serve some queues only
     priority: int = 0  # -1000 to 1000, higher first
-    max_attempts: int = 3
-    timeout: float = 30.0  # per attempt
-    retry_delay: float = 1.0
-    retry_backoff: Backoff = "exponential"
+    max_attempts: int = 3  # attempts before the task fails
+    timeout: float = 30.0  # seconds for one attempt
+    retry_delay: float = 1.0  # seconds between the first two attempts
+    retry_backoff: Backoff = "exponential"  # how later delays grow: see transitions.backoff
     retry_jitter: float = 0.0  # 0.2: each delay is up to 20 % shorter
-    retry_cap: float = DAY  # no delay is longer
-    key: str | None = None  # adding the same key again gives the task that has it
-    limit_key: str = ""  # a tenant, say: keys share fairly, and may have limits of their own
-    after: tuple[str, ...] = ()  # ids of the tasks that must end first
-    on_parent_failure: OnParentFailure = "fail"
-    expires: float | None = None  # not started by then: dropped
-    webhook: Webhook | None = None  # whom to tell when it ends
+    retry_cap: float = DAY  # the longest delay, in seconds
+    key: str | None = None  # adding a task with the key of another returns that task
+    limit_key: str = ""  # for example a tenant: keys share workers fairly, and each may have its own limits
+    after: tuple[str, ...] = ()  # ids of its parents, which must end first
+    on_parent_failure: OnParentFailure = "fail"  # "run" it, or "fail" it, when a parent does not complete
+    expires: float | None = None  # the task is cancelled if it has not started by then
+    webhook: Webhook | None = None  # a request to send when it ends
 
-    status: Status = Status.PENDING
+    status: Status = Status.PENDING  # its state
     version: int = 0  # grows with every change in the store: the fencing token
-    run_at: float = 0.0  # not before
-    created_at: float = 0.0
-    started_at: float | None = None  # of the latest attempt
-    finished_at: float | None = None
-    attempts: int = 0  # attempts begun
-    interruptions: int = 0  # nodes that died under it
-    worker: str | None = None  # who has it, or had it last
-    lease_until: float | None = None
-    doom: str | None = None  # came out of `claim` not to be run but to be ended, for this reason
+    run_at: float = 0.0  # the task does not start before
+    created_at: float = 0.0  # when it was added
+    started_at: float | None = None  # when the latest attempt started
+    finished_at: float | None = None  # when it ended
+    attempts: int = 0  # attempts started
+    interruptions: int = 0  # nodes that died while they had the task
+    worker: str | None = None  # the node that has it, or had it last
+    lease_until: float | None = None  # other nodes may take it over after this time
+    doom: str | None = None  # why the task must be ended instead of run, once it is claimed
     progress: float = 0.0  # percent
-    note: str = ""  # what the handler said with its progress
-    result: Any = None
-    error: ErrorInfo | None = None
-    history: tuple[Attempt, ...] = ()
-    log: str = ""  # the last of what the handler printed
+    note: str = ""  # text that the handler sent with its progress
+    result: Any = None  # what the handler returned: plain JSON data
+    error: ErrorInfo | None = None  # of the latest attempt that failed, or why the task was cancelled
+    history: tuple[Attempt, ...] = ()  # the attempts that did not succeed, oldest first
+    log: str = ""  # the end of what the handler printed
 
     def __post_init__(self) -> None:
-        if self.version == 0:  # what came out of a store was checked when it went in
+        if self.version == 0:  # a task from a store was checked when it was added
             check(self)
 
     @property
     def is_terminal(self) -> bool:
+        """Whether it has ended: completed, failed or cancelled."""
         return self.status in TERMINAL
 
     @property
     def lane(self) -> tuple[str, str, str]:
+        """Its queue, type and limit key: tasks of one lane run in order of priority and due time."""
         return self.queue, self.type, self.limit_key
 
 
-# What transitions may change. All else is what the task is, and stays as it was added.
+# The fields that transitions may change. All others stay as the task was added.
 STATE = (
     "status", "priority", "expires", "run_at", "started_at", "finished_at", "attempts", "interruptions", "worker",
     "lease_until", "doom", "progress", "note", "result", "error", "history", "log",
@@ -175,20 +179,20 @@ STATE = (
 
 
 def check(task: Task) -> None:
-    """Raises InvalidTask where a field is of the wrong type or out of its bounds."""
+    """Raise InvalidTask where a field has the wrong type or is out of bounds."""
     names.check("type", task.type)
     names.check("queue", task.queue)
     if task.id != "":
         names.check_id("id", task.id)
-    _check_number("priority", task.priority, -1000, 1000, whole=True)
-    _check_number("max_attempts", task.max_attempts, 1, 1000, whole=True)
-    _check_number("timeout", task.timeout, 0.001, 30 * DAY)
-    _check_number("retry_delay", task.retry_delay, 0, 30 * DAY)
-    _check_number("retry_jitter", task.retry_jitter, 0, 1)
-    _check_number("retry_cap", task.retry_cap, 0, 30 * DAY)
-    _check_number("run_at", task.run_at, 0, 1e11)
+    check_number("priority", task.priority, -1000, 1000, whole=True)
+    check_number("max_attempts", task.max_attempts, 1, 1000, whole=True)
+    check_number("timeout", task.timeout, 0.001, 30 * DAY)
+    check_number("retry_delay", task.retry_delay, 0, 30 * DAY)
+    check_number("retry_jitter", task.retry_jitter, 0, 1)
+    check_number("retry_cap", task.retry_cap, 0, 30 * DAY)
+    check_number("run_at", task.run_at, 0, 1e11)
     if task.expires is not None:
-        _check_number("expires", task.expires, 0, 1e11)
+        check_number("expires", task.expires, 0, 1e11)
     _check_choice("retry_backoff", task.retry_backoff, _BACKOFFS)
     _check_choice("on_parent_failure", task.on_parent_failure, _ON_PARENT_FAILURE)
     if task.key is not None:
@@ -200,7 +204,7 @@ def check(task: Task) -> None:
     if task.webhook is not None:
         _check_webhook(task.webhook)
         if len(task.id) > 160:
-            names.refuse("id", task.id, "up to 160 characters, where the task has a webhook")
+            names.refuse("id", task.id, "up to 160 characters, if the task has a webhook")
 
 
 def _check_webhook(webhook: Webhook) -> None:
@@ -214,7 +218,8 @@ def _check_webhook(webhook: Webhook) -> None:
         names.check_id("secret of the webhook", webhook.secret)
 
 
-def _check_number(field: str, value: object, low: float, high: float, whole: bool = False) -> None:
+def check_number(field: str, value: object, low: float, high: float, whole: bool = False) -> None:
+    """Raise InvalidTask where the value is no number (no whole number, if `whole`) from `low` to `high`."""
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         names.refuse(field, value, f"{'a whole number' if whole else 'a number'} from {low:,} to {high:,}")
@@ -226,8 +231,10 @@ def _check_choice(field: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def entering(task: Task, now: float, payload: Any) -> Task:
-    """A new task as a store gets it: with an id and its times. (A copy, since it was checked when it was made, and
-    nothing here can be out of its bounds.)"""
+    """Return a new task as it enters a store: with an id, its times and this payload.
+
+    A copy skips the checks: the task was checked when it was made, and nothing set here can be out of bounds.
+    """
     entered = copy(task)
     force_setattr(entered, "id", task.id or new_id(now))
     force_setattr(entered, "created_at", now)

@@ -1,9 +1,9 @@
-"""Options: the dictionary that `add` is given, and the task that it describes.
+"""Options: the dictionary that `add` takes, and the task that it describes.
 
-    {"type": "mail", "payload": "hi", "delay": 5} --task_of--> Task        whatever is not allowed is named: InvalidTask
+    {"type": "mail", "payload": "hi", "delay": 5} --task_of--> Task    or InvalidTask, which names what is not allowed
 
-They are the fields of Task that say what it is, and `delay` and `expires_in` in seconds from now. Many tasks that are
-added together differ in their payload alone: the others of their options are looked at once.
+Options are the fields of Task that say what it is, and `delay` and `expires_in` in seconds from now. Tasks that are
+added together often differ only in their payload, so other options are checked once and the task is copied.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from dtq.task.model import STATE, Task, Webhook
 
 NAMES = frozenset(Task.__struct_fields__) - (set(STATE) - {"priority", "run_at", "expires"}) - {"version", "created_at"}
 RELATIVE = {"delay": "run_at", "expires_in": "expires"}
-OWN = frozenset({"id", "key", "after", "webhook", "run_at", "expires", *RELATIVE})  # of one task
+NOT_SHARED = frozenset({"id", "key", "after", "webhook", "run_at", "expires", *RELATIVE})  # differ from task to task
 
 
 def task_of(given: Mapping[str, Any], now: float) -> Task:
-    """The task that these options describe. Raises InvalidTask, naming the option, what it is and what is allowed, also
-    for a reserved name."""
+    """Return the task that these options describe; `now` is in UTC seconds. Raise InvalidTask where an option is not
+    allowed or a name is reserved."""
     if not isinstance(given, Mapping):
         raise InvalidTask(f"a task is {given!r}; allowed: a Task, or a dictionary with 'type', 'payload' and options")
     options = dict(given)
     payload = options.pop("payload", None)
-    task = _like_others(options) if OWN.isdisjoint(options) else _described(options, now)
+    task = _copy_of_similar(options) if NOT_SHARED.isdisjoint(options) else _checked(options, now)
     force_setattr(task, "payload", payload)
     return task
 
 
-def _like_others(options: dict[str, Any]) -> Task:
+def _copy_of_similar(options: dict[str, Any]) -> Task:
     try:
-        return copy(_remembered(**options))
-    except TypeError:  # not every value can be remembered, nor every name
-        return _described(options, 0.0)
+        return copy(_cached(**options))
+    except TypeError:  # a value is not hashable, or a name is no text
+        return _checked(options, 0.0)
 
 
 @lru_cache(256, typed=True)
-def _remembered(**options: Any) -> Task:
-    return _described(options, 0.0)
+def _cached(**options: Any) -> Task:
+    return _checked(options, 0.0)
 
 
-def _described(options: dict[str, Any], now: float) -> Task:
+def _checked(options: dict[str, Any], now: float) -> Task:
     for relative, name in RELATIVE.items():
         if (seconds := options.pop(relative, None)) is not None:
             options[name] = now + _seconds(relative, seconds)
         elif isinstance(options.get(name), datetime):
             options[name] = options[name].timestamp()
-    if strange := options.keys() - NAMES:
-        _refuse_names(strange)
+    if unknown := options.keys() - NAMES:
+        _refuse_unknown(unknown)
     if "type" not in options:
         raise InvalidTask("type is missing; allowed: the name under which a handler is registered")
     if isinstance(options.get("after"), (list, tuple, set)):
@@ -84,11 +84,11 @@ def _webhook(value: str | Mapping[str, Any]) -> Webhook:
         ) from None
 
 
-def _refuse_names(strange: Set[str]) -> NoReturn:
-    if strange & set(unique.OPTIONS):
+def _refuse_unknown(unknown: Set[str]) -> NoReturn:
+    if unknown & set(unique.OPTIONS):
         raise InvalidTask(
-            "window and on_conflict are options of `add`, which takes one task; many are added by key alone"
+            "window and on_conflict are options of `add`, which takes one task; use only key= to add many"
         )
     raise InvalidTask(
-        f"no option is named {min(strange, key=str)!r}; there are: {', '.join(sorted(NAMES | RELATIVE.keys()))}"
+        f"no option is named {min(unknown, key=str)!r}; allowed: {', '.join(sorted(NAMES | RELATIVE.keys()))}"
     )

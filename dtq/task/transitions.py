@@ -1,4 +1,4 @@
-"""What happens to a task: each transition is a pure function from a task to a task.
+"""Transitions: what can happen to a task. Each is a pure function that returns a new task.
 
             claim               succeed
     waiting -----> processing ---------------------------> completed
@@ -8,7 +8,8 @@
                        +---------------------------------> failed      -- revive --> waiting
     waiting or processing  -- cancel --------------------> cancelled   -- revive --> waiting
 
-The time and the source of chance are parameters, so that a transition gives the same task each time it is tried.
+Time and random numbers are parameters, so that the same arguments always return the same task. Every transition raises
+IllegalTransition where the task's status does not allow it. Times are UTC seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import msgspec
 
 from dtq.errors import IllegalTransition
 from dtq.task.model import (
-    _UNREADABLE,
     DAY,
     EXPIRED,
     MAX_CRASHES,
@@ -28,18 +28,19 @@ from dtq.task.model import (
     MAX_INTERRUPTIONS,
     PARENT_FAILED,
     UNREADABLE,
+    UNREADABLE_DOOM,
     WAITING,
     WORKER_DIED,
     Attempt,
     ErrorInfo,
     Status,
     Task,
-    _check_number,
+    check_number,
 )
 
 
 def succeed(task: Task, result: Any, now: float) -> Task:
-    """The attempt has given its result."""
+    """Return the task completed with this result."""
     _require(task, Status.PROCESSING, Status.COMPLETED)
     return msgspec.structs.replace(
         task, status=Status.COMPLETED, result=result, error=None, progress=100.0, finished_at=now, lease_until=None
@@ -50,10 +51,10 @@ def fail(
     task: Task, error: ErrorInfo, now: float, chance: Callable[[], float], *, final: bool = False,
     delay: float | None = None,
 ) -> Task:  # fmt: skip
-    """The attempt has failed: it runs again after its backoff (or `delay` seconds), or is given up: after
-    `max_attempts`, after MAX_CRASHES in a row, or at once if `final`.
+    """Return the task after a failed attempt: retrying, or failed if no attempt is left.
 
-    `chance` gives a number from 0 to 1 and is asked only where the task has jitter.
+    It retries after its backoff, or after `delay` seconds. It fails after `max_attempts`, after MAX_CRASHES crashes in
+    a row, or at once if `final`. `chance` returns a number from 0 to 1; it is called only for a task with jitter.
     """
     _require(task, Status.PROCESSING, Status.FAILED)
     attempt = Attempt(task.attempts, task.started_at, now, task.worker, error)
@@ -63,21 +64,21 @@ def fail(
             task, status=Status.FAILED, error=error, history=history, finished_at=now, lease_until=None
         )
     wait = backoff(task, task.attempts, chance) if delay is None else delay
-    _check_number("delay", wait, 0, 30 * DAY)
+    check_number("delay", wait, 0, 30 * DAY)
     return msgspec.structs.replace(
         task, status=Status.RETRYING, run_at=now + wait, error=error, history=history, lease_until=None
     )
 
 
 def is_poison(history: Sequence[Attempt]) -> bool:
-    """Whether the last MAX_CRASHES attempts each took a worker down: the next ones would too."""
+    """Return whether each of the last MAX_CRASHES attempts killed its worker: the next ones would too."""
     last = history[-MAX_CRASHES:]
     return len(last) == MAX_CRASHES and all(attempt.error.type == WORKER_DIED for attempt in last)
 
 
 def release(task: Task) -> Task:
-    """The task goes back untouched: it was claimed and never started, so the attempt (doomed ones have none) is
-    refunded."""
+    """Return the task pending again, after it was claimed and not started. The attempt does not count. (A doomed task
+    was claimed without one.)"""
     _require(task, Status.PROCESSING, Status.PENDING)
     return msgspec.structs.replace(
         task, status=Status.PENDING, attempts=task.attempts - (not task.doom), worker=None, lease_until=None
@@ -85,10 +86,9 @@ def release(task: Task) -> Task:
 
 
 def interrupt(task: Task, now: float) -> Task:
-    """The node that had the task has died, and nobody knows whether it ran: the attempt is refunded, the interruption
-    counted.
+    """Return the task pending again, after its node died. The attempt does not count, the interruption does.
 
-    After MAX_INTERRUPTIONS it is parked as failed: it may be what kills the nodes.
+    After MAX_INTERRUPTIONS the task is failed instead: it may be what kills the nodes.
     """
     _require(task, Status.PROCESSING, Status.PENDING)
     task = msgspec.structs.replace(task, interruptions=task.interruptions + 1)
@@ -99,8 +99,10 @@ def interrupt(task: Task, now: float) -> Task:
 
 
 def cancel(task: Task, now: float, reason: str = "cancelled by request", kind: str = "Cancelled") -> Task:
-    """The task ends without a result; its error, of this kind, says why. A running attempt is stopped by whoever runs
-    it."""
+    """Return the task cancelled, with `reason` as the message of its error and `kind` as its type.
+
+    The node that runs an attempt of it sees the new status and stops the attempt.
+    """
     if task.is_terminal:
         _refuse_transition(task, Status.CANCELLED)
     error = ErrorInfo(kind, reason)
@@ -108,36 +110,39 @@ def cancel(task: Task, now: float, reason: str = "cancelled by request", kind: s
 
 
 def end_doomed(task: Task, now: float) -> Task:
-    """The end of a task that `claim` gave out marked: expired ones are cancelled, children of a failed parent fail, and
-    so do those whose record cannot be read."""
+    """Return the end of a task that was claimed with a doom: an expired task is cancelled; a child of a failed parent
+    and a task whose record cannot be read fail."""
     if task.doom == "expired":
         return cancel(task, now, "it expired before it could start", EXPIRED)
     doom = task.doom or ""
-    kind = UNREADABLE if doom.startswith(_UNREADABLE) else PARENT_FAILED
+    kind = UNREADABLE if doom.startswith(UNREADABLE_DOOM) else PARENT_FAILED
     return fail(task, ErrorInfo(kind, doom), now, lambda: 0.0, final=True)
 
 
 def unreadable(task: Task, error: Exception) -> Task:
-    """What a store gives for a record that it cannot read in full: `task` has what it could read. One that has not
-    ended is doomed."""
+    """Return what a store returns for a record that it cannot read in full: `task`, which has the readable fields,
+    doomed unless it has ended."""
     if task.is_terminal:
         return task
     return msgspec.structs.replace(task, doom=unreadable_doom(error))
 
 
 def unreadable_doom(error: Exception) -> str:
+    """Return the doom of a task whose record raised this error when it was read."""
     problem = "it is nested too deep" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
-    return f"{_UNREADABLE}{problem[:500]}"
+    return f"{UNREADABLE_DOOM}{problem[:500]}"
 
 
-def fell_with_its_parent(task: Task) -> bool:
-    """Whether it failed without an attempt, because one of its parents had."""
+def failed_with_parent(task: Task) -> bool:
+    """Return whether the task failed without running because a parent did not complete."""
     return task.error is not None and task.error.type == PARENT_FAILED
 
 
 def revive(task: Task, now: float) -> Task:
-    """A failed or cancelled task starts afresh, with all its attempts; its history stays. A store has it wait for those
-    of its parents that have not ended."""
+    """Return a failed or cancelled task pending again, with all its attempts; its history stays.
+
+    The store blocks it again if some of its parents have not ended.
+    """
     if task.status not in (Status.FAILED, Status.CANCELLED):
         _refuse_transition(task, Status.PENDING)
     return msgspec.structs.replace(
@@ -147,26 +152,31 @@ def revive(task: Task, now: float) -> Task:
 
 
 def brief_of(task: Task) -> Task:
-    """Return the task without what may be large: its payload, result, history and log, and the traceback of its error.
+    """Return the task without its payload, result, history and log, and without the traceback of its error, all of
+    which may be large.
 
-    It is for lists and decisions. Never pass it to `Store.update`, which would erase what is missing here.
+    Use it for lists and decisions. Never pass it to `Store.update`, which would erase what is missing here.
     """
     error = task.error and msgspec.structs.replace(task.error, traceback="")
     return msgspec.structs.replace(task, payload=None, result=None, history=(), log="", error=error)
 
 
 def prioritise(task: Task, priority: int) -> Task:
-    """The task waits with another priority from now on. One that was claimed, or has ended, waits no more."""
-    _check_number("priority", priority, -1000, 1000, whole=True)
+    """Return a waiting task with another priority. Raise IllegalTransition for one that was claimed or has ended."""
+    check_number("priority", priority, -1000, 1000, whole=True)
     if task.status not in WAITING:
-        raise IllegalTransition(f"task {task.id or '(new)'} is {task.status}: it does not wait any more")
+        raise IllegalTransition(
+            f"task {task.id or '(new)'} is {task.status}: it cannot change its priority, only a waiting task can"
+        )
     return msgspec.structs.replace(task, priority=priority)
 
 
 def backoff(task: Task, attempt: int, chance: Callable[[], float] = lambda: 0.0) -> float:
-    """Seconds to wait after the given failed attempt (1, 2, ...): retry_delay=2 gives 2, 4, 8, 16 s (exponential), 2,
-    4, 6, 8 s (linear), 2, 2, 2, 2 s (constant), shortened by up to `retry_jitter` of it, and never over
-    `retry_cap`."""
+    """Return the seconds to wait after the given failed attempt (1, 2, ...).
+
+    With retry_delay=2 these are 2, 4, 8, 16 (exponential), 2, 4, 6, 8 (linear) or 2, 2, 2, 2 (constant). They are at
+    most `retry_cap`, and shortened by a random part of up to `retry_jitter`.
+    """
     factor = {"exponential": 2.0 ** min(attempt - 1, 64), "linear": attempt, "constant": 1}[task.retry_backoff]
     delay = min(task.retry_delay * factor, task.retry_cap)
     return delay * (1 - task.retry_jitter * chance()) if task.retry_jitter else delay

@@ -1,15 +1,16 @@
-"""Unique tasks: what happens when a task is added with a key that another one has. Pure: the manager does it.
+"""Unique tasks: what happens when a task is added with a key that another task has. Pure functions; QueueManager uses
+them.
 
     no window          the key is taken as long as its task is stored: what was done once is not done again
-    window=0           ... until its task has ended: at most one at a time
-    window=3600        ... until its task has ended, and for 3,600 s since it was added: at most one an hour
+    window=0           the key is taken until its task has ended: at most one at a time
+    window=3600        the key is also taken for 3,600 s after its task was added: at most one an hour
 
-    on_conflict        "existing"   the task that has the key is given
-                       "reject"     DuplicateTask is raised
-                       "replace"    where it still waits, it is cancelled, and the new one takes its place
+    on_conflict        "existing"   return the task that has the key
+                       "reject"     raise DuplicateTask
+                       "replace"    cancel the task that has the key, if it still waits, and add the new one
 
-A key changes hands in one step, and by compare-and-set: the old task is replaced only at the version that was looked
-at, and plants the new one, which takes the key over. Whoever is killed before that has changed nothing.
+The key passes to the new task in one step, by compare-and-set: the outcome of the old task adds the new one, and is
+accepted only if the old task has not changed. A process that is killed before that step has changed nothing.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ OPTIONS = ("window", "on_conflict")
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """When a key is free again (`window`, in seconds; None: when its task is gone), and what to do where it is not."""
+    """When a key is free again (`window` in seconds; None: when its task is deleted), and what to do before."""
 
     window: float | None = None
     on_conflict: OnConflict = "existing"
 
 
 def rule_of(options: Mapping[str, Any]) -> Rule:
-    """The rule in the options of `add`. Raises InvalidTask."""
+    """Return the rule that the options of `add` state. Raise InvalidTask where they are not allowed."""
     rule = Rule(options.get("window"), options.get("on_conflict", "existing"))
     if options.get("key") is None:
-        raise InvalidTask("window and on_conflict are about a key: give key= too")
+        raise InvalidTask("window and on_conflict need a key: pass key= too")
     if rule.on_conflict not in get_args(OnConflict):
         allowed = ", ".join(map(repr, get_args(OnConflict)))
         raise InvalidTask(f"on_conflict is {rule.on_conflict!r}; allowed: one of {allowed}")
@@ -47,8 +48,8 @@ def rule_of(options: Mapping[str, Any]) -> Rule:
     return rule
 
 
-def give_way(holder: Task, newcomer: Task, rule: Rule, now: float) -> Task | None:
-    """The task that has the key, as it is when it lets the newcomer have it; None where it does not."""
+def release_key(holder: Task, newcomer: Task, rule: Rule, now: float) -> Task | None:
+    """Return the new state of `holder` if `newcomer` may have its key, else None."""
     if holder.is_terminal and rule.window is not None and now >= holder.created_at + rule.window:
         return holder
     if rule.on_conflict == "replace" and holder.status in WAITING:

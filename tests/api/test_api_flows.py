@@ -82,7 +82,7 @@ def test_a_flow_that_is_there_is_given_cancelled_and_retried(client, manager):
         ({"steps": {"a": {"type": "x", "after": ["nobody"]}}}, 409, ["nobody"]),
         ({"steps": {}}, 422, ["steps"]),
         ({"steps": {"a": {"type": "x", "id": "mine"}}}, 422, ["id"]),
-        ({"steps": {"a": {"type": "x", "payload": eval("[" * 70 + "]" * 70)}}}, 422, ["within each other"]),
+        ({"steps": {"a": {"type": "x", "payload": eval("[" * 70 + "]" * 70)}}}, 422, ["nested arrays and objects"]),
         ({"id": "a.b", "steps": GRAPH}, 422, ["id"]),
     ],
 )

@@ -19,7 +19,7 @@ from dtq.files import reading, replacing
 
 HANDLERS = Path(__file__).parents[2] / "handlers"
 SECRET = "admin-token-1234"
-WORDS = r"allowed: regular files below .* \(the variable DTQ_FILES of this node names these directories"
+WORDS = r"allowed: regular files below .* \(the variable DTQ_FILES of this node lists these directories"
 
 
 @pytest.fixture(autouse=True)

@@ -285,5 +285,5 @@ def test_a_waiting_task_can_get_a_higher_priority(manager):
     with pytest.raises(InvalidTask, match="priority is 1001; allowed"):
         manager.prioritise(slow.id, 1001)
     assert [task.id for task in manager.store.claim("w", 2, 30, NOW, {"a"})] == [fast.id, slow.id]
-    with pytest.raises(IllegalTransition, match="is processing: it does not wait any more"):
+    with pytest.raises(IllegalTransition, match="is processing: it cannot change its priority"):
         manager.prioritise(slow.id, 5)

@@ -61,8 +61,8 @@ def test_a_task_may_be_a_step_and_keeps_its_options():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: named({"a": step("a", after=["b"]), "b": step("b", after=["a"])}), "circle"),
-        (lambda: named({"a": step("a", after=["a"])}), "circle"),
+        (lambda: named({"a": step("a", after=["b"]), "b": step("b", after=["a"])}), "cycle"),
+        (lambda: named({"a": step("a", after=["a"])}), "cycle"),
         (lambda: chain(), "empty"),
         (lambda: named({}), "empty"),
         (lambda: chain("a", "b"), "part of a graph is 'a'"),
@@ -71,7 +71,7 @@ def test_a_task_may_be_a_step_and_keeps_its_options():
         (lambda: named({"a": 1}), "a step is 1"),
         (lambda: named({"a": step("a", after="b")}), "after is 'b'"),
         (lambda: bind(group(step("a", id="x"), step("b", id="x")), "f"), "have the name 'x'"),
-        (lambda: chain(group(a(2000)), group(a(2000))), "4,000,000 waits"),
+        (lambda: chain(group(a(2000)), group(a(2000))), "4,000,000 dependencies"),
     ],
 )
 def test_what_cannot_be_a_graph_is_refused_by_name(make, words):

@@ -80,7 +80,7 @@ def test_a_flow_cannot_take_the_id_of_a_schedule_or_of_what_is_to_come(manager):
 
 def test_the_work_of_a_schedule_has_free_names_only(manager):
     for options in ({"type": "dtq.webhook"}, {"type": "a", "queue": "dtq.schedules"}):
-        with pytest.raises(InvalidTask, match="which dtq itself gives"):
+        with pytest.raises(InvalidTask, match="which is reserved for dtq itself"):
             manager.schedule("s", every=10, **options)
     assert list(manager.schedules) == []
 

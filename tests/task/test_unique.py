@@ -201,7 +201,7 @@ def test_of_many_who_come_at_once_each_key_has_one(tmp_path, options, statuses):
     ("options", "words"),
     [
         ({"window": -1}, "window is -1"), ({"window": True}, "window is True"), ({"on_conflict": "panic"}, "'panic'"),
-        ({"window": 0, "key": None}, "give key="), ({"window": float("nan")}, "window is nan"),
+        ({"window": 0, "key": None}, "pass key="), ({"window": float("nan")}, "window is nan"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(manager, options, words):

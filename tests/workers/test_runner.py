@@ -537,4 +537,4 @@ def test_a_result_deeper_than_the_limit_is_an_error():
     assert run(nested, 64)[0].error is None
     for depth in (65, 987, 3_000, 100_000):
         assert error_of(nested, depth).type == "ResultError"
-        assert "more than 64 arrays and objects within each other" in error_of(nested, depth).message
+        assert "more than 64 levels of nested arrays and objects" in error_of(nested, depth).message
