@@ -52,7 +52,7 @@ class DeadLetters:
         self._clock = clock
         self._apply = apply
 
-    # --- look
+    # --- read
 
     def __len__(self) -> int:
         """Return how many tasks have failed."""

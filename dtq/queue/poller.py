@@ -33,7 +33,7 @@ MAX_STORE_BACKOFF = 2.0  # seconds between two reads of a store that fails, at m
 
 
 class ResultPoller:
-    """Polls `store` for the tasks of `waiters`, on a thread of its own. `has_loop` returns whether a loop reads the
+    """Polls `store` for the tasks of `waiters`, on a separate thread. `has_loop` returns whether a loop reads the
     store's descriptor now; that loop calls `hint` instead. Any thread may call all methods."""
 
     def __init__(self, store: Store, waiters: Waiters, has_loop: Callable[[], bool] = lambda: False) -> None:

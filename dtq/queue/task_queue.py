@@ -47,7 +47,7 @@ class TaskQueue(Lifecycle):
             tests), or a WorkerBackend of your own.
         pools: Several pools by name, instead of `pool_size`: `{"urgent": Pool(1, min_priority=5), "rest": Pool(3)}`.
         lease: Seconds for which a claimed task is safe from other nodes without a heartbeat of this one.
-        max_tasks_per_worker: Replace a worker after so many tasks; None: never.
+        max_tasks_per_worker: How many tasks a worker runs before it is replaced; None: any number.
         auto_cleanup: Remove tasks that ended long ago.
         cleanup_age: Seconds after its end at which a task is removed.
         dead_age: The same for failed tasks; None: `cleanup_age`.
@@ -116,7 +116,7 @@ class TaskQueue(Lifecycle):
     def register(
         self, type: str, handler: Handler, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
     ) -> None:
-        """Set the handler of a type from now on.
+        """Set or replace the handler of a type.
 
         Args:
             type: The type of the tasks that it runs.

@@ -93,7 +93,7 @@ class Secrets:
         """Return the secrets with this name. Raise LookupError if this node has none."""
         if name not in self._values:
             raise LookupError(
-                f"this node has no secret {name!r}: TaskQueue(secrets=...), or dtq run --secret, gives it"
+                f"this node has no secret {name!r}: set it with TaskQueue(secrets=...) or dtq run --secret"
             )
         return self._values[name].split()
 

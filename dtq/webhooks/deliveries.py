@@ -1,4 +1,4 @@
-"""Deliveries: which task ends lead to a webhook, and what it says. Pure policy; handler.py and delivery.py send it.
+"""Deliveries: which task ends lead to a webhook, and what it contains. Pure policy; handler.py and delivery.py send it.
 
     task with webhook= --ends--> its outcome plants a delivery, a task of the type "dtq.webhook"
                                  {"url", "secret": its name, "body"}  --WebhookHandler--> POST
