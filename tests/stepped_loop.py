@@ -24,24 +24,24 @@ def opened(kind, tmp_path):
 
 
 class ScriptedPool:
-    """Accept up to `room` tasks. `poll` returns the reports that the test puts into `says`."""
+    """Accept up to `room` tasks. `poll` returns the reports that the test puts into `reports`."""
 
     def __init__(self, room: int = 2) -> None:
         self.room = room
-        self.has: list[Task] = []
-        self.says: list[backend.Report] = []
+        self.tasks: list[Task] = []
+        self.reports: list[backend.Report] = []
         self.stopped: list[Task] = []
 
     def capacity(self):
-        if self.room > len(self.has):
-            yield self.room - len(self.has), frozenset({"a"})
+        if self.room > len(self.tasks):
+            yield self.room - len(self.tasks), frozenset({"a"})
 
     def dispatch(self, tasks, left=None):
-        self.has += tasks
+        self.tasks += tasks
 
     def poll(self):
-        said, self.says = self.says, []
-        return said
+        reports, self.reports = self.reports, []
+        return reports
 
     def deadline(self):
         return None
@@ -53,12 +53,12 @@ class ScriptedPool:
         self.stopped.append(task)
 
     def recall(self):
-        self.says += map(backend.Returned, self.has)
-        self.has = []
+        self.reports += map(backend.Returned, self.tasks)
+        self.tasks = []
 
-    def ends(self, task, error=None, result=None):
-        self.has = [other for other in self.has if other.id != task.id]
-        self.says.append(backend.Finished(task, "w1", task.started_at, 0.5, result, error, "", False))
+    def finish(self, task, error=None, result=None):
+        self.tasks = [other for other in self.tasks if other.id != task.id]
+        self.reports.append(backend.Finished(task, "w1", task.started_at, 0.5, result, error, "", False))
 
 
 def make(store, pool, monotonic=lambda: 0.0, **options):

@@ -121,9 +121,9 @@ def test_an_invalid_retry_delay_is_refused_where_it_is_raised(wrong):
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_a_task_past_its_deadline_is_dropped_with_an_event_of_its_own(tmp_path, executor):
-    heard = []
+    received = []
     with TaskQueue(tmp_path / "q.db", {"echo": "control_handlers:echo"}, 1, executor=executor) as queue:
-        queue.on("*", lambda event: heard.append((event.name, event.task and event.task.id)))
+        queue.on("*", lambda event: received.append((event.name, event.task and event.task.id)))
         stale = queue.add("echo", 1, delay=600, expires_in=0.2)
         began = time.monotonic()
         with pytest.raises(TaskCancelled, match="expired"):
@@ -134,8 +134,8 @@ def test_a_task_past_its_deadline_is_dropped_with_an_event_of_its_own(tmp_path, 
         task = queue.get(stale.id)
         assert (task.status, task.error.type, task.attempts) == ("cancelled", "Expired", 0)
         queue.events.catch_up()
-    assert [name for name, id in heard if id == stale.id] == ["task:added", "task:expired", "task:cancelled"]
-    assert "task:expired" not in [name for name, id in heard if id == fresh.id]
+    assert [name for name, id in received if id == stale.id] == ["task:added", "task:expired", "task:cancelled"]
+    assert "task:expired" not in [name for name, id in received if id == fresh.id]
 
 
 # --- poison

@@ -121,15 +121,15 @@ def test_parents_are_redriven_before_their_children(manager, clock):
 
 
 def test_thousands_are_redriven_in_pages_with_an_event_each(manager):
-    told = []
-    manager.on("task:added", lambda event: told.append(event.task.id))
+    announced = []
+    manager.on("task:added", lambda event: announced.append(event.task.id))
     manager.add_many([{"type": "a"} for _ in range(2500)])
     manager.events.catch_up()
-    told.clear()
+    announced.clear()
     ids = die(manager, n=5000)
     assert sorted(manager.dead.redrive()) == sorted(ids)
     manager.events.catch_up()
-    assert sorted(told) == sorted(ids)
+    assert sorted(announced) == sorted(ids)
     assert manager.stats().counts["pending"] == 2500
 
 

@@ -94,15 +94,15 @@ def test_a_child_that_runs_regardless_learns_which_parent_failed(any_queue):
             step("tell", on_parent_failure="run"),
         )
     )
-    told = flow.result(WAIT)
-    assert told == {"results": {"0": 1}, "missing": {"bad": "it is failed: ValueError: no"}}
+    reason = flow.result(WAIT)
+    assert reason == {"results": {"0": 1}, "missing": {"bad": "it is failed: ValueError: no"}}
     assert flow.status == "failed"
 
 
 @pytest.mark.parametrize(
-    ("on_parent_failure", "told"), [("run", "no longer stored"), ("fail", "ParentFailed: its parent .* is cancelled")]
+    ("on_parent_failure", "reason"), [("run", "no longer stored"), ("fail", "ParentFailed: its parent .* is cancelled")]
 )
-def test_a_missing_parent_is_reported_to_the_child(any_queue, on_parent_failure, told):
+def test_a_missing_parent_is_reported_to_the_child(any_queue, on_parent_failure, reason):
     parents = any_queue.add_many([{"type": "value", "payload": n} for n in range(2)])
     any_queue.join(WAIT)
     options = {"max_attempts": 1, "on_parent_failure": on_parent_failure}
@@ -110,7 +110,7 @@ def test_a_missing_parent_is_reported_to_the_child(any_queue, on_parent_failure,
     if any_queue._inline:
         pytest.skip("it has run already")
     any_queue.delete(parents[0].id)
-    with pytest.raises(TaskFailed, match=told):
+    with pytest.raises(TaskFailed, match=reason):
         child.result(WAIT)
 
 
@@ -213,15 +213,15 @@ def test_a_failure_fails_all_descendants_and_result_raises_the_first_one(queue):
 
 def test_a_flow_is_cancelled_as_a_whole(queue):
     flow = queue.flow(chain(group(*[step("sleep", 600) for _ in range(4)]), step("total"), step("total")))
-    heard = []
-    queue.on("task:cancelled", lambda event: heard.append(event.task.id))
+    received = []
+    queue.on("task:cancelled", lambda event: received.append(event.task.id))
     assert flow.status == "running"
     assert flow.cancel() == 6
     assert (flow.status, flow.cancel()) == ("cancelled", 0)
     with pytest.raises(TaskCancelled, match=flow.id):
         flow.result(WAIT)
     queue.events.catch_up()
-    assert sorted(heard) == sorted(flow.ids)
+    assert sorted(received) == sorted(flow.ids)
 
 
 def test_retry_starts_the_failed_tasks_of_a_flow_and_their_descendants(queue):

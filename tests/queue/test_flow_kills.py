@@ -71,11 +71,11 @@ def random_graph(chance: random.Random, log: Path) -> dict:
 
 def events(log: Path) -> dict[str, list[tuple[int, str]]]:
     """Return task -> its beginnings and ends, with their positions in the log, in order."""
-    told = defaultdict(list)
+    lines_of = defaultdict(list)
     for position, line in enumerate(log.read_text().splitlines()):
         task_id, what = line.split()
-        told[task_id].append((position, what))
-    return told
+        lines_of[task_id].append((position, what))
+    return lines_of
 
 
 @pytest.mark.parametrize(("seed", "url"), GRAPHS)
@@ -107,13 +107,13 @@ def test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once(url
     _assert_order(tasks, events(log))
 
 
-def _assert_order(tasks, told):
+def _assert_order(tasks, lines_of):
     """No attempt of a child begins before an attempt of each of its parents has ended; nothing begins after its end
     except where a node died before it could say so."""
     for task in tasks.values():
         assert task.status == "completed" or task.interruptions == MAX_INTERRUPTIONS
-        begins = [position for position, what in told[task.id] if what == "begins"]
-        ends = [position for position, what in told[task.id] if what == "ends"]
+        begins = [position for position, what in lines_of[task.id] if what == "begins"]
+        ends = [position for position, what in lines_of[task.id] if what == "ends"]
         assert begins
         assert len(begins) <= 1 + len(task.history) + task.interruptions
         assert len(ends) >= (task.status == "completed")
@@ -122,4 +122,4 @@ def _assert_order(tasks, told):
         for parent in task.after:
             assert min(a.started_at for a in (*task.history, task)) >= tasks[parent].finished_at - 0.001
             if tasks[parent].status == "completed":
-                assert min(p for p, what in told[parent] if what == "ends") < begins[0]
+                assert min(p for p, what in lines_of[parent] if what == "ends") < begins[0]

@@ -82,9 +82,9 @@ def run(loop, pool, clock, seconds, step=0.5):
     end = clock.now + seconds
     while clock.now < end and not loop.failure:
         loop.turn(clock.now)
-        for task in list(pool.has):
+        for task in list(pool.tasks):
             error = ErrorInfo("ValueError") if task.id == "fails" else None
-            pool.ends(task, error=error, result=task.id)
+            pool.finish(task, error=error, result=task.id)
         clock.now += step
 
 
@@ -158,8 +158,8 @@ def test_an_outcome_that_the_store_refuses_becomes_a_failure_and_delays_no_other
     bad = ids[n // 2]
     refusing(store, error, lambda task: task.result == bad)
     loop.turn(clock.now)
-    for task in list(pool.has):
-        pool.ends(task, result=task.id)
+    for task in list(pool.tasks):
+        pool.finish(task, result=task.id)
     for _ in range(6):
         clock.now += 0.5
         loop.turn(clock.now)
@@ -192,7 +192,7 @@ def test_a_success_stays_a_success_when_the_store_was_away(store_and_loop):
     store, pool, clock, loop = store_and_loop
     add(store, "x")
     loop.turn(clock.now)
-    pool.ends(pool.has[0], result=1)
+    pool.finish(pool.tasks[0], result=1)
     update, calls = store.update, []
 
     def away(outcomes):
@@ -210,10 +210,10 @@ def test_an_invalid_report_fails_only_its_attempt(store_and_loop):
     store, pool, clock, loop = store_and_loop
     add(store, "x", "y")
     loop.turn(clock.now)
-    x, y = pool.has
-    pool.says.append(backend.Finished(x, "w1", "no time", 0.5, None, None, "", False))
-    pool.says.append("no report")
-    pool.ends(y, result=1)
+    x, y = pool.tasks
+    pool.reports.append(backend.Finished(x, "w1", "no time", 0.5, None, None, "", False))
+    pool.reports.append("no report")
+    pool.finish(y, result=1)
     loop.turn(clock.now + 0.5)
     assert status(store, "x", "y") == ["retrying", "completed"]
     assert store.get(["x"])[0].error.type == "InternalError"
@@ -335,15 +335,15 @@ def test_every_store_turns_an_invalid_outcome_into_a_failure_and_stores_the_othe
     loop = make(store, pool, clock)
     add(store, "a", "odd", "b")
     loop.turn(clock.now)
-    for task in list(pool.has):
+    for task in list(pool.tasks):
         if task.id != "odd":
-            pool.ends(task, result=1)
+            pool.finish(task, result=1)
             continue
-        pool.has.remove(task)
+        pool.tasks.remove(task)
         error = ErrorInfo("ValueError") if odd == "delay" else None
         result, log = (object() if odd == "result" else 1), ("\ud800" if odd == "log" else "")
         delay = float("nan") if odd == "delay" else None
-        pool.says.append(backend.Finished(task, "w1", clock.now, 0.5, result, error, log, False, delay))
+        pool.reports.append(backend.Finished(task, "w1", clock.now, 0.5, result, error, log, False, delay))
     for _ in range(6):
         clock.now += 0.5
         loop.turn(clock.now)

@@ -29,8 +29,8 @@ def test_a_turn_claims_what_the_workers_can_take_and_a_later_turn_ends_it(store,
     loop = make(store, pool)
     add(store, "x", "y", "z")
     loop.turn(NOW)
-    assert [task.id for task in pool.has] == ["x", "y"]
-    pool.ends(pool.has[0], result=7)
+    assert [task.id for task in pool.tasks] == ["x", "y"]
+    pool.finish(pool.tasks[0], result=7)
     loop.turn(NOW + 1)
     assert status(store, "x", "y", "z") == ["completed", "processing", "processing"]
     assert store.get(["x"])[0].worker == f"{loop.id}/w1"
@@ -40,16 +40,16 @@ def test_an_idle_turn_returns_when_the_next_task_is_due(store, pool):
     loop = make(store, pool)
     add(store, "x", run_at=NOW + 0.25)
     assert loop.turn(NOW) == NOW + 0.25
-    assert pool.has == []
+    assert pool.tasks == []
     loop.turn(NOW + 0.25)
-    assert [task.id for task in pool.has] == ["x"]
+    assert [task.id for task in pool.tasks] == ["x"]
 
 
 def test_a_failure_waits_for_its_backoff_with_the_given_chance(store, pool):
     loop = make(store, pool)
     add(store, "x", retry_delay=8, retry_jitter=0.5)
     loop.turn(NOW)
-    pool.ends(pool.has[0], error=ErrorInfo("ValueError"))
+    pool.finish(pool.tasks[0], error=ErrorInfo("ValueError"))
     loop.turn(NOW + 1)
     assert status(store, "x") == ["retrying"]
     assert store.get(["x"])[0].run_at == NOW + 0.5 + 8 * 0.75
@@ -71,15 +71,15 @@ def test_reports_that_come_during_a_store_call_are_stored_in_the_next_turn_which
     loop = make(store, pool)
     add(store, "x", "y")
     loop.turn(NOW)
-    x, y = pool.has
-    pool.ends(x, result=1)
+    x, y = pool.tasks
+    pool.finish(x, result=1)
     update, times = store.update, 0
 
     def busy(outcomes):
         nonlocal times
         times += 1
         if times == 1:
-            pool.ends(y, result=2)
+            pool.finish(y, result=2)
             run_offered_work()
             if fails:
                 raise StoreError("away")
@@ -98,7 +98,7 @@ def test_a_heartbeat_renews_leases_and_a_lost_attempt_is_stopped_and_ignored(sto
     loop = make(store, pool, lease=10)
     add(store, "x", "y")
     loop.turn(NOW)
-    x, y = pool.has
+    x, y = pool.tasks
     for second in range(1, 30):
         loop.turn(NOW + second)
     assert store.get(["x"])[0].lease_until == NOW + 29 + 10
@@ -106,7 +106,7 @@ def test_a_heartbeat_renews_leases_and_a_lost_attempt_is_stopped_and_ignored(sto
     (taken,) = store.reap("other", 1, 10, NOW + 40)
     loop.turn(NOW + 40)
     assert [task.id for task in pool.stopped] == [taken.id]
-    pool.ends(x if taken.id == "x" else y, result=1)
+    pool.finish(x if taken.id == "x" else y, result=1)
     loop.turn(NOW + 41)
     assert status(store, taken.id) == ["processing"]
     assert store.get([taken.id])[0].worker == "other"
@@ -126,10 +126,10 @@ def test_a_task_claimed_before_a_freeze_goes_back_and_is_claimed_again(store, po
     store.claim = freeze_and_claim
     assert loop.turn(NOW + 1) == NOW + 1
     store.claim = claim
-    assert pool.has == []
+    assert pool.tasks == []
     assert store.get(["1"])[0].lease_until == NOW + 31
     loop.turn(NOW + 21)
-    (task,) = pool.has
+    (task,) = pool.tasks
     assert (task.id, task.attempts, task.lease_until) == ("1", 1, NOW + 51)
     assert store.get(["2"])[0].status == "cancelled"
 
@@ -146,16 +146,16 @@ def test_a_claim_uses_the_current_time_however_long_the_commit_before_it_took(st
         return update(outcomes)
 
     loop.turn(NOW)
-    (first,) = pool.has
-    pool.ends(first)
+    (first,) = pool.tasks
+    pool.finish(first)
     store.update = slowly
     loop.turn(NOW + 0.5)  # it is NOW + 4.5 when the second may start
     store.update = update
-    pool.ends(pool.has[0])
+    pool.finish(pool.tasks[0])
     loop.turn(NOW + 5)
-    assert len(pool.has) == 0
+    assert len(pool.tasks) == 0
     loop.turn(NOW + 5.5)
-    assert len(pool.has) == 1
+    assert len(pool.tasks) == 1
 
 
 def test_a_dead_nodes_task_is_interrupted_three_times_and_then_parked(store, pool):
@@ -177,23 +177,23 @@ def test_an_outcome_is_committed_and_announced_although_its_lease_has_run_out(st
     loop = make(store, pool, lease=10)
     add(store, "x")
     loop.turn(NOW)
-    pool.ends(pool.has[0], result=7)
-    told = []
-    loop._events.on("*", lambda event: told.append((event.name, event.task and event.task.version)))
+    pool.finish(pool.tasks[0], result=7)
+    announced = []
+    loop._events.on("*", lambda event: announced.append((event.name, event.task and event.task.version)))
     loop.turn(NOW + 60)
     loop._events.close()
     (task,) = store.get(["x"])
     assert (task.status, task.result, task.interruptions) == ("completed", 7, 0)
-    assert ("task:completed", task.version) in told
+    assert ("task:completed", task.version) in announced
 
 
 def test_outcomes_are_kept_while_the_store_is_away_and_announced_once_when_it_is_back(store, pool, monkeypatch, caplog):
     loop = make(store, pool)
     add(store, "x")
     loop.turn(NOW)
-    pool.ends(pool.has[0], result=1)
-    heard = []
-    loop._events.on("task:completed", lambda event: heard.append(event.task.id))
+    pool.finish(pool.tasks[0], result=1)
+    received = []
+    loop._events.on("task:completed", lambda event: received.append(event.task.id))
 
     def away(*_):
         raise StoreError("the disk is full")
@@ -205,7 +205,7 @@ def test_outcomes_are_kept_while_the_store_is_away_and_announced_once_when_it_is
     monkeypatch.undo()
     loop.turn(NOW + 9)
     loop._events.close()
-    assert (status(store, "x"), heard) == (["completed"], ["x"])
+    assert (status(store, "x"), received) == (["completed"], ["x"])
 
 
 def test_if_results_of_parents_cannot_be_read_all_claimed_tasks_come_back(store, pool, monkeypatch):
@@ -213,7 +213,7 @@ def test_if_results_of_parents_cannot_be_read_all_claimed_tasks_come_back(store,
     loop = make(store, pool)
     add(store, "parent")
     loop.turn(NOW)
-    pool.ends(pool.has[0], result=1)
+    pool.finish(pool.tasks[0], result=1)
     add(store, "child", after=("parent",))
     add(store, "other")
 
@@ -222,10 +222,10 @@ def test_if_results_of_parents_cannot_be_read_all_claimed_tasks_come_back(store,
 
     monkeypatch.setattr(store, "get", away)
     loop.turn(NOW + 1)
-    assert (pool.has, loop.claimed) == ([], {})
+    assert (pool.tasks, loop.claimed) == ([], {})
     monkeypatch.undo()
     loop.turn(NOW + 2)
-    assert {(task.id, task.attempts) for task in pool.has} == {("child", 1), ("other", 1)}
+    assert {(task.id, task.attempts) for task in pool.tasks} == {("child", 1), ("other", 1)}
     assert set(loop.claimed) == {"child", "other"}
 
 
@@ -258,7 +258,7 @@ def test_old_tasks_are_cleaned_up_by_age(store, pool):
     loop = make(store, pool, cleanup_age=100)
     add(store, "x")
     loop.turn(NOW)
-    pool.ends(pool.has[0])
+    pool.finish(pool.tasks[0])
     loop.turn(NOW + 1)
     loop.turn(NOW + 90)
     assert status(store, "x") == ["completed"]
@@ -328,7 +328,7 @@ def test_a_child_whose_parent_is_deleted_after_the_claim_does_not_run(kind, tmp_
     after_claim_of(store, "c", lambda: store.delete(["p"]))
     for turn in range(4):
         loop.turn(NOW + turn / 10)
-    assert [task.id for task in pool.has] == ["x"]
+    assert [task.id for task in pool.tasks] == ["x"]
     (child,) = store.get(["c"])
     assert (child.status, child.attempts, child.error.type) == ("failed", 0, "ParentFailed")
     store.close()
@@ -341,7 +341,7 @@ def test_a_child_that_runs_regardless_runs_once_without_the_deleted_parent(kind,
     with_ended_parent(store, on_parent_failure="run")
     after_claim_of(store, "c", lambda: store.delete(["p"]))
     loop.turn(NOW)
-    pool.ends(pool.has[0], result=1)
+    pool.finish(pool.tasks[0], result=1)
     loop.turn(NOW + 0.1)
     assert (status(store, "c"), store.get(["c"])[0].attempts) == (["completed"], 1)
     store.close()
@@ -357,7 +357,7 @@ def test_a_revived_child_runs_without_the_parents_that_were_deleted_before(kind,
     store.delete(["p"])
     store.update([(revive(store.get(["c"])[0], NOW), ())])
     loop.turn(NOW)
-    assert [task.id for task in pool.has] == ["c"]
+    assert [task.id for task in pool.tasks] == ["c"]
     store.close()
 
 
@@ -377,9 +377,9 @@ def test_a_child_that_changed_while_its_parent_was_deleted_does_not_run_in_the_o
 
     after_claim_of(store, "c", interfere)
     loop.turn(NOW)
-    assert (pool.has, loop.claimed) == ([], {})
+    assert (pool.tasks, loop.claimed) == ([], {})
     loop.turn(NOW + 0.1)
-    assert [task.version for task in pool.has] == ([6] if change == "cancel and revive" else [])
+    assert [task.version for task in pool.tasks] == ([6] if change == "cancel and revive" else [])
 
 
 def test_if_the_child_of_a_deleted_parent_cannot_be_read_all_claimed_tasks_come_back(store, pool, monkeypatch):
@@ -396,11 +396,11 @@ def test_if_the_child_of_a_deleted_parent_cannot_be_read_all_claimed_tasks_come_
 
     monkeypatch.setattr(store, "get", away_for_children)
     loop.turn(NOW)
-    assert (pool.has, loop.claimed) == ([], {})
+    assert (pool.tasks, loop.claimed) == ([], {})
     monkeypatch.undo()
     for turn in range(1, 4):
         loop.turn(NOW + turn)
-    assert [(task.id, task.attempts) for task in pool.has] == [("x", 1)]
+    assert [(task.id, task.attempts) for task in pool.tasks] == [("x", 1)]
     assert store.get(["c"])[0].error.type == "ParentFailed"
 
 
@@ -445,7 +445,7 @@ def test_living_nodes_keep_their_tasks_when_the_machine_has_slept(store, first, 
             loop.turn(machine.wall)
             machine.pass_time(0.5)
     for pool in pools:
-        pool.ends(pool.has[0], result=1)
+        pool.finish(pool.tasks[0], result=1)
     for loop in order:
         loop.turn(machine.wall)
     assert [(task.status, task.interruptions) for task in store.get(["x", "y"])] == [("completed", 0)] * 2
@@ -463,7 +463,7 @@ def test_the_lease_of_a_stopped_node_ends_also_after_the_machine_has_slept(store
     for _ in range(5):
         machine.pass_time(1)
         other.turn(machine.wall)
-    assert [task.id for task in pools[1].has] == ["x"]
+    assert [task.id for task in pools[1].tasks] == ["x"]
     assert store.get(["x"])[0].interruptions == 1
     stopped.turn(machine.wall)
     assert [task.id for task in pools[0].stopped] == ["x"]
@@ -477,7 +477,7 @@ def test_without_a_leap_an_expired_lease_is_taken_over_at_the_next_heartbeat(sto
     for _ in range(6):
         machine.pass_time(1)
         other.turn(machine.wall)
-    assert [task.id for task in pools[1].has] == ["x"]
+    assert [task.id for task in pools[1].tasks] == ["x"]
 
 
 def test_a_clock_that_is_set_back_after_a_leap_does_not_stop_the_take_over(store):
@@ -508,7 +508,7 @@ def test_a_task_that_is_retried_right_after_its_cancel_keeps_its_new_attempt(sto
     loop = make(store, pool)
     add(store, "x")
     loop.turn(NOW)
-    (old,) = pool.has
+    (old,) = pool.tasks
     cancelled = cancel_and_revive(store, old)
     if is_told_first:
         loop.post(lambda: loop.end_by_request(cancelled))
@@ -516,11 +516,11 @@ def test_a_task_that_is_retried_right_after_its_cancel_keeps_its_new_attempt(sto
     if not is_told_first:
         loop.post(lambda: loop.end_by_request(cancelled))
         loop.turn(NOW + 0.2)
-    new = pool.has[-1]
+    new = pool.tasks[-1]
     assert (new.version, list(loop.claimed.values())) == (5, [new])
     assert pool.stopped == [old]
-    pool.ends(old, result="old")
-    pool.ends(new, result="new")
+    pool.finish(old, result="old")
+    pool.finish(new, result="new")
     loop.turn(NOW + 0.3)
     assert store.get(["x"])[0].result == "new"
 
@@ -532,8 +532,8 @@ def test_a_waiting_task_that_is_cancelled_and_retried_runs_once(store, pool):
     loop.turn(NOW)
     loop.post(lambda: loop.end_by_request(cancelled))
     loop.turn(NOW + 0.1)
-    assert (pool.stopped, [task.version for task in pool.has]) == ([], [4])
-    pool.ends(pool.has[0])
+    assert (pool.stopped, [task.version for task in pool.tasks]) == ([], [4])
+    pool.finish(pool.tasks[0])
     loop.turn(NOW + 0.2)
     assert status(store, "x") == ["completed"]
 
@@ -542,46 +542,46 @@ def test_an_earlier_attempt_that_is_still_tracked_is_stopped_when_the_next_is_cl
     loop = make(store, pool)
     add(store, "x")
     loop.turn(NOW)
-    (old,) = pool.has
+    (old,) = pool.tasks
     cancel_and_revive(store, old)
-    loop.turn(NOW + 0.1)  # before any heartbeat has told of the loss
+    loop.turn(NOW + 0.1)  # before any heartbeat has reported the loss
     assert pool.stopped == [old]
-    assert [task.version for task in pool.has] == [2, 5]
+    assert [task.version for task in pool.tasks] == [2, 5]
 
 
 def test_a_task_that_was_deleted_and_added_again_is_not_ended_by_its_old_attempt(store, pool):
     loop = make(store, pool)
     add(store, "x")
     loop.turn(NOW)
-    (old,) = pool.has
+    (old,) = pool.tasks
     store.update([(cancel(old, NOW), ())])
     store.delete(["x"])
     add(store, "x", payload="new")
-    pool.ends(old, result="old")
+    pool.finish(old, result="old")
     loop.turn(NOW + 0.1)
-    (new,) = pool.has
+    (new,) = pool.tasks
     assert (new.payload, status(store, "x")) == ("new", ["processing"])
-    pool.ends(new, result="new")
+    pool.finish(new, result="new")
     loop.turn(NOW + 0.2)
     assert store.get(["x"])[0].result == "new"
 
 
 def test_the_outcome_of_a_lost_attempt_is_not_announced(store, pool):
     loop = make(store, pool)
-    told = []
-    loop._events.on("*", lambda event: told.append(event.name))
+    announced = []
+    loop._events.on("*", lambda event: announced.append(event.name))
     add(store, "x", "y")
     loop.turn(NOW)
-    x, y = pool.has
+    x, y = pool.tasks
     update = store.update
 
     def busy(outcomes):  # x ends while y is committed, and its lease is over by then
         store.update = update
-        pool.ends(x, result=1)
+        pool.finish(x, result=1)
         run_offered_work()
         return update(outcomes)
 
-    pool.ends(y, result=2)
+    pool.finish(y, result=2)
     loop._heartbeat(NOW + 29)
     loop._interval = 100.0
     store.update = busy
@@ -592,4 +592,4 @@ def test_the_outcome_of_a_lost_attempt_is_not_announced(store, pool):
     loop._commit(NOW + 60)
     loop._events.close()
     assert status(store, "x", "y") == ["pending", "completed"]
-    assert told.count("task:completed") == 1
+    assert announced.count("task:completed") == 1

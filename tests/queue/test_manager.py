@@ -268,15 +268,15 @@ def test_a_store_that_was_passed_in_stays_open():
 
 
 def test_add_and_cancel_emit_events(manager):
-    heard = []
-    manager.on("*", lambda e: heard.append((e.name, e.task.id if e.task else e.data["queue"])))
+    received = []
+    manager.on("*", lambda e: received.append((e.name, e.task.id if e.task else e.data["queue"])))
     handle = manager.add("a")
     handle.cancel()
     manager.retry(handle.id)
     manager.pause("x")
     manager.events.close()
     life = [("task:added", handle.id), ("task:cancelled", handle.id), ("task:added", handle.id)]
-    assert heard == [*life, ("queue:paused", "x")]
+    assert received == [*life, ("queue:paused", "x")]
 
 
 def test_a_waiting_task_can_get_a_higher_priority(manager):

@@ -242,12 +242,12 @@ def test_a_task_that_is_cancelled_elsewhere_is_stopped_here(queue, path):
 
 
 def test_events_follow_the_life_of_a_task(queue):
-    heard, ended = [], threading.Event()
-    queue.on("*", lambda event: heard.append((event.name, event.task.id if event.task else None)))
+    received, ended = [], threading.Event()
+    queue.on("*", lambda event: received.append((event.name, event.task.id if event.task else None)))
     queue.on("task:failed", lambda event: ended.set())
     handle = queue.add("fail", max_attempts=2, retry_delay=0)
     assert ended.wait(WAIT)
-    life = [name for name, task_id in heard if task_id == handle.id]
+    life = [name for name, task_id in received if task_id == handle.id]
     assert life[0] == "task:added"
     assert life.count("task:started") == 2
     assert [name for name in life if name not in ("task:started", "task:added")] == ["task:retrying", "task:failed"]

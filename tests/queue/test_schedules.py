@@ -96,7 +96,7 @@ def test_ticks_fire_despite_limits_and_busy_workers(store, manager):
     turn(loop, NOW)
     manager.schedule("s", type="a", every=10)
     turn(loop, NOW + 10)
-    assert (len(pool.has), manager.stats().counts["pending"]) == (1, 1)
+    assert (len(pool.tasks), manager.stats().counts["pending"]) == (1, 1)
 
 
 def test_a_draining_node_fires_nothing(store, manager):

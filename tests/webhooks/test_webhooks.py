@@ -385,8 +385,8 @@ def test_a_forged_delivery_is_neither_signed_nor_sent(tmp_path, quick):
     """A user can no longer add one, but a store may have one from earlier."""
     path = tmp_path / "queue.db"
     with Receiver() as receiver, QueueManager(path) as manager:
-        told = {"type": "task.completed", "timestamp": "2026-12-01T10:05:00.000000Z", "data": {"id": "x"}}
-        for n, body in enumerate([{"pay": "ada"}, told, 5]):
+        forged = {"type": "task.completed", "timestamp": "2026-12-01T10:05:00.000000Z", "data": {"id": "x"}}
+        for n, body in enumerate([{"pay": "ada"}, forged, 5]):
             payload = {"url": receiver.url, "secret": "shop", "body": body}
             manager.store.add([Task(type=deliveries.TYPE, id=f"x:webhook-{n}", payload=payload, created_at=NOW)])
         with TaskQueue(path, {"double": double}, pool_size=1, **LOOPBACK) as queue:
@@ -411,9 +411,9 @@ def test_each_ending_is_delivered_once_with_a_valid_signature(tmp_path, caplog, 
         tasks[2].cancel()
         queue.add("double", 1)
         queue.join(WAIT)
-        told = {body["data"]["id"]: body for _, _, body in receiver.got}
-        assert [told[task.id]["type"] for task in tasks] == ["task.completed", "task.failed", "task.cancelled"]
-        assert told[tasks[0].id]["data"]["result"] == 42
+        bodies = {body["data"]["id"]: body for _, _, body in receiver.got}
+        assert [bodies[task.id]["type"] for task in tasks] == ["task.completed", "task.failed", "task.cancelled"]
+        assert bodies[tasks[0].id]["data"]["result"] == 42
         assert (len(receiver.got), receiver.bad) == (3, [])
         assert queue.stats().types[deliveries.TYPE]["completed"] == 3
         shown = repr(queue.find(limit=100)) + repr(queue._webhook_handler) + repr(vars(queue.registry)) + caplog.text
