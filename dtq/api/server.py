@@ -28,11 +28,11 @@ except ModuleNotFoundError as error:
 
 from dtq.api.auth import Tokens, check_exposure, hub_hosts, is_loopback
 from dtq.api.cluster import Cluster
-from dtq.api.config import ServerConfig
+from dtq.api.config import MIB, ServerConfig
 from dtq.api.http_server import GRACE, Runner, Server, listen
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
-from dtq.queue.manager import MIB, QueueManager
+from dtq.queue.manager import QueueManager
 from dtq.sync.forks import Forkable
 
 __all__ = ["APIServer"]

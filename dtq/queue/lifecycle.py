@@ -28,7 +28,7 @@ from dtq.errors import DTQError
 from dtq.queue.config import LoopConfig
 from dtq.queue.guards import ErrorBackoff
 from dtq.queue.loop import Loop
-from dtq.queue.manager import MIB, QueueManager
+from dtq.queue.manager import DEFAULT_MAX_JSON, QueueManager
 from dtq.stores.protocol import Store
 from dtq.sync.condition import Condition, SafeFuture
 from dtq.workers.groups import WorkerGroup
@@ -52,7 +52,7 @@ class Lifecycle(QueueManager):
         *,
         inline: bool = False,
         backlog_limit: int | None = None,
-        max_payload: int = MIB,
+        max_payload: int = DEFAULT_MAX_JSON,
         clock: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:

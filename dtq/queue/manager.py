@@ -34,8 +34,8 @@ from dtq.task.transitions import cancel, prioritise, revive
 from dtq.task.unique import Rule
 from dtq.webhooks import deliveries
 
-MIB = 1 << 20  # bytes
-GIB = 1 << 30  # bytes
+DEFAULT_MAX_JSON = 1 << 20  # bytes of a payload, or of a result
+LARGEST_LIMIT = 1 << 30
 MAX_FOUND = 10_000  # tasks that one `find` may return
 
 
@@ -58,12 +58,12 @@ class QueueManager(LaneControls):
         store: str | os.PathLike[str] | Store = "queue.db",
         *,
         backlog_limit: int | None = None,
-        max_payload: int = MIB,
+        max_payload: int = DEFAULT_MAX_JSON,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        _check_limit("max_payload", max_payload, GIB)
+        _check_limit("max_payload", max_payload, LARGEST_LIMIT)
         if backlog_limit is not None:
-            _check_limit("backlog_limit", backlog_limit, GIB)
+            _check_limit("backlog_limit", backlog_limit, LARGEST_LIMIT)
         super().__init__(store, clock)
         self.backlog_limit = backlog_limit
         self.max_payload = max_payload

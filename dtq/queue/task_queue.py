@@ -21,7 +21,7 @@ from typing import TypeVar
 from dtq.errors import DTQError, UnknownType
 from dtq.queue.config import LoopConfig
 from dtq.queue.lifecycle import POLL_INTERVAL, Lifecycle
-from dtq.queue.manager import MIB
+from dtq.queue.manager import DEFAULT_MAX_JSON
 from dtq.stores.protocol import Node, Store
 from dtq.task.model import WAITING, Task
 from dtq.webhooks import deliveries
@@ -81,10 +81,10 @@ class TaskQueue(Lifecycle):
         cleanup_age: float = 86400.0,
         dead_age: float | None = None,
         dead_limit: int | None = None,
-        max_result: int = MIB,
+        max_result: int = DEFAULT_MAX_JSON,
         max_parents: int = MAX_PARENTS,
         backlog_limit: int | None = None,
-        max_payload: int = MIB,
+        max_payload: int = DEFAULT_MAX_JSON,
         secrets: Mapping[str, str] | None = None,
         webhook_networks: Sequence[str] = (),
         webhook_http: bool = False,
