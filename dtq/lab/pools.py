@@ -1,6 +1,6 @@
 """Who ran what, by priority: what it is good for to keep a worker free for what cannot wait.
 
-The picture in the README is a real run: python -c "from dtq.lab.pools import main; main('docs/pools.svg')"
+The picture in docs/tasks.md is a real run: python -c "from dtq.lab.pools import main; main('docs/pools.svg')"
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def demonstrate(pools: Mapping[str, Pool], urgent: int = 9, n: int = 24, every: 
 
 
 def main(path: str) -> None:
-    """Writes the picture of the README."""
+    """Write the picture of docs/tasks.md."""
     kept = {"urgent": Pool(1, min_priority=5), "any": Pool(3)}
     runs = {
         "4 workers for everything": demonstrate({"any": Pool(4)}),

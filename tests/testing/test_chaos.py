@@ -121,10 +121,10 @@ def test_a_plan_has_no_faults_of_what_a_run_does_not_have():
     assert set(kinds("q.db", has_server=False, has_api=False)).isdisjoint((*ON_SERVERS, *ON_APIS))
 
 
-def test_the_readme_has_the_table_of_the_recorded_runs():
+def test_the_documentation_has_the_table_of_the_recorded_runs():
     here = Path(__file__).parents[1]
     table = record.markdown(record.read(here / "survived.jsonl"))
-    assert table in (here.parent / "README.md").read_text(), table
+    assert table in (here.parent / "docs/proofs.md").read_text(), table
 
 
 def test_seeds_are_printed_as_ranges():

@@ -80,7 +80,7 @@ def read(path: Path) -> list[RunSummary]:
 
 
 def markdown(records: Iterable[RunSummary]) -> str:
-    """Return a table for the README that adds up the runs of each store, and a line about where they ran."""
+    """Return a table for docs/proofs.md that adds up the runs of each store, and a line about where they ran."""
     by_store: dict[str, list[RunSummary]] = {}
     for record in records:
         by_store.setdefault(record.store, []).append(record)
