@@ -244,15 +244,15 @@ def test_endings_that_an_interrupt_kept_are_told_at_the_next_look(presses):
     assert at_every_moment(presses, several) > 5
 
 
-def test_a_ring_that_was_interrupted_does_not_silence_the_next(presses):
+def test_an_interrupted_wake_does_not_suppress_the_next(presses):
     pool = WorkerPool(1)
 
-    def ring():
-        pool.poll()  # it is quiet
-        return pool.wake, lambda: pool.wake() or pool.wait(1) or pool._rings
+    def wake():
+        pool.poll()  # clear the wakeup
+        return pool.wake, lambda: pool.wake() or pool.wait(1) or pool._wakeup._is_set
 
     try:
-        assert at_every_moment(presses, ring) > 1
+        assert at_every_moment(presses, wake) > 1
     finally:
         pool.close(kill=True)
 
