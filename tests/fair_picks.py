@@ -72,8 +72,8 @@ class PlainStore(MemoryStore):
         for task in self._tasks.values():
             if task.status == Status.PROCESSING:
                 running[task.lane] = running.get(task.lane, 0) + 1
-        for lane, ready in self._room._ready.items():
-            heads = sorted({head for head in ready if self._room._is_ready(head)})
+        for lane, ready in self._ready_queue._ready.items():
+            heads = sorted({head for head in ready if self._ready_queue._is_ready(head)})
             heads = [head for head in heads if min_priority is None or -head[0] >= min_priority]
             if heads and lane[1] in types and (not queues or lane[0] in queues):
                 lanes[lane] = heads

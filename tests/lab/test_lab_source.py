@@ -49,8 +49,8 @@ def shown(monkeypatch):
     [
         (succeed, "dtq/task/transitions.py", "def succeed("),
         (Status, "dtq/task/model.py", "class Status(StrEnum):"),
-        (MemoryStore.claim, "dtq/stores/memory/store.py", "def claim("),
-        (MemoryStore().claim, "dtq/stores/memory/store.py", "def claim("),
+        (MemoryStore.claim, "dtq/stores/memory/index.py", "def claim("),
+        (MemoryStore().claim, "dtq/stores/memory/index.py", "def claim("),
         (Stats.total, "dtq/stores/protocol.py", "@property\ndef total(self)"),
         (kit, "dtq/testing/conformance/kit.py", '"""What a check is'),
         ("dtq.stores.sqlite.schema:INSERT", "dtq/stores/sqlite/schema.py", 'INSERT = """INSERT INTO task'),

@@ -81,9 +81,9 @@ class BelievesZombies(MemoryStore):
 class ServesTheLastFirst(MemoryStore):
     """A stack instead of a queue."""
 
-    def _enrol(self, task: Task):
+    def _reserve_id(self, task: Task):
         self._number = -len(self._tasks) - len(self._seq) - 1
-        return super()._enrol(task)
+        return super()._reserve_id(task)
 
 
 @caught_by("the_order_is_priority_then_due_time_then_insertion")
@@ -142,34 +142,34 @@ class CutsShort(MemoryStore):
 class ForgetsDependencies(MemoryStore):
     """Starts children at once."""
 
-    def _placed(self, task: Task):
-        return super()._placed(replace(task, after=()))
+    def _with_first_status(self, task: Task):
+        return super()._with_first_status(replace(task, after=()))
 
 
 @caught_by("a_child_waits_for_the_last_of_its_parents")
 class WaitsForOneParentOnly(MemoryStore):
     """Unblocks a child when the first of its parents has ended."""
 
-    def _settle_children(self, parent: Task):
+    def _unblock_children(self, parent: Task):
         for child in self._children.get(parent.id, ()):
             self._parents[child] &= {parent.id}
-        super()._settle_children(parent)
+        super()._unblock_children(parent)
 
 
 @caught_by("a_failed_parent_dooms_its_children")
 class NeverTellsTheChildren(MemoryStore):
     """Leaves the children of a failed parent blocked for ever."""
 
-    def _settle_children(self, parent: Task):
+    def _unblock_children(self, parent: Task):
         if parent.status == Status.COMPLETED:
-            super()._settle_children(parent)
+            super()._unblock_children(parent)
 
 
 @caught_by("a_revived_child_waits_for_its_parents_again")
 class RevivesAtOnce(MemoryStore):
     """Lets a child that comes back from its end run before its parents have."""
 
-    def _place_anew(self, task: Task):
+    def _block_again(self, task: Task):
         pass
 
 
@@ -177,7 +177,7 @@ class RevivesAtOnce(MemoryStore):
 class KeepsTheKey(MemoryStore):
     """Gives the key to no successor."""
 
-    def _cedes(self, task_id: str, successors):
+    def _cedes_key(self, task_id: str, successors):
         return False
 
 
@@ -206,9 +206,9 @@ class CountsWrong(MemoryStore):
 class IgnoresKeys(MemoryStore):
     """Stores a second task of the same key."""
 
-    def _enrol(self, task: Task):
+    def _reserve_id(self, task: Task):
         self._keys.pop(task.key, None)
-        return super()._enrol(task)
+        return super()._reserve_id(task)
 
 
 @caught_by("a_paused_lane_is_not_served")
@@ -343,8 +343,8 @@ class PurgesParents(MemoryStore):
 class KeepsOnlyWhatWasWaitedFor(MemoryStore):
     """Does not note that a new task needs a parent that has ended already."""
 
-    def _hold_parents(self, task: Task):
-        super()._hold_parents(task)
+    def _link_parents(self, task: Task):
+        super()._link_parents(task)
         for parent in task.after:
             if parent not in self._parents.get(task.id, ()) and task.version == 1:
                 self._children[parent].discard(task.id)
@@ -363,17 +363,17 @@ class StopsAtWhatItKeeps(MemoryStore):
 class KeepsForTheCancelled(MemoryStore):
     """Lets the parents of a child go when it has completed, and never else."""
 
-    def _let_parents_go(self, task: Task):
+    def _unlink_parents(self, task: Task):
         if task.status == Status.COMPLETED:
-            super()._let_parents_go(task)
+            super()._unlink_parents(task)
 
 
 @caught_by("a_revived_child_needs_its_parents_again")
 class ForgetsTheParentsOfTheRevived(MemoryStore):
     """Does not note that a task needs its parents again when it comes back from its end."""
 
-    def _place_anew(self, task: Task):
-        super()._place_anew(task)
+    def _block_again(self, task: Task):
+        super()._block_again(task)
         for parent in task.after:
             self._children[parent].discard(task.id)
 
@@ -382,8 +382,8 @@ class ForgetsTheParentsOfTheRevived(MemoryStore):
 class DoomsTheBlockedOnly(MemoryStore):
     """Deletes an ended parent without a word to the children that are ready."""
 
-    def _orphan_children(self, parent: Task):
-        self._settle_children(replace(parent, status=Status.CANCELLED))
+    def _detach_children(self, parent: Task):
+        self._unblock_children(replace(parent, status=Status.CANCELLED))
 
 
 @caught_by("deleting_the_parent_of_a_running_child_dooms_its_next_attempt")
@@ -415,11 +415,11 @@ class ForgetsTheOldest(MemoryStore):
 
 @caught_by("wait_hears_of_an_add")
 class Sleeps(MemoryStore):
-    """Adds without waking anybody."""
+    """Adds without waking the waiting nodes."""
 
     def add(self, tasks: Sequence[Task]):
         ids = super().add(tasks)
-        self._bell.wait(0)
+        self._wakeup.wait(0)
         return ids
 
 

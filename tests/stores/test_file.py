@@ -626,8 +626,8 @@ def test_a_process_that_only_looks_does_not_pile_up_what_has_gone_stale(tmp_path
         busy.update([(succeed(t, None, NOW), ()) for t in busy.claim("w", 200, 30, NOW, {"a"})])
         busy.purge(NOW + 1, {"completed"})
         watching.stats()
-    room = watching._directory._replica._room
-    assert len(room._expiring) + len(room._later) < 3000
+    queue = watching._directory._replica._ready_queue
+    assert len(queue._expiring) + len(queue._later) < 3000
     busy.close()
     watching.close()
 

@@ -102,8 +102,8 @@ class AddsLater(MemoryStore):
 
 @breaks("children_wait_for_their_parents")
 class ForgetsDependencies(MemoryStore):
-    def _placed(self, task):
-        return replace(super()._placed(replace(task, after=())), after=task.after)
+    def _with_first_status(self, task):
+        return replace(super()._with_first_status(replace(task, after=())), after=task.after)
 
 
 @breaks("no_violation_was_seen")

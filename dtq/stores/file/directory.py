@@ -171,7 +171,7 @@ class Directory:
                 change = salvaged(body)
             replica.apply(change, number)
         self._task_files.keep_damaged(damaged)
-        replica.settle_orphans()
+        replica.unblock_orphans()
         self._replica = replica
         return replica
 

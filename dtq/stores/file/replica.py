@@ -61,17 +61,17 @@ class Replica(Index):
         self._recording.touched[task.id] = None
         super()._forget(task)
 
-    def _settle_children(self, parent: Task) -> None:
+    def _unblock_children(self, parent: Task) -> None:
         self._recording.freed |= self._children.get(parent.id, set())
-        super()._settle_children(parent)
+        super()._unblock_children(parent)
 
-    def _orphan_children(self, parent: Task) -> None:
+    def _detach_children(self, parent: Task) -> None:
         self._recording.freed |= self._children.get(parent.id, set())
-        super()._orphan_children(parent)
+        super()._detach_children(parent)
 
-    def _place_anew(self, task: Task) -> None:
+    def _block_again(self, task: Task) -> None:
         self._recording.rewritten.add(task.id)
-        super()._place_anew(task)
+        super()._block_again(task)
 
     def _give_up_key(self, task: Task) -> None:
         self._recording.rewritten.add(task.id)
@@ -139,10 +139,10 @@ class Replica(Index):
 
     def _rebuild_ready_queue(self) -> None:
         """Drop stale entries, which only `claim` would remove: a process that never claims would keep them all."""
-        self._room, self._entered = self._new_room(), 0
+        self._ready_queue, self._entered = self._new_queue(), 0
         for task_id, number in self._seq.items():
             if self._tasks[task_id].status in WAITING:
-                self._room.enter(self._tasks[task_id], number)
+                self._ready_queue.enter(self._tasks[task_id], number)
 
     # --- apply: a Change that was read from a journal
 
@@ -200,13 +200,13 @@ class Replica(Index):
             self._recording.freed.add(child_id)
             self._parents[child_id].discard(parent_id)
 
-    def settle_orphans(self) -> None:
+    def unblock_orphans(self) -> None:
         """Unblock or doom the tasks that wait for a parent that will never end: it has ended already, or its file was
         damaged, which counts as a deletion."""
         for parent_id in list(self._children):
             parent = self._tasks.get(parent_id) or Task(type="lost", id=parent_id, status=Status.CANCELLED)
             if parent.is_terminal:
-                self._settle_children(parent)
+                self._unblock_children(parent)
         for task in [task for task in self._tasks.values() if task.status == Status.BLOCKED and not task.doom]:
             if not self._parents.get(task.id):
                 self._put(replace(task, status=Status.PENDING, version=task.version + 1))

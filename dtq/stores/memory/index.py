@@ -1,18 +1,17 @@
-"""Index: the rules of a store, kept by a handful of dictionaries and heaps. For one thread; who uses it from several
-takes a lock (MemoryStore), and who wants it to last writes down what changes (FileStore).
+"""Index: the rules of a store, in a handful of dictionaries and heaps, for one thread.
 
-It is the executable specification: what it does, every store must do. Read it to learn the rules; where another store
-differs, that one is wrong (a hypothesis state machine runs each of them against it).
+MemoryStore adds a lock for several threads; FileStore writes its changes to files. Index is the executable
+specification: read it to learn the rules. A store that differs is wrong (a hypothesis state machine compares them).
 
-    tasks by id  --> everything that is known of them
-    ReadyQueue  --> what may be claimed, and when                 (room.py)
-    Turns        --> limits, shares, counters: whose turn it is    (turns.py)
-    keys, parents, nodes: a dictionary each
+    _tasks         every task, by id
+    ReadyQueue     which tasks may be claimed, and when                       ready.py
+    Turns          limits, shares and counters: which lane is served next     turns.py
+    Dependencies   which tasks wait for which                                 dependencies.py
+    _keys, _nodes  the ids that hold a key; the nodes
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from heapq import nsmallest
 from itertools import islice
@@ -22,34 +21,35 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
 from dtq.policy.limits import Kind
+from dtq.stores.memory.dependencies import Dependencies
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.stores.memory.turns import Turns
-from dtq.stores.protocol import Node, Outcome, Stats, doom_from, parents_of, sum_counts
-from dtq.task.model import PROCESSING, STATE, WAITING, Status, Task
+from dtq.stores.protocol import Node, Outcome, Stats, parents_of, sum_counts
+from dtq.task.model import PROCESSING, STATE, WAITING, Task
 from dtq.task.transitions import brief_of
 
 _state = attrgetter(*STATE)
+TASKS_PER_PURGE = 1000
 
 
-class Index(Turns):
-    """The methods of dtq.stores.protocol.Store, except those that wait for others or let go."""
+class Index(Dependencies, Turns):
+    """The methods of dtq.stores.protocol.Store, except those that wait or close."""
 
     def __init__(self) -> None:
         super().__init__()
         self._tasks: dict[str, Task] = {}
         self._seq: dict[str, int] = {}  # order of insertion
-        self._number = 0  # of the one that came last
+        self._number = 0  # of the newest task
         self._deleted = 0  # the highest version that any deleted task had
-        self._parents: dict[str, set[str]] = {}  # of a blocked task: those it still waits for
         self._nodes: dict[str, Node] = {}
         self._derive()
 
     def _derive(self) -> None:
-        """Build what follows from the tasks, their numbers and the parents they wait for."""
+        """Build everything that follows from the tasks, their numbers and the parents they wait for."""
         self._id = {number: task_id for task_id, number in self._seq.items()}
         self._keys: dict[str, str] = {}
-        self._children: dict[str, set[str]] = defaultdict(set)  # of a parent: the unfinished tasks that name it
-        self._room = self._new_room()
+        self._forget_children()
+        self._ready_queue = self._new_queue()
         self._processing: dict[str, None] = {}
         self._begin_to_count()
         for _, task_id in sorted(self._id.items()):
@@ -57,12 +57,12 @@ class Index(Turns):
             if task.key is not None:
                 self._keys[task.key] = task_id
             if task.after:
-                self._hold_parents(task)
+                self._link_parents(task)
             self._count(task, 1)
             self._enter(task)
-        self._place_lanes(self._room)
+        self._place_lanes(self._ready_queue)
 
-    def _new_room(self) -> ReadyQueue:
+    def _new_queue(self) -> ReadyQueue:
         return ReadyQueue(lambda number: self._tasks.get(self._id.get(number, "")))
 
     # --- add
@@ -70,16 +70,16 @@ class Index(Turns):
     def add(self, tasks: Sequence[Task]) -> list[str]:
         self._require_parents(tasks)
         ids = self._add(tasks)
-        self._place_lanes(self._room)
+        self._place_lanes(self._ready_queue)
         return ids
 
     def _add(self, tasks: Sequence[Task]) -> list[str]:
-        ids = [self._enrol(task) for task in tasks]
+        ids = [self._reserve_id(task) for task in tasks]
         stands_for = dict(zip((task.id for task in tasks), ids, strict=True))
         for task, task_id in zip(tasks, ids, strict=True):
             if task.id == task_id and task_id not in self._tasks:
                 new = replace(task, after=parents_of(task, stands_for), version=self._deleted + 1)
-                self._put(self._placed(new))
+                self._put(self._with_first_status(new))
         return ids
 
     def _require_parents(self, tasks: Sequence[Task], ceded: Collection[str | None] = ()) -> None:
@@ -92,8 +92,8 @@ class Index(Turns):
             )
 
     def _without_taken(self, tasks: Sequence[Task], ceded: Collection[str | None]) -> list[Task]:
-        """Those whose id and key are free, also among themselves: the ones that will be stored. Who has one of the
-        `ceded` keys lets it go."""
+        """Return the tasks that will be stored: their id and key are free, also among themselves. The present holders
+        of the `ceded` keys are about to give them up."""
         free, ids, keys = [], set[str](), set[str | None]()
         for task in tasks:
             if (
@@ -107,8 +107,8 @@ class Index(Turns):
                 keys.update([task.key] if task.key else [])
         return free
 
-    def _enrol(self, task: Task) -> str:
-        """The id that stands for the task from now on: its own, or that of the one that has its id or its key."""
+    def _reserve_id(self, task: Task) -> str:
+        """Return the id that stands for the task: its own, or the id of the task that already has its id or key."""
         if task.id in self._seq:
             return task.id
         if task.key is not None and task.key in self._keys:
@@ -123,19 +123,10 @@ class Index(Turns):
         if task.key is not None:
             self._keys[task.key] = task.id
 
-    def _placed(self, task: Task) -> Task:
-        """The task as it begins: blocked by its unfinished parents, or doomed by those that failed."""
-        ended = [parent for parent in self._stored(task.after) if parent.is_terminal]
-        self._parents[task.id] = set(task.after) - {parent.id for parent in ended}
-        for parent in ended:
-            if doom := doom_from(parent.id, parent.status, task.on_parent_failure == "fail"):
-                return replace(task, status=Status.BLOCKED, doom=doom)
-        return replace(task, status=Status.BLOCKED if self._parents[task.id] else Status.PENDING)
-
     # --- one task changes
 
     def _put(self, task: Task) -> None:
-        """Stores the task and enters it wherever it may now be looked for."""
+        """Store the task, and update the counters, its parents and the ready queue."""
         old = self._tasks.get(task.id)
         if old is not None:
             self._count(old, -1)
@@ -143,72 +134,23 @@ class Index(Turns):
         self._count(task, 1)
         self._set(task)
         if task.after:
-            self._hold_parents(task)
+            self._link_parents(task)
         self._enter(task)
 
     def _enter(self, task: Task) -> None:
         if task.status in WAITING:
-            self._room.enter(task, self._seq[task.id])
+            self._ready_queue.enter(task, self._seq[task.id])
         elif task.status == PROCESSING:
             self._processing[task.id] = None
 
     def _leave(self, task: Task) -> None:
         if task.status in WAITING:
-            self._room.leave(task)
+            self._ready_queue.leave(task)
         elif task.status == PROCESSING:
             self._processing.pop(task.id, None)
 
     def _set(self, task: Task) -> None:
         self._tasks[task.id] = task
-
-    def _hold_parents(self, task: Task) -> None:
-        """Note with each of its parents that this task needs it, until the task has ended."""
-        if task.is_terminal:
-            self._let_parents_go(task)
-        else:
-            for parent_id in task.after:
-                self._children[parent_id].add(task.id)
-
-    def _let_parents_go(self, task: Task) -> None:
-        self._parents.pop(task.id, None)
-        for parent_id in task.after:
-            if children := self._children.get(parent_id):
-                children.discard(task.id)
-                if not children:
-                    del self._children[parent_id]
-
-    def _children_of(self, parent: Task) -> list[Task]:
-        """Return the unfinished tasks that name this one, oldest first."""
-        return [self._tasks[id] for id in sorted(self._children.get(parent.id, ()), key=self._seq.__getitem__)]
-
-    def _settle_children(self, parent: Task) -> None:
-        """A parent has come to its end: the children that wait for it are unblocked or doomed."""
-        if not parent.is_terminal:
-            return
-        for child in self._children_of(parent):
-            if parent.id in self._parents[child.id]:
-                self._parents[child.id].discard(parent.id)
-                if child.status == Status.BLOCKED and not child.doom:
-                    self._settle_child(child, doom_from(parent.id, parent.status, child.on_parent_failure == "fail"))
-
-    def _settle_child(self, child: Task, doom: str | None) -> None:
-        if doom:
-            self._put(replace(child, doom=doom, version=child.version + 1))
-        elif child.status == Status.BLOCKED and not self._parents[child.id]:
-            self._put(replace(child, status=Status.PENDING, version=child.version + 1))
-
-    def _orphan_children(self, parent: Task) -> None:
-        """A parent is deleted: a child that waits for anything is as if it had been cancelled. One that runs goes on,
-        in its version, but will not run again."""
-        for child in self._children_of(parent):
-            self._parents[child.id].discard(parent.id)
-            doom = doom_from(parent.id, Status.CANCELLED, child.on_parent_failure == "fail")
-            if child.doom:
-                continue
-            if child.status != PROCESSING:
-                self._settle_child(child, doom)
-            elif doom:
-                self._set(replace(child, doom=doom))
 
     # --- claim
 
@@ -216,23 +158,23 @@ class Index(Turns):
         self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
         min_priority: int | None = None,
     ) -> list[Task]:  # fmt: skip
-        self._room.move_due(now)
+        self._ready_queue.move_due(now)
         self._doom_expired(now)
-        doomed = self._room.doomed(types, queues, n)
-        self._place_lanes(self._room)
-        self._let_in(now, n)
+        doomed = self._ready_queue.doomed(types, queues, n)
+        self._place_lanes(self._ready_queue)
+        self._open_lanes(now, n)
         kinds = [kind for kind in self._order.kinds() if kind[1] in types and (not queues or kind[0] in queues)]
         ready = self._pick(kinds, n - len(doomed), now, min_priority)
         taken = [self._take(task, worker, lease, now) for task in doomed + ready]
-        self._place_lanes(self._room)
+        self._place_lanes(self._ready_queue)
         return taken
 
     def _doom_expired(self, now: float) -> None:
-        for task in self._room.expired(now):
+        for task in self._ready_queue.expired(now):
             self._put(replace(task, doom="expired"))
 
     def _pick(self, kinds: Iterable[Kind], n: int, now: float, min_priority: int | None) -> list[Task]:
-        picked = self._choose(self._room, kinds, n, now, min_priority)
+        picked = self._choose(self._ready_queue, kinds, n, now, min_priority)
         return [self._tasks[self._id[head[2]]] for _, head in picked.heads]
 
     def _take(self, task: Task, worker: str, lease: float, now: float) -> Task:
@@ -248,22 +190,22 @@ class Index(Turns):
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         accepted = self._current(outcomes)
         planted = [task for _, successors in accepted.values() for task in successors]
-        ceding = [id for id, (_, successors) in accepted.items() if self._cedes(id, successors)]
+        ceding = [id for id, (_, successors) in accepted.items() if self._cedes_key(id, successors)]
         self._require_parents(planted, {self._tasks[id].key for id in ceding})
         revived = [task.id for task, _ in accepted.values() if self._advance(task)]
         for task_id in revived:
-            self._place_anew(self._tasks[task_id])
+            self._block_again(self._tasks[task_id])
         for task_id in ceding:
             self._give_up_key(self._tasks[task_id])
         self._add(planted)
         for task_id in accepted:
             if task_id in self._children:
-                self._settle_children(self._tasks[task_id])
-        self._place_lanes(self._room)
+                self._unblock_children(self._tasks[task_id])
+        self._place_lanes(self._ready_queue)
         return set(accepted)
 
     def _current(self, outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
-        """By id, those that know the stored version: of two that know the same, the first."""
+        """Return by id the outcomes that match the stored version; the first, if two match."""
         current: dict[str, Outcome] = {}
         for outcome in outcomes:
             stored = self._tasks.get(outcome[0].id)
@@ -280,13 +222,8 @@ class Index(Turns):
         self._put(replace(stored, version=stored.version + 1, **state))
         return stored.is_terminal and task.status in WAITING
 
-    def _place_anew(self, task: Task) -> None:
-        """Blocks or dooms the task by those of its parents that are still there."""
-        there = tuple(parent for parent in task.after if parent in self._tasks)
-        self._put(replace(self._placed(replace(task, after=there)), after=task.after))
-
-    def _cedes(self, task_id: str, successors: Iterable[Task]) -> bool:
-        """Whether a new one of these successors takes over the key of the task that plants them."""
+    def _cedes_key(self, task_id: str, successors: Iterable[Task]) -> bool:
+        """Return True if a new task among these successors takes over the key of the task that adds them."""
         key = self._tasks[task_id].key
         return key is not None and any(s.key == key and s.id not in self._tasks for s in successors)
 
@@ -312,7 +249,7 @@ class Index(Turns):
         return True
 
     def reap(self, worker: str, n: int, lease: float, now: float, dead: Collection[str] = ()) -> list[Task]:
-        """`dead` are nodes that are known to be so: their tasks need not wait for the end of their leases."""
+        """Take over expired tasks, and those of the `dead` nodes without waiting for their leases to end."""
         held = map(self._tasks.__getitem__, self._processing)
         lost = (task for task in held if (task.lease_until or 0) <= now or task.worker in dead)
         return [self._take_over(task, worker, lease, now) for task in list(islice(lost, n))]
@@ -327,9 +264,6 @@ class Index(Turns):
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
         found = self._stored(ids)
         return list(map(brief_of, found)) if brief else found
-
-    def _stored(self, ids: Iterable[str]) -> list[Task]:
-        return [self._tasks[task_id] for task_id in ids if task_id in self._tasks]
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
@@ -349,11 +283,13 @@ class Index(Turns):
 
     def stats(self) -> Stats:
         rows = ((queue, type, str(status), n) for (queue, type, status), n in self._counts.items())
-        return Stats(*sum_counts(rows), self._room.oldest(), list(self._nodes.values()), list(self._limits.values()))
+        return Stats(
+            *sum_counts(rows), self._ready_queue.oldest(), list(self._nodes.values()), list(self._limits.values())
+        )
 
     def next_due(self, now: float) -> float | None:
-        expiry = self._room.next_expiry()
-        times = [self._room.next_due(), expiry if expiry and expiry > now else None]
+        expiry = self._ready_queue.next_expiry()
+        times = [self._ready_queue.next_due(), expiry if expiry and expiry > now else None]
         times += self._openings(now)
         return min((time for time in times if time is not None), default=None)
 
@@ -366,16 +302,16 @@ class Index(Turns):
         gone = [task for task in self._stored(dict.fromkeys(ids)) if task.status != PROCESSING]
         self._deleted = max([self._deleted, *(task.version for task in gone)])
         for task in gone:
-            self._delete(self._tasks[task.id])  # looked up anew: it may be the child of one before it
-        self._place_lanes(self._room)
+            self._delete(self._tasks[task.id])  # look it up again: it may be a child of one deleted before
+        self._place_lanes(self._ready_queue)
         return len(gone)
 
     def _delete(self, task: Task) -> None:
-        self._orphan_children(task)
+        self._detach_children(task)
         self._forget(task)
 
     def _forget(self, task: Task) -> None:
-        self._let_parents_go(task)
+        self._unlink_parents(task)
         self._count(task, -1)
         self._leave(task)
         del self._tasks[task.id], self._id[self._seq.pop(task.id)]
@@ -388,4 +324,4 @@ class Index(Turns):
             for t in self._tasks.values()
             if t.status in statuses and t.is_terminal and (t.finished_at or 0) < before and not self._children.get(t.id)
         )
-        return self._remove(list(islice(old, 1000)))
+        return self._remove(list(islice(old, TASKS_PER_PURGE)))

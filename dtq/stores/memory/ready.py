@@ -1,11 +1,11 @@
-"""ReadyQueue: where MemoryStore looks for what may be claimed. Heaps of entries, each with the number of a task.
+"""ReadyQueue: the tasks of an Index that wait, in heaps of entries with the number of a task.
 
-    enter --> later, by time ----move_due----> ready, a heap for each lane --first, behind--> the next tasks
-          --> (what is due when it is added) ->
+    enter --> later, by time -----move_due---> ready, a heap for each lane --first, behind--> the next tasks
+          --> (already due when added) ------>
           --> expiring, by time --expired----> doomed, by queue and type ------doomed-------> tasks to be ended
 
-Heaps are never searched: an entry whose task has moved on meanwhile is stale, and is dropped when it comes up.
-`touched` holds the lanes whose first task may be another one now.
+A heap is never searched: an entry whose task has changed since is stale, and is dropped when it comes up. `touched`
+holds the lanes whose first task may have changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DUE = (Status.PENDING, Status.RETRYING)
 
 
 class ReadyQueue:
-    """`task_of` gives the task of a number as it is stored now, or None."""
+    """Holds the waiting tasks. `task_of` returns the stored task of a number, or None."""
 
     def __init__(self, task_of: Callable[[int], Task | None]) -> None:
         self._task_of = task_of
@@ -38,7 +38,7 @@ class ReadyQueue:
     def enter(self, task: Task, number: int) -> None:
         if task.doom:
             self._doomed[task.queue, task.type][task.id] = number
-        elif task.status in DUE and task.run_at <= task.created_at:  # at once: the clock may be set back before a claim
+        elif task.status in DUE and task.run_at <= task.created_at:  # now: the clock may be set back before a claim
             self._be_ready(task, number)
         elif task.status in DUE:
             heappush(self._later, (task.run_at, number))
@@ -46,7 +46,7 @@ class ReadyQueue:
             heappush(self._expiring, (task.expires, number))
 
     def leave(self, task: Task) -> None:
-        """The task is no longer to be claimed, if it was; from the heaps it goes when it comes up."""
+        """Stop offering the task. Its entries stay in the heaps, stale."""
         if task.doom:
             self._doomed[task.queue, task.type].pop(task.id, None)
         self.touched[task.lane] = None
@@ -64,7 +64,7 @@ class ReadyQueue:
         heappush(self._oldest, (task.run_at, number))
 
     def expired(self, now: float) -> Iterator[Task]:
-        """Takes out the tasks that wait and have expired."""
+        """Remove and yield the waiting tasks that have expired."""
         while self._expiring and self._expiring[0][0] <= now:
             expires, number = heappop(self._expiring)
             task = self._task_of(number)
@@ -72,7 +72,7 @@ class ReadyQueue:
                 yield task
 
     def doomed(self, types: Collection[str], queues: Collection[str], n: int) -> list[Task]:
-        """Return up to n of the doomed tasks of these types, of these queues (all, if none is named)."""
+        """Return up to n doomed tasks of these types and queues (any queue if `queues` is empty)."""
         of_kinds = [found for (queue, type), found in self._doomed.items() if type in types]
         if queues:
             of_kinds = [found for (queue, type), found in self._doomed.items() if type in types and queue in queues]
@@ -83,7 +83,7 @@ class ReadyQueue:
         return list(self._ready)
 
     def first(self, lane: Lane) -> Head | None:
-        """Return the best ready task of this lane; a lane without one is forgotten."""
+        """Return the best ready task of this lane. Drop a lane that has none."""
         ready = self._ready.get(lane, [])
         while ready and not self._is_ready(ready[0]):
             heappop(ready)
@@ -108,12 +108,12 @@ class ReadyQueue:
         return task is not None and task.priority == -head[0]
 
     def oldest(self) -> float | None:
-        """The earliest due time of all that waits for nothing but its time or a worker."""
+        """Return the earliest due time of all pending and retrying tasks."""
         self._drop_stale(self._oldest)
         return min((time for time in (self._first(self._oldest), self.next_due()) if time is not None), default=None)
 
     def next_due(self) -> float | None:
-        """When the next task that is not due yet will be."""
+        """Return the time at which the next scheduled task becomes due."""
         self._drop_stale(self._later)
         return self._first(self._later)
 
@@ -128,6 +128,6 @@ class ReadyQueue:
             heappop(heap)
 
     def _due(self, run_at: float, number: int) -> Task | None:
-        """The task of an entry that is not stale: it waits, for nothing but its time or a worker, since that time."""
+        """Return the task of an entry, or None if the entry is stale."""
         task = self._task_of(number)
         return task if task and task.status in DUE and not task.doom and task.run_at == run_at else None

@@ -1,37 +1,86 @@
-"""MemoryStore: the store that lives in one process, and forgets all with it. Its rules are those of Index.
+"""MemoryStore: a store within one process, gone when the process ends. Its rules are those of Index.
 
-Each method is one step: it happens whole or not at all, also where an interrupt (Ctrl-C, a notebook's Stop) comes
-between. A step notes what it is about to change. One that was interrupted is taken back: at once, or by the next step.
+Each method is one step: it happens completely or not at all, even if an interrupt (Ctrl-C, a notebook's Stop) comes in
+the middle. A step keeps the old value of everything that it changes. If it is interrupted, the old values are restored
+at once or by the next step.
 
-    step:  note the old value --> change --> note ... --> whole
-                    |  interrupt
-                    '---------> put the old values back --> derive what follows from them --> whole
+    step:  keep the old value --> change --> keep ... --> whole
+                     |  interrupt
+                     '---------> restore the old values --> derive everything else from them --> whole
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.policy.limits import Selector
 from dtq.stores.memory.index import Index
-from dtq.stores.protocol import Node, Outcome, Stats
 from dtq.sync.forks import Forkable
 from dtq.sync.wakeup import Wakeup
 from dtq.task.model import Task
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Facts = tuple[Task | None, int, Collection[str]]  # a task as it is stored, its number, the parents that it waits for
 NEW: Facts = (None, 0, ())
 
 
-class Elsewhere:
-    """What a child made by os.fork has in place of the lock and the bell: whatever is done with it raises StoreError.
-    To close it does nothing."""
+def reading(method: Callable[P, T]) -> Callable[P, T]:
+    """Run a method of Index under the lock."""
+
+    @wraps(method)
+    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
+        store: Any = args[0]
+        with store._lock:
+            store._restore()
+            return method(*args, **kwargs)
+
+    return locked
+
+
+def changing(method: Callable[P, T]) -> Callable[P, T]:
+    """Run a method of Index under the lock, as one step."""
+
+    @wraps(method)
+    def step(*args: P.args, **kwargs: P.kwargs) -> T:
+        store: Any = args[0]
+        with store._lock:
+            store._begin_step()
+            try:
+                value = method(*args, **kwargs)
+                store._is_whole = True
+                return value
+            except InvalidTask:  # raised before anything was changed
+                store._is_whole = True
+                raise
+            except BaseException:
+                store._restore()
+                raise
+
+    return step
+
+
+def waking(method: Callable[P, T]) -> Callable[P, T]:
+    """Run a method of Index as one step, then wake the threads that wait for a change."""
+    step = changing(method)
+
+    @wraps(method)
+    def step_and_wake(*args: P.args, **kwargs: P.kwargs) -> T:
+        store: Any = args[0]
+        value = step(*args, **kwargs)
+        store._wakeup.wake()
+        return value
+
+    return step_and_wake
+
+
+class Unusable:
+    """Replaces the lock and the wake-up in a forked child: any use raises StoreError, and closing does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         raise StoreError(
@@ -50,159 +99,28 @@ class Elsewhere:
 
 
 class MemoryStore(Index, Forkable):
-    """Keeps the protocol of dtq.stores within one process; one lock makes each method one step."""
+    """Keeps all tasks within one process. Several threads may use it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock: threading.RLock | Elsewhere = threading.RLock()
-        self._wakeup: Wakeup | Elsewhere = Wakeup()
+        self._lock: threading.RLock | Unusable = threading.RLock()
+        self._wakeup: Wakeup | Unusable = Wakeup()
         self.follow_forks()
-        self._is_whole = True  # False during a step, and behind one that was interrupted and not taken back yet
-        self._before: dict[str, Facts] = {}  # of the tasks that the step has changed
+        self._is_whole = True  # False during a step, and after an interrupted one until it is taken back
+        self._before: dict[str, Facts] = {}  # the tasks that the step has changed, as they were
 
-    # --- steps
-
-    def _change(self, work: Callable[[], T]) -> T:
-        """Do a step, and wake those who wait."""
-        value = self._step(work)
-        self._wakeup.wake()
-        return value
-
-    def _step(self, work: Callable[[], T]) -> T:
-        with self._lock:
-            self._mend()
-            self._note_policy()
-            self._is_whole = False
-            try:
-                value = work()
-                self._is_whole = True
-                return value
-            except InvalidTask:  # raised before anything was changed
-                self._is_whole = True
-                raise
-            except BaseException:
-                self._mend()
-                raise
-
-    def _note_policy(self) -> None:
-        """Note all but the tasks: there is little of it."""
-        self._before = {}
-        self._numbers = (self._number, self._deleted)
-        self._policy = (dict(self._limits), dict(self._next_at), dict(self._nodes))
-        self._buckets: list[tuple[Selector, str, float]] = []  # those that the step has used, and how full they were
-        share = self._share
-        self._served = share.now, share.ahead, len(share.ahead)
-
-    def _mend(self) -> None:
-        """Take back a step that was interrupted. Harmless when it is interrupted itself: the next one begins anew."""
-        if self._is_whole:
-            return
-        for task_id, (task, number, parents) in self._before.items():
-            if task is None:
-                self._tasks.pop(task_id, None)
-                self._seq.pop(task_id, None)
-                self._parents.pop(task_id, None)
-            else:
-                self._tasks[task_id], self._seq[task_id], self._parents[task_id] = task, number, set(parents)
-        self._number, self._deleted = self._numbers
-        self._mend_policy()
-        self._derive()
-        self._is_whole = True
-
-    def _mend_policy(self) -> None:
-        limits, next_at, nodes = self._policy
-        self._limits, self._next_at, self._nodes = dict(limits), defaultdict(OrderedDict, next_at), dict(nodes)
-        for selector, bucket, at in reversed(self._buckets):
-            self._next_at[selector][bucket] = at
-        self._share.now, self._share.ahead, n = self._served
-        while len(self._share.ahead) > n:  # a step only adds to it, or begins another
-            self._share.ahead.popitem()
-
-    # --- what a step notes
-
-    def _note(self, task_id: str) -> None:
-        if task_id not in self._before:
-            parents = self._parents.get(task_id) or ()
-            self._before[task_id] = self._tasks.get(task_id), self._seq.get(task_id, 0), parents and set(parents)
-
-    def _register(self, task: Task, number: int) -> None:
-        self._before.setdefault(task.id, NEW)
-        super()._register(task, number)
-
-    def _set(self, task: Task) -> None:
-        if task.id not in self._before:
-            self._note(task.id)
-        self._tasks[task.id] = task
-
-    def _settle_children(self, parent: Task) -> None:
-        for child_id in self._children.get(parent.id, ()):
-            self._note(child_id)
-        super()._settle_children(parent)
-
-    def _orphan_children(self, parent: Task) -> None:
-        for child_id in self._children.get(parent.id, ()):
-            self._note(child_id)
-        super()._orphan_children(parent)
-
-    def _use(self, selector: Selector, used: Mapping[str, float], now: float) -> None:
-        buckets = self._next_at[selector]
-        self._buckets += [(selector, bucket, buckets.get(bucket, 0.0)) for bucket in used]
-        super()._use(selector, used, now)
-
-    def _forget(self, task: Task) -> None:
-        self._note(task.id)
-        super()._forget(task)
-
-    # --- the protocol
-
-    def add(self, tasks: Sequence[Task]) -> list[str]:
-        return self._change(partial(super().add, tasks))
-
-    def claim(
-        self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
-        min_priority: int | None = None,
-    ) -> list[Task]:  # fmt: skip
-        return self._step(partial(super().claim, worker, n, lease, now, types, queues, min_priority))
-
-    def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        return self._change(partial(super().update, outcomes))
-
-    def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
-        return self._step(partial(super().heartbeat, node, held, lease, now))
-
-    def reap(self, worker: str, n: int, lease: float, now: float, dead: Collection[str] = ()) -> list[Task]:
-        return self._step(partial(super().reap, worker, n, lease, now, dead))
-
-    def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
-        with self._lock:
-            self._mend()
-            return super().get(ids, brief=brief)
-
-    def find(self, **wanted: Any) -> list[Task]:
-        with self._lock:
-            self._mend()
-            return super().find(**wanted)
-
-    def stats(self) -> Stats:
-        with self._lock:
-            self._mend()
-            return super().stats()
-
-    def next_due(self, now: float) -> float | None:
-        with self._lock:
-            self._mend()
-            return super().next_due(now)
-
-    def set_lane(
-        self, queue: str | None = None, type: str | None = None, key: str | None = None, **changes: Any
-    ) -> None:
-        self._change(partial(super().set_lane, queue, type, key, **changes))
-
-    def delete(self, ids: Iterable[str]) -> int:
-        return self._change(partial(super().delete, ids))
-
-    def purge(self, before: float, statuses: Collection[str]) -> int:
-        return self._change(partial(super().purge, before, statuses))
+    add = waking(Index.add)
+    claim = changing(Index.claim)
+    update = waking(Index.update)
+    heartbeat = changing(Index.heartbeat)
+    reap = changing(Index.reap)
+    get = reading(Index.get)
+    find = reading(Index.find)
+    stats = reading(Index.stats)
+    next_due = reading(Index.next_due)
+    set_lane = waking(Index.set_lane)
+    delete = waking(Index.delete)
+    purge = waking(Index.purge)
 
     def fileno(self) -> int:
         return self._wakeup.fileno()
@@ -216,4 +134,77 @@ class MemoryStore(Index, Forkable):
 
     def in_child(self) -> None:
         self._wakeup.close()
-        self._lock = self._wakeup = Elsewhere()
+        self._lock = self._wakeup = Unusable()
+
+    # --- steps
+
+    def _begin_step(self) -> None:
+        """Keep everything except the tasks: there is little of it."""
+        self._restore()
+        self._before = {}
+        self._numbers = (self._number, self._deleted)
+        self._policy = (dict(self._limits), dict(self._next_at), dict(self._nodes))
+        self._buckets: list[tuple[Selector, str, float]] = []  # the buckets that the step has used, as they were
+        share = self._share
+        self._served = share.now, share.ahead, len(share.ahead)
+        self._is_whole = False
+
+    def _restore(self) -> None:
+        """Take back a step that was interrupted. If this is interrupted too, the next step begins it again."""
+        if self._is_whole:
+            return
+        for task_id, (task, number, parents) in self._before.items():
+            if task is None:
+                self._tasks.pop(task_id, None)
+                self._seq.pop(task_id, None)
+                self._parents.pop(task_id, None)
+            else:
+                self._tasks[task_id], self._seq[task_id], self._parents[task_id] = task, number, set(parents)
+        self._number, self._deleted = self._numbers
+        self._restore_policy()
+        self._derive()
+        self._is_whole = True
+
+    def _restore_policy(self) -> None:
+        limits, next_at, nodes = self._policy
+        self._limits, self._next_at, self._nodes = dict(limits), defaultdict(OrderedDict, next_at), dict(nodes)
+        for selector, bucket, at in reversed(self._buckets):
+            self._next_at[selector][bucket] = at
+        self._share.now, self._share.ahead, n = self._served
+        while len(self._share.ahead) > n:  # a step only adds to it, or replaces it
+            self._share.ahead.popitem()
+
+    # --- what a step keeps
+
+    def _keep_old(self, task_id: str) -> None:
+        if task_id not in self._before:
+            parents = self._parents.get(task_id) or ()
+            self._before[task_id] = self._tasks.get(task_id), self._seq.get(task_id, 0), parents and set(parents)
+
+    def _register(self, task: Task, number: int) -> None:
+        self._before.setdefault(task.id, NEW)
+        super()._register(task, number)
+
+    def _set(self, task: Task) -> None:
+        if task.id not in self._before:
+            self._keep_old(task.id)
+        self._tasks[task.id] = task
+
+    def _unblock_children(self, parent: Task) -> None:
+        for child_id in self._children.get(parent.id, ()):
+            self._keep_old(child_id)
+        super()._unblock_children(parent)
+
+    def _detach_children(self, parent: Task) -> None:
+        for child_id in self._children.get(parent.id, ()):
+            self._keep_old(child_id)
+        super()._detach_children(parent)
+
+    def _use(self, selector: Selector, used: Mapping[str, float], now: float) -> None:
+        buckets = self._next_at[selector]
+        self._buckets += [(selector, bucket, buckets.get(bucket, 0.0)) for bucket in used]
+        super()._use(selector, used, now)
+
+    def _forget(self, task: Task) -> None:
+        self._keep_old(task.id)
+        super()._forget(task)

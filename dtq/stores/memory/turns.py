@@ -1,10 +1,10 @@
-"""Turns: whose turn it is in an Index: limits, shares, counters, and the order of the lanes.
+"""Turns: which lane of an Index is served next: limits, shares, counters, and the order of the lanes.
 
     a task changes --> counters, ReadyQueue.touched --_place_lanes--> LaneOrder
     claim          --> wake, level --> LaneOrder --lanes, best first--> limits.pick --> marks, buckets, closed lanes
 
-Nothing here grows with keys that are used up: a bucket that is full again is forgotten, a mark counts only while it is
-ahead, and a lane without a ready task has no place.
+Keys that are no longer used cost nothing: a full bucket is forgotten, a mark counts only while it is ahead, and a lane
+without a ready task has no place.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from dtq.stores.memory.lane_order import LaneOrder
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.task.model import PROCESSING, Task
 
-STEP = 64  # lanes, and two for each task asked for, that a claim moves: opened again, or merged into one shelf
+LANES_PER_CLAIM = 64  # lanes that a claim opens or merges into one tier, and two more for each task asked for
 
 
 class Turns:
-    """What Index knows of lanes. It is handed the ReadyQueue that goes with it."""
+    """The part of Index that orders and limits lanes."""
 
     def __init__(self) -> None:
         self._limits: dict[Selector, Limit] = {}
-        self._next_at: dict[Selector, OrderedDict[str, float]] = defaultdict(OrderedDict)  # what was used last is last
+        self._next_at: dict[Selector, OrderedDict[str, float]] = defaultdict(OrderedDict)  # least recently used first
         self._share = Share()
         self._begin_to_count()
 
     def _begin_to_count(self) -> None:
-        """Forget what follows from the tasks."""
+        """Clear everything that follows from the tasks."""
         self._order = LaneOrder()
         self._counts: Counter[tuple[str, str, str]] = Counter()  # by queue, type and status
         self._running: Counter[Lane] = Counter()
@@ -48,16 +48,16 @@ class Turns:
             if not self._running[lane]:
                 del self._running[lane]
 
-    def _let_in(self, now: float, n: int) -> None:
-        """Move a bounded number of lanes, before a claim of n, to where they belong by now."""
-        self._order.wake(now, STEP + 2 * n)
-        self._order.level(self._share.now, STEP + 2 * n)
+    def _open_lanes(self, now: float, n: int) -> None:
+        """Before a claim of n tasks, move a bounded number of lanes to their present places."""
+        self._order.wake(now, LANES_PER_CLAIM + 2 * n)
+        self._order.level(self._share.now, LANES_PER_CLAIM + 2 * n)
 
-    def _choose(self, room: ReadyQueue, kinds: Iterable[Kind], n: int, now: float, min_priority: int | None) -> Picked:
+    def _choose(self, queue: ReadyQueue, kinds: Iterable[Kind], n: int, now: float, min_priority: int | None) -> Picked:
         lowest = inf if min_priority is None else -min_priority
         streams = {kind: self._order.stream(kind, self._share.now, lowest) for kind in kinds}
         gates = self._gates()
-        picked = pick(streams, n, now, gates, self._share, partial(room.behind, lowest=lowest))
+        picked = pick(streams, n, now, gates, self._share, partial(queue.behind, lowest=lowest))
         self._mark(picked.served, self._share.now)
         for gate in gates:
             self._use(gate.limit.selector, gate.used, now)
@@ -68,13 +68,13 @@ class Turns:
         return picked
 
     def _close_full(self, key: str, gates: list[Gate], now: float) -> None:
-        """Close those lanes of a served key whose limits are used up."""
+        """Close those lanes of a served key whose limits are reached."""
         for lane in self._order.lanes_of(key):
             if (until := closed_until(lane, gates)) > now:
                 self._order.put(lane, self._order.places[lane].head, until=until)
 
     def _mark(self, served: Mapping[str, float], now: float) -> None:
-        """These keys were served; the mark of the last one was `now`."""
+        """Update the marks of these keys, which were served up to the mark `now`."""
         for key in served:
             for lane in self._order.lanes_of(key):
                 self._order.put(lane, self._order.places[lane].head, mark=self._mark_of(key))
@@ -84,12 +84,12 @@ class Turns:
         return self._share.mark(key) if key in self._share.ahead else 0.0
 
     def _use(self, selector: Selector, used: Mapping[str, float], now: float) -> None:
-        """Keep when these buckets of a limit are full again; forget some that are."""
+        """Store the times at which these buckets of a limit are full again. Drop some that are full."""
         buckets = self._next_at[selector]
         for bucket, at in used.items():
             buckets[bucket] = at
             buckets.move_to_end(bucket)
-        for _ in range(STEP):
+        for _ in range(LANES_PER_CLAIM):
             if not buckets or next(iter(buckets.values())) > now:
                 break
             buckets.popitem(last=False)
@@ -114,11 +114,11 @@ class Turns:
             return sum(self._counts[*kind, PROCESSING] for kind in kinds)
         return sum(self._running[*kind, key] for kind in kinds if (*kind, key) in self._running)
 
-    def _place_lanes(self, room: ReadyQueue) -> None:
-        """Bring the order of lanes up to date with what has changed."""
-        while room.touched:
-            lane, _ = room.touched.popitem()
-            head = room.first(lane)
+    def _place_lanes(self, queue: ReadyQueue) -> None:
+        """Update the order of the lanes that have changed."""
+        while queue.touched:
+            lane, _ = queue.touched.popitem()
+            head = queue.first(lane)
             if head is None or lane in self._order.places:
                 self._order.put(lane, head)
             else:
@@ -126,7 +126,7 @@ class Turns:
                 self._order.put(lane, head, self._mark_of(lane[2]), until)
 
     def _openings(self, now: float) -> list[float]:
-        """Return when rates will let more tasks start."""
+        """Return the times at which rates let more tasks start."""
         times = [gate.opens_at("") for gate in self._gates() if gate.limit.key is None]
         opening = self._order.next_opening()
         return [at for at in times if at > now] + ([opening] if opening < inf else [])
@@ -140,12 +140,12 @@ class Turns:
         return self._limits.get(selector) or Limit(*selector)
 
     def _set_limit(self, limit: Limit) -> None:
-        if limit.rate != self._limit(limit.selector).rate:  # what was owed to the old rate is forgiven
+        if limit.rate != self._limit(limit.selector).rate:  # debts to the old rate are dropped
             self._next_at.pop(limit.selector, None)
         self._limits[limit.selector] = limit
         if limit.is_void:
             del self._limits[limit.selector]
             self._next_at.pop(limit.selector, None)
-        if limit.key is not None:  # lanes that it has closed
+        if limit.key is not None:  # lanes that the limit has closed
             for lane in [lane for lane, place in self._order.places.items() if place.until and limit.covers(lane)]:
                 self._order.reopen(lane)
