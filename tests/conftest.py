@@ -1,11 +1,11 @@
-"""Nothing outlives a test: no thread, process, descriptor or temporary file that was not there before it.
+"""Check that nothing outlives a test: no thread, process, descriptor or temporary file that was not there before it.
 
-    DTQ_LEAKS=1 pytest tests/workers/test_pool.py        watches over each test
+    DTQ_LEAKS=1 pytest tests/workers/test_pool.py        checks each test
 
-What a fixture of a module starts, now or when it is first needed, ends with that module: tests which use one are looked
-at together, when the last of the file is over. The servers of servers.py end with the session.
+What a fixture of a module starts ends with that module, so tests that use such a fixture are checked together, after
+the last test of the file. The servers of servers.py end with the session.
 
-A thread that sits in a call which nobody can end is handed over by its name: @pytest.mark.leaves("thread stuck").
+A test names a thread in a call that cannot be interrupted: @pytest.mark.leaves("thread stuck").
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from typing import ClassVar
 
 import pytest
 
-WATCHES = "DTQ_LEAKS" in os.environ
-WITHIN = 5.0  # seconds that what ends may take to be gone, on a machine that is busy
+CHECKS_LEAKS = "DTQ_LEAKS" in os.environ
+END_TIMEOUT = 5.0  # seconds in which threads, processes and files must be gone, on a busy machine
 FD = Path("/proc/self/fd")
 TASKS = Path("/proc/self/task")
-NOT_OURS = (  # threads that libraries start once and keep
-    "asyncio_",  # the executor of an event loop that is kept
+LIBRARY_THREADS = (  # libraries start these once and keep them
+    "asyncio_",  # the executor of an event loop that lives on
     "IPythonHistorySavingThread",
     "ThreadPoolExecutor-",
 )
-KEPT = (
+KEPT_FILES = (
     ".org.chromium",
     "playwright",
     "pymp-",
     "dtq-server-",
     "dtq-chapter-",
-)  # of browsers, and of kernels that are killed
+)  # of browsers, and of killed kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "leaves(*names): threads that cannot be ended and that outlive the test")
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, and so in what we start
+    config.addinivalue_line("markers", "leaves(*names): threads that cannot be interrupted and so outlive the test")
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # inherited from a background script; child processes would too
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -55,7 +57,7 @@ def _servers_end_with_the_session():
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory):
-    """A place of their own, where nobody else's are."""
+    """Return a new directory for all temporary files of this session."""
     place = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(place))
@@ -65,74 +67,75 @@ def temporary_files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def notebook_loop(temporary_files):
-    """Jupyter's clients keep one event loop in each process: it is there before the first test that needs it."""
+    """Start the event loop that Jupyter's clients keep in each process, before the first test that needs it."""
     from jupyter_core.utils import ensure_event_loop
 
     before = inventory(temporary_files)
     ensure_event_loop()
-    Watch.of_session |= inventory(temporary_files) - before
+    LeakCheck.of_session |= inventory(temporary_files) - before
 
 
-class Watch:
-    """What was there when a test, or a file of tests, began; `known` is what was there when the last one had ended."""
+class LeakCheck:
+    """Remembers what exists when a test, or a file of tests, begins. `known` is what existed when the last one had
+    ended."""
 
     known: set[str] | None = None
-    of_session: ClassVar[set[str]] = set()  # what a fixture of the session started
-    wont_end: tuple[str, ...] = ()  # what tests have handed over: beginnings of names
+    of_session: ClassVar[set[str]] = set()  # started by fixtures of the session
+    allowed: tuple[str, ...] = ()  # prefixes of the names that tests allow
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        self._before = inventory(place) if Watch.known is None else Watch.known
+        self._before = inventory(place) if LeakCheck.known is None else LeakCheck.known
 
-    def look(self, whose: str) -> None:
-        """Fails where something is left, when it has had time to go."""
-        give_up_at = time.monotonic() + WITHIN
+    def finish(self, name: str) -> None:
+        """Fail if anything is left after it had time to end."""
+        give_up_at = time.monotonic() + END_TIMEOUT
         while left := (now := inventory(self._place)) - self._before - self.of_session:
-            if all(name.startswith(Watch.wont_end) for name in left):
+            if all(item.startswith(LeakCheck.allowed) for item in left):
                 break
             if time.monotonic() > give_up_at:
-                pytest.fail(f"{whose} has left behind: " + ", ".join(sorted(left)), pytrace=False)
+                pytest.fail(f"{name} left behind: " + ", ".join(sorted(left)), pytrace=False)
             gc.collect()  # a descriptor may be held by a cycle
             time.sleep(0.01)
-        Watch.known = now
+        LeakCheck.known = now
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_outlives_a_file_of_tests(temporary_files):
-    if not WATCHES:
+    if not CHECKS_LEAKS:
         yield
         return
-    Watch.known = None
-    watch = Watch(temporary_files)
+    LeakCheck.known = None
+    check = LeakCheck(temporary_files)
     yield
-    watch.look("this file of tests")
+    check.finish("this file of tests")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_outlives_a_test(request, temporary_files):
     for mark in request.node.iter_markers("leaves"):
-        Watch.wont_end += mark.args
-    if not WATCHES or uses_what_is_shared(request.node):
-        Watch.known = None
+        LeakCheck.allowed += mark.args
+    if not CHECKS_LEAKS or uses_shared_fixture(request.node):
+        LeakCheck.known = None
         yield
         return
-    watch = Watch(temporary_files)
+    check = LeakCheck(temporary_files)
     yield
-    watch.look("this test")
+    check.finish("this test")
 
 
-def uses_what_is_shared(item: pytest.Item) -> bool:
-    """Whether a fixture of its file, which outlives it, may be at work in it."""
+def uses_shared_fixture(item: pytest.Item) -> bool:
+    """Return True if the test uses a fixture of its file that outlives the test."""
     given = (fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures)
     return any(fixture.scope != "function" and fixture.func.__module__.startswith("test_") for fixture in given)
 
 
 def inventory(place: Path) -> set[str]:
-    """What there is now, by name."""
+    """Return the names of everything that exists now."""
     threads = {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
-    files = {f"temporary file {name}" for name in os.listdir(place) if not name.startswith(KEPT)}
+    files = {f"temporary file {name}" for name in os.listdir(place) if not name.startswith(KEPT_FILES)}
     found = threads | files | {f"process {pid}" for pid in children() - _servers()} | descriptors()
-    return {name for name in found if not name.startswith(tuple(f"thread {prefix}" for prefix in NOT_OURS))}
+    return {name for name in found if not name.startswith(tuple(f"thread {prefix}" for prefix in LIBRARY_THREADS))}
 
 
 def _servers() -> set[str]:
@@ -141,7 +144,7 @@ def _servers() -> set[str]:
 
 
 def children() -> set[str]:
-    """Those that have ended and were not waited for are among them. (Not every kernel tells.)"""
+    """Return the child processes, including those that ended but were not waited for. (Not every kernel lists them.)"""
     found: set[str] = set()
     for thread in _names(TASKS):
         try:
@@ -152,12 +155,12 @@ def children() -> set[str]:
 
 
 def descriptors() -> set[str]:
-    """Sockets, pipes and what else can be waited for; files, where they are a test's own."""
+    """Return sockets, pipes and the like; of files, only those of tests."""
     found = set()
     for number in _names(FD):
         try:
             target = os.readlink(FD / number)
-        except OSError:  # the one that was used to look
+        except OSError:  # the descriptor of the directory itself
             continue
         if not target.startswith("/") or "/pytest-" in target:
             found.add(f"descriptor {number} of {target}")

@@ -48,7 +48,7 @@ def patch(owner: Any, name: str, value: object) -> None:
 
 @breaks("no_stale_write_is_accepted", seed=FREEZES)
 def fencing_off() -> None:
-    """An outcome of whatever version is accepted."""
+    """Accept an outcome of any version."""
     update = SQLiteStore._update
 
     def planted(self, db, outcomes):
@@ -61,7 +61,7 @@ def fencing_off() -> None:
 
 @breaks("only_faulty_nodes_lose_tasks")
 def lease_never_renewed() -> None:
-    """A heartbeat is heard, and leaves the lease as it was."""
+    """Accept a heartbeat, but leave the lease as it was."""
     broken = schema.RENEW.replace("lease_until = ?", "lease_until = max(lease_until, 0 * ?)")
     assert broken != schema.RENEW, "RENEW sets the lease in another way now"
     patch(schema, "RENEW", broken)
@@ -69,7 +69,7 @@ def lease_never_renewed() -> None:
 
 @breaks("completed_means_done")
 def acknowledged_before_it_ran() -> None:
-    """At most once instead of at least once: what is given to a worker counts as done."""
+    """Complete a task when a worker gets it: at most once instead of at least once."""
     take = Loop._take
 
     def planted(self, pool, tasks, now):
@@ -81,7 +81,7 @@ def acknowledged_before_it_ran() -> None:
 
 @breaks("only_faulty_nodes_lose_tasks")
 def reap_ignores_live_nodes() -> None:
-    """Everybody else counts as dead."""
+    """Treat every other node as dead."""
 
     def planted(self, dead, now, lease):
         mine = self.database.watch.peers.name
@@ -93,12 +93,13 @@ def reap_ignores_live_nodes() -> None:
 
 @breaks("every_task_ends")
 def nothing_is_reaped() -> None:
+    """Take over nothing."""
     patch(SQLiteStore, "reap", lambda *_: [])
 
 
 @breaks("nothing_acknowledged_is_lost")
 def acknowledged_before_it_is_stored() -> None:
-    """Says that all is stored, and keeps the last one back until the next call."""
+    """Return the ids of all tasks, but store the last one with the next call."""
     add, kept = SQLiteStore.add, []
 
     def planted(self, tasks):
@@ -112,7 +113,7 @@ def acknowledged_before_it_is_stored() -> None:
 
 @breaks("no_stale_write_is_accepted")
 def given_twice() -> None:
-    """A claim also gives what another has claimed before."""
+    """Also claim a task that is claimed already."""
     claim = SQLiteStore.claim
 
     def planted(self, *args):
@@ -124,17 +125,19 @@ def given_twice() -> None:
 
 @breaks("children_wait_for_their_parents")
 def children_do_not_wait() -> None:
+    """Let children start before their parents have ended."""
     patch(dependencies, "_begun", lambda task, standing: replace(task, status=Status.PENDING))
 
 
 @breaks("no_limit_is_exceeded")
 def limits_forgotten() -> None:
+    """Ignore all limits."""
     patch(choice, "read_gates", lambda *_: [])
 
 
 @breaks("only_faulty_nodes_lose_tasks")
 def outcomes_dropped() -> None:
-    """Now and then, an outcome is said to be stored, and is not."""
+    """Now and then, report an outcome as stored without storing it."""
     update, numbers = SQLiteStore._update, itertools.count(1)
 
     def planted(self, db, outcomes):
@@ -147,7 +150,7 @@ def outcomes_dropped() -> None:
 
 @breaks("every_run_is_counted")
 def deaths_cost_nothing() -> None:
-    """A task whose worker has died goes back as if it had never begun."""
+    """Return a task to the queue, as if it had never begun, when its worker died."""
     finish = Loop._finish
 
     def planted(self, task, report):
@@ -159,13 +162,13 @@ def deaths_cost_nothing() -> None:
 
 @breaks("every_run_is_counted")
 def interruptions_cost_nothing() -> None:
-    """LineKind a dead node had goes back as if it had never been touched."""
+    """Return the tasks of a dead node as if they had never been claimed."""
     patch(attempts, "interrupt", lambda task, now: replace(interrupt(task, now), interruptions=0))
 
 
 @breaks("only_accepted_outcomes_are_announced", seed=FREEZES)
-def refused_outcomes_are_told() -> None:
-    """Listeners hear of every outcome, whether the store took it or not."""
+def refused_outcomes_are_announced() -> None:
+    """Announce every outcome, even one that the store refused."""
     tell, commit = Loop._emit_endings, Loop._commit
 
     def planted(self, now, **how):

@@ -1,20 +1,20 @@
-"""The `dtq` command: one file for each family of commands, put together here.
+"""The `dtq` command. Each family of commands is a file; this one assembles them.
 
-    run               a node that works                           run.py, config.py, node.py
+    run               work as a node                              run.py, config.py, node.py
     serve             the REST API                                serve.py
-    add               into the queue                              add.py
-    get, list, stats  look                                        look.py, views.py
-    top               look, live                                  top.py, screen.py
-    doctor            what can be lost                            doctor.py
+    add               add tasks                                   add.py
+    get, list, stats  show tasks and counts                       look.py, views.py
+    top               show the queue live                         top.py, screen.py
+    doctor            show what can be lost                       doctor.py, checks.py
     cancel, retry, purge, pause, resume                           change.py
     dead              list, show, redrive, purge                  dead.py
     flow              add, show, cancel, retry                    flow.py
     schedule          add, list, next, pause, resume, remove      schedule.py
     limit             set, list, remove                           limit.py
-    demo, lab         learn                                       here
-    chaos             break it, and see whether it holds          chaos.py
+    demo, lab         learn                                       demo.py, and here
+    chaos             inject faults, and check the promises       chaos.py
 
-What takes long to import is imported when a command needs it, so that `dtq --help` answers at once.
+A slow import happens in the command that needs it, so that `dtq --help` answers at once.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TOUR = Path(__file__).parents[2] / "notebooks" / "00-tour.ipynb"
 
 
 class Commands(TyperGroup):
-    """Where every command ends: an error becomes one red line and an exit code."""
+    """Ends every command: an error becomes one red line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return self._invoke(ctx)
         except BrokenPipeError:
-            raise  # who reads our output has seen enough: no word about it
+            raise  # the reader of the output closed it: print nothing
         except (DTQError, OSError) as error:
             complain(f"dtq {ctx.invoked_subcommand}: {error}")
             raise typer.Exit(1 if isinstance(error, (UnknownTask, UnknownSchedule, IllegalTransition)) else 2) from None
@@ -56,13 +56,13 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         finally:
-            sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+            sys.stdout.flush()  # notice a closed output here, not when Python exits
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"dtq {__version__}")
         raise typer.Exit
@@ -71,36 +71,38 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def main(
     _: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """A distributed task queue to run, and to learn from.
+    """A distributed task queue, to run and to learn from.
 
-    --store says where the queue is, else DTQ_STORE in the environment;
-    else it is the file queue.db in this directory.
-    What was asked for comes on stdout; messages, progress and errors
-    come on stderr.
+    The queue is where --store says, else where DTQ_STORE in the
+    environment says, else in the file queue.db in this directory.
+    Results are printed on stdout; messages, progress and errors on
+    stderr.
 
     Exit codes:
       0  done
-      1  a part of it could not be done: an unknown id, say
+      1  a part failed, such as an unknown id
       2  a wrong option, or a store that cannot be used
-      3  the task that was waited for failed, or was cancelled
-      4  the task that was waited for did not end in time
+      3  the awaited task failed, or was cancelled
+      4  the awaited task did not end in time
     130  interrupted
     """
 
 
 def demo_command(
-    tasks: Annotated[int, typer.Option(min=1, max=100_000, help="How many pictures to work on.")] = 200,
+    tasks: Annotated[int, typer.Option(min=1, max=100_000, help="How many pictures to process.")] = 200,
     workers: Annotated[int, typer.Option(min=1, max=100, help="How many worker processes.")] = 4,
-    store: Annotated[str, typer.Option(help="A store's URL; by default a SQLite file that is gone afterwards.")] = "",
-    api: Annotated[bool, typer.Option("--api", help="Add the tasks over HTTP; a page shows the queue live.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="With --api; 0 is any that is free.")] = 3000,
+    store: Annotated[str, typer.Option(help="The URL of a store; by default a temporary SQLite file.")] = "",
+    api: Annotated[
+        bool, typer.Option("--api", help="Add the tasks over HTTP, and show the queue on a live page.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --api; 0 picks a free port.")] = 3000,
 ) -> None:
-    """The tour in a terminal: real pictures, retries, a worker killed on the way, and nothing lost.
+    """Process real pictures, with retries and a killed worker, and lose nothing.
 
-    Exit codes: 0 every task ended as it should, 1 some did not, 2 it could not be done, 130 interrupted.
+    Exit codes: 0 every task ended as expected, 1 some did not, 2 the demo could not run, 130 interrupted.
     """
     from dtq.cli.demo import run as run_demo
 
@@ -113,12 +115,12 @@ def demo_command(
 
 def lab(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- ...]", help="Passed on to JupyterLab, as in -- --no-browser.")
+        list[str] | None, typer.Argument(metavar="[-- ...]", help="Options for JupyterLab, as in -- --no-browser.")
     ] = None,
 ) -> None:
-    """Open the workbook at its tour, in JupyterLab."""
+    """Open the tour of the workbook in JupyterLab."""
     if not TOUR.is_file():
-        raise DTQError(f"there is no {TOUR}: the workbook is in a checkout of dtq; run it from there")
+        raise DTQError(f"there is no {TOUR}: the workbook is part of a checkout of dtq; run dtq lab from there")
     if find_spec("jupyterlab") is None:
         raise DTQError('JupyterLab is not installed: pip install -e ".[lab]"')
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(TOUR), *(arguments or ())])

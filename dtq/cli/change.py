@@ -1,4 +1,4 @@
-"""The commands that change what is there: cancel, retry, purge, pause, resume."""
+"""The commands that change tasks and queues: cancel, retry, purge, pause, resume."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Annotated
 import typer
 
 from dtq.cli import common
-from dtq.cli.common import StoreOption, TypeOption, complain_of_all, existing, say
-from dtq.cli.look import PAGE, pages
+from dtq.cli.common import StoreOption, TypeOption, complain_of_all, counted, existing, say
+from dtq.cli.look import BRIEF_PER_PAGE, pages
 from dtq.errors import IllegalTransition, UnknownTask
 from dtq.queue.manager import QueueManager
 from dtq.task.model import TERMINAL, Status, Task
 from dtq.task.transitions import revive
 
-QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="Its name.")]
+QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue.")]
 
 
 def cancel(
-    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Of the tasks.")], store: StoreOption = common.STORE
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="The tasks.")], store: StoreOption = common.STORE
 ) -> None:
-    """End tasks that wait or run, and print their ids.
+    """Cancel waiting and running tasks, and print their ids.
 
-    Of one that runs, the attempt is stopped.
+    A running attempt is stopped.
 
     Exit codes: 0 all of them, 1 not all.
     """
@@ -35,19 +35,21 @@ def cancel(
 
 
 def retry(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Of the tasks.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="The tasks.")] = None,
     store: StoreOption = common.STORE,
-    failed: Annotated[bool, typer.Option("--failed", help="All tasks that have failed.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="All failed tasks.")] = False,
     type: TypeOption = None,
 ) -> None:
-    """Start failed or cancelled tasks afresh, and print their ids.
+    """Let failed or cancelled tasks wait again, and print their ids.
+
+    Their attempts count from 0 again.
 
     Exit codes: 0 all of them, 1 not all.
     """
     if bool(ids) == failed:
-        raise typer.BadParameter("give the IDs of tasks, or --failed for all that have failed")
+        raise typer.BadParameter("give the IDs of tasks, or --failed for all failed tasks")
     if type is not None and not failed:
-        raise typer.BadParameter("--type goes with --failed")
+        raise typer.BadParameter("--type needs --failed")
     with existing(store) as manager:
         if failed:
             _retry_all(manager, type)
@@ -56,7 +58,7 @@ def retry(
 
 
 def _each(ids: Iterable[str], change: Callable[[str], Task]) -> list[Exception]:
-    """Changes one after the other, printing each id that was; gives what went wrong with the others."""
+    """Change one task after the other, and print the id of each. Return the errors of the others."""
     problems: list[Exception] = []
     for id in ids:
         try:
@@ -67,25 +69,25 @@ def _each(ids: Iterable[str], change: Callable[[str], Task]) -> list[Exception]:
 
 
 def _retry_all(manager: QueueManager, type: str | None) -> None:
-    """A page in each commit. One that is changed by somebody else meanwhile is no longer ours to retry."""
+    """Retry failed tasks, a page in each commit. Skip a task that another process changes meanwhile."""
     from dtq.cli.views import progress
 
     stats, revived = manager.stats(), 0
     counts = stats.counts if type is None else stats.types.get(type, {})
     tasks = pages(manager, counts.get(Status.FAILED, 0), status=Status.FAILED, type=type)
     with progress("retrying", counts.get(Status.FAILED, 0)) as show:
-        while page := list(islice(tasks, PAGE)):
+        while page := list(islice(tasks, BRIEF_PER_PAGE)):
             now = time.time()
             accepted = manager.store.update([(revive(task, now), ()) for task in page])
             typer.echo("".join(f"{task.id}\n" for task in page if task.id in accepted), nl=False)
             revived += len(accepted)
-            show(revived, f"{revived:,} tasks")
-    say(f"started afresh: {revived:,}")
+            show(revived, counted(revived, "task"))
+    say(f"retried: {revived:,}")
 
 
 def purge(
     store: StoreOption = common.STORE,
-    age: Annotated[float, typer.Option(min=0, help="Seconds since they ended, at least.")] = 86400.0,
+    age: Annotated[float, typer.Option(min=0, help="Only tasks that ended at least this many seconds ago.")] = 86400.0,
     status: Annotated[
         list[Status] | None, typer.Option(help="completed, failed or cancelled; repeatable. [default: all three]")
     ] = None,
@@ -93,19 +95,19 @@ def purge(
 ) -> None:
     """Remove tasks that have ended, for good.
 
-    Exit codes: 0 removed, 1 the answer was no.
+    Exit codes: 0 removed, 1 not confirmed.
     """
     statuses = set(status or TERMINAL)
     if not statuses <= TERMINAL:
         raise typer.BadParameter(f"--status is {min(statuses - TERMINAL)}; allowed: {', '.join(sorted(TERMINAL))}")
     with existing(store) as manager:
-        if not yes and not _agreed(manager, statuses, age):
-            say("nothing was removed (--yes does it without a question)")
+        if not yes and not _is_confirmed(manager, statuses, age):
+            say("nothing was removed (--yes removes without asking)")
             raise typer.Exit(1)
         say(f"removed: {manager.cleanup(age, statuses):,}")
 
 
-def _agreed(manager: QueueManager, statuses: set[Status], age: float) -> bool:
+def _is_confirmed(manager: QueueManager, statuses: set[Status], age: float) -> bool:
     counts = manager.stats().counts
     there = ", ".join(f"{counts[status]:,} {status}" for status in sorted(statuses))
     typer.echo(f"There are {there}. Remove those that ended over {age:,g} s ago? [y/N] ", nl=False, err=True)
@@ -113,17 +115,17 @@ def _agreed(manager: QueueManager, statuses: set[Status], age: float) -> bool:
 
 
 def pause(queue: QueueArgument, store: StoreOption = common.STORE) -> None:
-    """Let nothing of a queue start any more.
+    """Start no more tasks of a queue, on any node, until dtq resume.
 
-    That holds on every node, until dtq resume; what runs goes on.
+    Running tasks go on.
     """
     with existing(store) as manager:
         manager.pause(queue)
-    say(f"{queue} is paused: dtq resume {queue}")
+    say(f"{queue} is paused; to resume it: dtq resume {queue}")
 
 
 def resume(queue: QueueArgument, store: StoreOption = common.STORE) -> None:
-    """Let a queue that was paused go on."""
+    """Start tasks of a paused queue again."""
     with existing(store) as manager:
         manager.resume(queue)
-    say(f"{queue} goes on")
+    say(f"{queue} is resumed")

@@ -1,7 +1,7 @@
-"""What the commands share: the options that many have, how a store is opened to look at it, and where words go.
+"""What the commands share: common options, how they open a store, and where they print.
 
-stdout   what was asked for: a table, ids, JSON
-stderr   all else: messages, progress, errors
+stdout   the result: a table, ids, JSON
+stderr   messages, progress, errors
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 from dtq.errors import StoreError
 from dtq.queue.manager import QueueManager
 
-STORE = "queue.db"  # where nothing else is said
+STORE = "queue.db"  # the default
 ENVIRONMENT = "DTQ_STORE"
 _STORE_HELP = "Where the queue is: a path (SQLite), sqlite:///path, file:directory, or redis://host/0."
 
@@ -27,7 +27,7 @@ StoreOfNode = Annotated[
     str | None,
     typer.Option("--store", envvar=ENVIRONMENT, metavar="URL", help=f"{_STORE_HELP} Default {STORE}."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 TypeOption = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only tasks of this type.")]
 
 _ON_DISK = re.compile(r"(sqlite:///|file:(?://(?=/))?)([^?]*)(.*)", re.DOTALL)
@@ -38,8 +38,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line f
 
 
 def split(url: str) -> tuple[str, str, str]:
-    """A store's URL in three: what stands before its path, the path, and its options. Where there is no path, the store
-    is not on this disk (or `open_store` will say what is wrong)."""
+    """Split a store's URL into what precedes its path, the path, and its options.
+
+    The path is empty if the store is not on this disk (or the URL is wrong, which `open_store` reports).
+    """
     if found := _ON_DISK.fullmatch(url):
         before, path, options = found.groups()
         return before, path, options
@@ -47,26 +49,26 @@ def split(url: str) -> tuple[str, str, str]:
 
 
 def anchor(url: str, directory: Path) -> str:
-    """The URL with its path, where it is relative, below this directory."""
+    """Return the URL with its path made absolute, relative to this directory."""
     before, path, options = split(url)
     return f"{before}{directory.absolute() / path}{options}" if path else url
 
 
 def existing(url: str) -> QueueManager:
-    """The queue at this URL, to be looked at or changed. Raises StoreError where there is none: a look makes no
+    """Open the queue at this URL, to read or change it. Raises StoreError if there is none: reading must not create a
     queue."""
     if not _is_there(url):
         raise StoreError(
-            f"there is no queue at {url!r} (seen from {os.getcwd()}): name it with --store or {ENVIRONMENT}, or make "
+            f"there is no queue at {url!r} (seen from {os.getcwd()}): name it with --store or {ENVIRONMENT}, or create "
             "one with dtq add or dtq run"
         )
     return QueueManager(check(url))
 
 
 def check(url: str) -> str:
-    """The URL, if a command can share the store that it names with other processes. Raises StoreError."""
+    """Return the URL if other processes can share its store. Raises StoreError otherwise."""
     if url == "memory:":
-        raise StoreError("memory: is a store within one process, in which a command would be alone: name a file")
+        raise StoreError("memory: is a store within one process, so a command would see no tasks: name a file")
     return url
 
 
@@ -78,7 +80,7 @@ def _is_there(url: str) -> bool:
     return any(place.iterdir()) if place.is_dir() else place.is_file() and place.stat().st_size > 0
 
 
-# --- words
+# --- output
 
 
 def say(text: str) -> None:
@@ -86,12 +88,12 @@ def say(text: str) -> None:
 
 
 def complain(text: object) -> None:
-    """One red line."""
+    """Print one red line on stderr."""
     typer.secho(readable(" ".join(str(text).split("\n"))), fg="red", err=True)
 
 
 def complain_of_all(problems: Sequence[object]) -> None:
-    """Says what could not be done, and ends the command with 1 if there is any."""
+    """Print these errors. If there are any, end the command with exit code 1."""
     for problem in problems:
         complain(problem)
     if problems:
@@ -99,7 +101,7 @@ def complain_of_all(problems: Sequence[object]) -> None:
 
 
 def readable(text: str) -> str:
-    """Control characters as pictures: what a task brings along must not move the cursor, or worse."""
+    """Replace control characters by visible ones, so that the data of a task cannot control the terminal."""
     return _CONTROL.sub(
         lambda found: chr(0x2400 + ord(found[0])) if found[0] < "\x20" else "\N{REPLACEMENT CHARACTER}", text
     )
@@ -111,5 +113,5 @@ def counted(n: int, what: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on a line of its own."""
+    """Print one JSON document on a line of its own."""
     typer.echo(msgspec.json.encode(value))

@@ -1,14 +1,14 @@
-"""The file of `dtq run --config dtq.toml`: what a node is made of, read and checked.
+"""Read and check the file of `dtq run --config dtq.toml`, which describes a node.
 
-store = "queue.db"                        every key may be left out; options of the command go before the file
+store = "queue.db"                        every key is optional; options of the command override the file
 pool_size = 4                             paths are relative to the directory of the file
 
 [handlers]
 email = "handlers/send_email.py"          a path, or "package.module:function"
 fetch = { handler = "shop.web:fetch", concurrency = 100, give_up_on = ["ValueError"] }
 
-[secrets]                                 of webhooks: not the secret, but the
-shop = "SHOP_WEBHOOK_SECRET"              variable of the environment that holds it
+[secrets]                                 of webhooks: not a secret itself, but the
+shop = "SHOP_WEBHOOK_SECRET"              environment variable that holds it
 
 [pools.urgent]                            instead of pool_size
 size = 1
@@ -35,9 +35,9 @@ Executor = Literal["process", "thread"]
 Count = Annotated[int, Meta(ge=1)]
 
 
-class Entry(Struct, frozen=True):
-    """A handler, how many calls of it an async one has in hand at once in each worker, and after which exceptions it is
-    tried again, or given up."""
+class HandlerEntry(Struct, frozen=True):
+    """A handler, how many calls of it run at once in each worker (if it is async), and which exceptions it retries or
+    gives up on."""
 
     handler: str
     concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] = 1
@@ -46,10 +46,10 @@ class Entry(Struct, frozen=True):
 
 
 class Config(Struct, frozen=True):
-    """The arguments of TaskQueue, as far as they can be written down. None: the default that TaskQueue has."""
+    """The arguments of TaskQueue that a file can hold. None stands for TaskQueue's default."""
 
     store: str | None = None
-    handlers: dict[str, str | Entry] = {}
+    handlers: dict[str, str | HandlerEntry] = {}
     pool_size: int | None = None
     pools: dict[str, Pool] = {}
     executor: Executor | None = None
@@ -64,34 +64,35 @@ class Config(Struct, frozen=True):
     webhook_networks: tuple[str, ...] = ()
     webhook_http: bool | None = None
 
-    def entries(self) -> Iterator[tuple[str, Entry]]:
-        """(type, handler), each with its concurrency."""
+    def entries(self) -> Iterator[tuple[str, HandlerEntry]]:
+        """Yield each type with its handler."""
         for type, given in self.handlers.items():
-            yield type, given if isinstance(given, Entry) else Entry(given)
+            yield type, given if isinstance(given, HandlerEntry) else HandlerEntry(given)
 
-    def with_options(self, handlers: Mapping[str, Entry], secrets: Mapping[str, str], **options: Any) -> Config:
-        """What was said on the command line goes before what the file says; None was not said."""
-        said = {name: value for name, value in options.items() if value is not None}
-        return replace(self, handlers={**self.handlers, **handlers}, secrets={**self.secrets, **secrets}, **said)
+    def with_options(self, handlers: Mapping[str, HandlerEntry], secrets: Mapping[str, str], **options: Any) -> Config:
+        """Return this configuration with the options of the command line, which override the file. None means not
+        given."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return replace(self, handlers={**self.handlers, **handlers}, secrets={**self.secrets, **secrets}, **given)
 
 
 def read(path: Path) -> Config:
-    """Raises DTQError, naming the file, what is wrong in it, and what is allowed."""
+    """Read a configuration. Raises DTQError that names the file, what is wrong in it, and what is allowed."""
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
         return _anchored(msgspec.convert(_known(given), Config), path.absolute().parent)
     except OSError as error:
         raise DTQError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, DTQError) as error:  # of TOML, of its encoding, of a value
+    except (ValueError, DTQError) as error:  # wrong TOML, encoding or value
         raise DTQError(f"{path}: {error}") from None
 
 
 def _known(given: dict[str, Any]) -> dict[str, Any]:
-    """What was given, if every key in it, and the executor, is one that there is."""
+    """Return the given tables if each of their keys, and the executor, is known. Raises DTQError otherwise."""
     _refuse_unknown("", given, Config)
     if (executor := given.get("executor", "process")) not in get_args(Executor):
         raise DTQError(f"executor is {executor!r}; allowed: {', '.join(map(repr, get_args(Executor)))}")
-    for section, kind in (("pools", Pool), ("handlers", Entry)):
+    for section, kind in (("pools", Pool), ("handlers", HandlerEntry)):
         tables = given.get(section)
         for name, table in tables.items() if isinstance(tables, dict) else ():
             _refuse_unknown(f"{section}.{name}.", table, kind)
@@ -100,7 +101,7 @@ def _known(given: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_unknown(where: str, table: Any, kind: type[Struct]) -> None:
     if isinstance(table, dict) and (unknown := table.keys() - set(kind.__struct_fields__)):
-        raise DTQError(f"there is no key {where}{min(unknown)}; there are: {', '.join(kind.__struct_fields__)}")
+        raise DTQError(f"unknown key {where}{min(unknown)}; allowed: {', '.join(kind.__struct_fields__)}")
 
 
 def _anchored(config: Config, directory: Path) -> Config:

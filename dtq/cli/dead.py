@@ -1,4 +1,4 @@
-"""`dtq dead`: the tasks that have failed for good: list, show, redrive, purge."""
+"""`dtq dead`: list, show, redrive and purge dead letters, the tasks that have failed for good."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from dtq.cli.common import JsonOption, StoreOption, TypeOption, complain_of_all,
 from dtq.cli.look import pages, print_table
 from dtq.errors import UnknownTask
 
-app = typer.Typer(no_args_is_help=True, help="The dead letters: tasks that have failed for good.")
+app = typer.Typer(no_args_is_help=True, help="Dead letters: tasks that have failed for good.")
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Of the tasks; or say which ones by options.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="The tasks; or select them by options.")]
 QueueOption = Annotated[str | None, typer.Option("--queue", metavar="QUEUE", help="Only tasks of this queue.")]
 ErrorOption = Annotated[
-    str | None, typer.Option("--error", metavar="TYPE", help="Only with this error, as in Timeout, WorkerDied.")
+    str | None,
+    typer.Option("--error", metavar="TYPE", help="Only tasks with this error, such as Timeout or WorkerDied."),
 ]
 WithinOption = Annotated[
-    float | None, typer.Option("--within", min=0, metavar="SECONDS", help="Only what failed so lately.")
+    float | None, typer.Option("--within", min=0, metavar="SECONDS", help="Only tasks that failed within this time.")
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
 @app.command("list")
@@ -34,10 +35,10 @@ def list_letters(
     error: ErrorOption = None,
     within: WithinOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 20,
-    after: Annotated[str, typer.Option(metavar="ID", help="Go on behind this one.")] = "",
+    after: Annotated[str, typer.Option(metavar="ID", help="Start after this task.")] = "",
     json: JsonOption = False,
 ) -> None:
-    """What has failed, oldest first; with --json one on each line."""
+    """List dead letters, oldest first; --json prints one on each line."""
     with existing(store) as manager:
         filters = _filters(queue, type, error, within)
         if json:
@@ -49,11 +50,11 @@ def list_letters(
 
 @app.command()
 def show(
-    id: Annotated[str, typer.Argument(metavar="ID", help="Of the task.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="The task.")],
     store: StoreOption = common.STORE,
     json: JsonOption = False,
 ) -> None:
-    """One of them, with all of its attempts."""
+    """Show one dead letter with all of its attempts."""
     with existing(store) as manager:
         task = manager.dead.get(id)
     if json:
@@ -73,10 +74,10 @@ def redrive(
     error: ErrorOption = None,
     within: WithinOption = None,
     all: AllOption = False,
-    rate: Annotated[float | None, typer.Option(metavar="N", help="So many a second become due.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="N", help="Make this many due each second.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="How many, at most.")] = None,
 ) -> None:
-    """Start them afresh, with all their attempts, and print their ids.
+    """Let dead letters wait again, with all their attempts, and print their ids.
 
     Exit codes: 0 all of them, 1 not all.
     """
@@ -85,7 +86,7 @@ def redrive(
         redriven = manager.dead.redrive(*(ids or ()), rate=rate, limit=limit, **filters)
     typer.echo("".join(f"{id}\n" for id in redriven), nl=False)
     say(f"redriven: {len(redriven):,}")
-    complain_of_all([UnknownTask(f"{id} is no dead letter") for id in ids or () if id not in redriven])
+    complain_of_all([UnknownTask(f"{id} is not a dead letter") for id in ids or () if id not in redriven])
 
 
 @app.command()
@@ -96,17 +97,17 @@ def purge(
     type: TypeOption = None,
     error: ErrorOption = None,
     all: AllOption = False,
-    age: Annotated[float, typer.Option(min=0, help="Seconds since they failed, at least.")] = 0.0,
+    age: Annotated[float, typer.Option(min=0, help="Only tasks that failed at least this many seconds ago.")] = 0.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove them for good.
+    """Remove dead letters for good.
 
-    Exit codes: 0 removed, 1 the answer was no.
+    Exit codes: 0 removed, 1 not confirmed.
     """
     filters = _chosen(ids, _filters(queue, type, error, None), all or age > 0)
     with existing(store) as manager:
-        if not yes and not _agreed(len(ids) if ids else len(manager.dead)):
-            say("nothing was removed (--yes does it without a question)")
+        if not yes and not _is_confirmed(len(ids) if ids else len(manager.dead)):
+            say("nothing was removed (--yes removes without asking)")
             raise typer.Exit(1)
         say(f"removed: {manager.dead.purge(*(ids or ()), age=age, **filters):,}")
 
@@ -118,12 +119,12 @@ def _filters(queue: str | None, type: str | None, error: str | None, within: flo
 
 
 def _chosen(ids: list[str] | None, filters: dict[str, Any], all: bool) -> dict[str, Any]:
-    """The filters, if it was said which tasks are meant, and in one way only."""
+    """Return the filters if exactly one way selects the tasks: by id or by options. Raises BadParameter otherwise."""
     if bool(ids) == bool(filters or all):
-        raise typer.BadParameter("give the IDs of tasks, or say which ones: --all, --queue, --type, --error")
+        raise typer.BadParameter("give the IDs of tasks, or select them with --all, --queue, --type or --error")
     return filters
 
 
-def _agreed(n: int) -> bool:
+def _is_confirmed(n: int) -> bool:
     typer.echo(f"Remove dead letters (there are {n:,})? [y/N] ", nl=False, err=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""dtq doctor: what can be lost where the queue is kept."""
+"""`dtq doctor`: report what can be lost where the queue is kept."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dtq.cli import checks as checks
-from dtq.cli import common
+from dtq.cli import checks, common
 from dtq.cli.common import ENVIRONMENT, JsonOption, existing, print_json, readable
 from dtq.stores.protocol import Store
 
@@ -16,13 +15,13 @@ COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 def doctor(
     store: Annotated[
-        str, typer.Argument(metavar="[URL]", envvar=ENVIRONMENT, help="Where the queue is.")
+        str, typer.Argument(metavar="[URL]", envvar=ENVIRONMENT, help="The store of the queue.")
     ] = common.STORE,
     json: JsonOption = False,
 ) -> None:
-    """Say what can be lost where the queue is kept, and what to do about it.
+    """Report what can be lost where the queue is kept, and what to do about it.
 
-    Exit codes: 0 all is well, or as it was chosen; 1 something is bad; 2 the store cannot be used.
+    Exit codes: 0 nothing, or only by choice; 1 tasks can be lost; 2 the store cannot be used.
     """
     with existing(store) as manager:
         findings = examine(manager.store)
@@ -37,7 +36,7 @@ def doctor(
 
 
 def examine(store: Store) -> list[checks.Finding]:
-    """The findings for this store."""
+    """Return the findings for this store."""
     if hasattr(store, "facts"):
         return checks.check_server(store.facts())
     return checks.check_disk(getattr(store, "durability", "full"))

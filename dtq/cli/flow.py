@@ -1,4 +1,4 @@
-"""`dtq flow`: a graph of tasks from a file, and what becomes of it: add, show, cancel, retry."""
+"""`dtq flow`: add a graph of tasks from a file, then show, cancel or retry it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from dtq.queue.manager import QueueManager
 
 app = typer.Typer(no_args_is_help=True, help="Flows: tasks that wait for each other.")
 
-IdArgument = Annotated[str, typer.Argument(metavar="FLOW", help="Its id, as dtq flow add printed it.")]
+IdArgument = Annotated[str, typer.Argument(metavar="FLOW", help="The flow's id, as dtq flow add printed it.")]
 
 
 @app.command()
 def add(
     file: Annotated[str, typer.Argument(metavar="FILE", help='JSON: {"name": {"type": ...}}; - is stdin.')],
     store: StoreOption = common.STORE,
-    id: Annotated[str | None, typer.Option(metavar="ID", help="Its own; added again, it is the same flow.")] = None,
+    id: Annotated[
+        str | None, typer.Option(metavar="ID", help="The flow's id; adding it again changes nothing.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the last result, and print it as JSON.")] = False,
 ) -> None:
     """Add a graph of tasks in one commit, and print the id of the flow.
 
-    A task has what dtq add --file takes, and "after": the names of others.
+    A task has the fields of dtq add --file, and "after": the names of others.
     """
     with QueueManager(common.check(store)) as manager:
         flow = manager.flow(_read(file), id)
@@ -48,7 +50,7 @@ def show(
     limit: Annotated[int, typer.Option(min=1, help="How many tasks, at most.")] = 20,
     json: JsonOption = False,
 ) -> None:
-    """How far a flow is."""
+    """Show the progress of a flow and its tasks."""
     with existing(store) as manager:
         flow = manager.get_flow(id)
         if json:
@@ -63,16 +65,16 @@ def show(
 
 @app.command()
 def cancel(id: IdArgument, store: StoreOption = common.STORE) -> None:
-    """End all of a flow that has not ended."""
+    """Cancel all tasks of a flow that have not ended."""
     with existing(store) as manager:
         say(f"cancelled: {manager.get_flow(id).cancel():,}")
 
 
 @app.command()
 def retry(id: IdArgument, store: StoreOption = common.STORE) -> None:
-    """Start afresh what failed or was cancelled in a flow."""
+    """Let the failed and cancelled tasks of a flow wait again."""
     with existing(store) as manager:
-        say(f"started afresh: {manager.get_flow(id).retry():,}")
+        say(f"retried: {manager.get_flow(id).retry():,}")
 
 
 def _read(file: str) -> dict[str, Any]:
@@ -81,5 +83,5 @@ def _read(file: str) -> dict[str, Any]:
         return msgspec.json.decode(text, type=dict[str, dict[str, Any]])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidTask(
-            f'{file} is no graph; allowed: {{"name": {{"type": ..., "after": [...]}}}}: {error}'
+            f'{file} is not a graph; allowed: {{"name": {{"type": ..., "after": [...]}}}}: {error}'
         ) from None

@@ -1,4 +1,4 @@
-"""`dtq limit`: how much of what may run, over all nodes."""
+"""`dtq limit`: limit how many tasks start or run, over all nodes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import typer
 from dtq.cli import common
 from dtq.cli.common import JsonOption, StoreOption, existing, print_json, say
 
-app = typer.Typer(no_args_is_help=True, help="Hold back what would be too much: rates, and how many run at once.")
+app = typer.Typer(no_args_is_help=True, help="Limits: how many tasks start each second, and how many run at once.")
 
 QueueOption = Annotated[str | None, typer.Option("--queue", metavar="QUEUE", help="Only tasks of this queue.")]
 TypeOption = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only tasks of this type.")]
 KeyOption = Annotated[
-    str | None, typer.Option("--key", metavar="KEY", help="Only tasks of this limit key; '*': each key on its own.")
+    str | None,
+    typer.Option("--key", metavar="KEY", help="Only tasks of this limit key; '*' limits each key on its own."),
 ]
 
 
@@ -23,16 +24,20 @@ def set_limit(
     queue: QueueOption = None,
     type: TypeOption = None,
     key: KeyOption = None,
-    rate: Annotated[float | None, typer.Option(metavar="N", help="That may start in a second; 0: any.")] = None,
-    burst: Annotated[
-        int | None, typer.Option(metavar="N", help="That may start at once; default a tenth of the rate.")
+    rate: Annotated[
+        float | None, typer.Option(metavar="N", help="Tasks that may start each second; 0 for no limit.")
     ] = None,
-    max_running: Annotated[int | None, typer.Option(metavar="N", help="That may run at once; 0: any.")] = None,
+    burst: Annotated[
+        int | None, typer.Option(metavar="N", help="Tasks that may start at once; default a tenth of the rate.")
+    ] = None,
+    max_running: Annotated[
+        int | None, typer.Option(metavar="N", help="Tasks that may run at once; 0 for no limit.")
+    ] = None,
     store: StoreOption = common.STORE,
 ) -> None:
-    """Set or change the limit of the tasks that are named; of all, if none are.
+    """Set or change the limit of these tasks; of all, without options.
 
-    It holds at once, and over all nodes together. What is not said stays.
+    It applies at once, to all nodes together. Values that are not given stay.
     """
     with existing(store) as manager:
         manager.limit(queue, type, key, rate=rate, burst=burst, max_running=max_running)
@@ -40,7 +45,7 @@ def set_limit(
 
 @app.command("list")
 def list_limits(store: StoreOption = common.STORE, json: JsonOption = False) -> None:
-    """All limits, and the queues that are paused."""
+    """List all limits, and the paused queues."""
     with existing(store) as manager:
         limits = manager.limits()
     if json:
@@ -55,7 +60,7 @@ def list_limits(store: StoreOption = common.STORE, json: JsonOption = False) -> 
 def remove(
     queue: QueueOption = None, type: TypeOption = None, key: KeyOption = None, store: StoreOption = common.STORE
 ) -> None:
-    """Take away the limit that was set with these very options."""
+    """Remove the limit that was set with the same --queue, --type and --key."""
     with existing(store) as manager:
         manager.unlimit(queue, type, key)
-    say("no such limit any more")
+    say("the limit is removed")

@@ -1,4 +1,4 @@
-"""The commands that only look: get, list, stats."""
+"""The commands that only read: get, list, stats."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dtq.queue.manager import QueueManager
 from dtq.stores.protocol import Stats
 from dtq.task.model import Status, Task
 
-PAGE, WHOLE = 1000, 50  # tasks that are read at once, brief or with all that they carry
+BRIEF_PER_PAGE, WHOLE_PER_PAGE = 1000, 50  # tasks that one read returns, without or with payload, result and log
 
 
 def get(
-    id: Annotated[str, typer.Argument(metavar="ID", help="Of the task.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="The task.")],
     store: StoreOption = common.STORE,
     json: JsonOption = False,
 ) -> None:
-    """Everything about one task: what it is, how far it is, what went wrong, what it printed."""
+    """Show everything about one task: its options, progress, errors and output."""
     with existing(store) as manager:
         task = manager.get(id)
     if json:
@@ -37,14 +37,14 @@ def get(
 
 def list_tasks(
     store: StoreOption = common.STORE,
-    status: Annotated[Status | None, typer.Option(help="Only tasks of this status.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only tasks with this status.")] = None,
     queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="Only tasks of this queue.")] = None,
     type: TypeOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 20,
-    after: Annotated[str, typer.Option(metavar="ID", help="Go on behind this one.")] = "",
+    after: Annotated[str, typer.Option(metavar="ID", help="Start after this task.")] = "",
     json: JsonOption = False,
 ) -> None:
-    """Tasks, oldest first; with --json one on each line."""
+    """List tasks, oldest first; --json prints one on each line."""
     with existing(store) as manager:
         tasks = pages(manager, limit, after=after, status=status, queue=queue, type=type, brief=not json)
         if json:
@@ -57,9 +57,9 @@ def list_tasks(
 def pages(
     manager: QueueManager | DeadLetters, limit: int, after: str = "", brief: bool = True, **wanted: Any
 ) -> Iterator[Task]:
-    """Yield up to `limit` tasks by id, fetched page by page."""
-    most = PAGE if brief else WHOLE
-    while limit > 0 and (page := manager.find(after=after, limit=min(limit, most), brief=brief, **wanted)):
+    """Yield up to `limit` tasks by id, and read them page by page."""
+    page_size = BRIEF_PER_PAGE if brief else WHOLE_PER_PAGE
+    while limit > 0 and (page := manager.find(after=after, limit=min(limit, page_size), brief=brief, **wanted)):
         yield from page
         limit, after = limit - len(page), page[-1].id
 
@@ -69,18 +69,18 @@ def print_table(tasks: list[Task], limit: int) -> None:
 
     views.console().print(views.table_of(tasks, time.time()))
     if len(tasks) == limit:
-        say(f"there may be more: --after {tasks[-1].id}, or a higher --limit")
+        say(f"there may be more: use --after {tasks[-1].id}, or a higher --limit")
 
 
 def stats(
     store: StoreOption = common.STORE,
     json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, until Ctrl-C, which then is no error.")] = False,
-    every: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds between looks of --watch.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C, which is then not an error.")] = False,
+    every: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds between updates with --watch.")] = 1.0,
 ) -> None:
-    """How many tasks are where, who is at work, and how long the oldest has waited."""
+    """Show how many tasks have each status, which nodes work, and how long the oldest task has waited."""
     if watch and json:
-        raise typer.BadParameter("--watch is for people; with --json it is one document, now")
+        raise typer.BadParameter("--watch and --json exclude each other: --json prints one document")
     with existing(store) as manager:
         if json:
             print_json(_as_json(manager.stats()))

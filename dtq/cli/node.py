@@ -1,10 +1,11 @@
-"""A node in a process of its own: it works, tells what happens, and heeds signals.
+"""A node in a process of its own: it works, logs what happens, and obeys signals.
 
     workers ready ---.
-    SIGTERM, SIGINT -+--> Inbox --> the main thread, which sleeps otherwise: announce, drain, force
+    SIGTERM, SIGINT -+--> Inbox --> the main thread: announce, drain, force; it sleeps in between
     the loop ended --'
-                                    events of failures and dead workers --> logging --> stderr
-The first signal drains, the second forces.
+                                    failures and dead workers --> logging --> stderr
+
+The first signal drains the node, the second forces it to end.
 """
 
 from __future__ import annotations
@@ -19,33 +20,32 @@ from typing import Any
 
 import typer
 
-from dtq.cli.common import readable
+from dtq.cli.common import counted, readable
 from dtq.queue.events import Event
 from dtq.queue.task_queue import TaskQueue
 from dtq.stores.address import redacted
 
 log = logging.getLogger("dtq")
 
-READY, LEFT = b"\x00", b"\xff"  # all other words are the numbers of signals
+READY, ENDED = b"\x00", b"\xff"  # every other byte is the number of a signal
 SIGNALS = signal.SIGTERM, signal.SIGINT
 
 
 class Inbox:
-    """Where the main thread sleeps until there is a word for it: one byte, from any thread or from a signal. What comes
-    when it is closed is heard by nobody.
+    """Wakes the main thread with a byte, from any thread or from a signal. After `close`, `put` does nothing.
 
-    It is a pipe because the kernel may hand a signal to any thread: a main thread that waits for a lock, as in
-    Queue.get, would then sleep on, and Python would not call its handler before it wakes.
+    It is a pipe because the kernel may deliver a signal to any thread. A main thread that waits for a lock, as in
+    Queue.get, would sleep on, and Python would not call its signal handler before it wakes.
     """
 
     def __init__(self) -> None:
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        self._writer = os.fdopen(writer, "wb", buffering=0)  # once closed, it cannot be taken for another descriptor
+        self._writer = os.fdopen(writer, "wb", buffering=0)  # a closed file object never writes to a reused descriptor
 
-    def put(self, word: bytes) -> None:
+    def put(self, message: bytes) -> None:
         with suppress(ValueError):
-            self._writer.write(word)
+            self._writer.write(message)
 
     def get(self) -> bytes:
         return os.read(self._reader, 1)
@@ -55,7 +55,7 @@ class Inbox:
         self._writer.close()
 
     @contextmanager
-    def hearing_signals(self) -> Iterator[None]:
+    def receiving_signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         woken_before = signal.set_wakeup_fd(self._writer.fileno())
         try:
@@ -66,20 +66,20 @@ class Inbox:
                 signal.signal(number, handler)
 
 
-class Node(TaskQueue):
-    """A TaskQueue that tells when its loop has ended (by `at_end`) and how, and whose end can be hastened."""
+class NodeService(TaskQueue):
+    """A TaskQueue that reports how its loop ended, calls `at_end` then, and can be told to end sooner."""
 
     def __init__(self, store: str, **options: Any) -> None:
         super().__init__(store, **options)
-        self.where = store
+        self.store_url = store
         self.size = sum(group.spec.size for group in self._groups)
         self.drained, self.given_back = False, 0
         self.at_end: Callable[[], None] = lambda: None
-        for name, listener in _TOLD.items():
+        for name, listener in _LISTENERS.items():
             self.on(name, listener)
 
     def drain(self, seconds: float) -> None:
-        """Begins nothing more, and ends when nothing runs, or after so many seconds. A second call changes the time."""
+        """Start no more tasks, and end when none runs or after this many seconds. A second call changes the time."""
         self._stop_at = time.monotonic() + seconds
         self._post(self._loop.drain)
 
@@ -91,54 +91,57 @@ class Node(TaskQueue):
             self.at_end()
 
 
-def serve(node: Node, grace: float) -> int:
-    """Works until it is told to stop; gives the exit code: 0 drained, 1 something went back, 2 the loop has failed."""
+def serve(node: NodeService, grace: float) -> int:
+    """Work until a signal comes. Return the exit code: 0 drained, 1 some tasks went back to the queue, 2 the loop
+    failed."""
     with closing(Inbox()) as inbox:
         node.on("worker:ready", lambda event: inbox.put(READY))
-        node.at_end = lambda: inbox.put(LEFT)
-        with inbox.hearing_signals():
+        node.at_end = lambda: inbox.put(ENDED)
+        with inbox.receiving_signals():
             node.start()
-            stops = _heed(node, inbox, grace)
-            node.shutdown()  # and with it the loop and the listeners
-    return _verdict(node, stops)
+            signals = _handle_messages(node, inbox, grace)
+            node.shutdown()  # ends the loop and the listeners too
+    return _exit_code(node, signals)
 
 
-def _heed(node: Node, inbox: Inbox, grace: float) -> int:
-    """Does as the inbox says, until the loop has ended; gives how many signals there were."""
-    inbox.put(READY)  # so is the loop; then its workers
-    to_come, stops = node.size + 1, 0
-    while (word := inbox.get()) != LEFT:
-        if word == READY:
-            to_come -= 1
-            if to_come == 0:
+def _handle_messages(node: NodeService, inbox: Inbox, grace: float) -> int:
+    """Handle the messages of the inbox until the loop has ended. Return the number of signals."""
+    inbox.put(READY)  # the loop is ready; its workers follow
+    missing, signals = node.size + 1, 0
+    while (message := inbox.get()) != ENDED:
+        if message == READY:
+            missing -= 1
+            if missing == 0:
                 _announce(node)
         else:
-            stops += 1
-            _drain(node, grace if stops == 1 else 0.0)
-    return stops
+            signals += 1
+            _drain(node, grace if signals == 1 else 0.0)
+    return signals
 
 
-def _announce(node: Node) -> None:
+def _announce(node: NodeService) -> None:
     types = ", ".join(sorted(node.registry.types()))
-    typer.echo(f"ready: node {node.node}, {node.size} workers, types {types}, store {redacted(node.where)}")
+    typer.echo(
+        f"ready: node {node.node}, {counted(node.size, 'worker')}, types {types}, store {redacted(node.store_url)}"
+    )
 
 
-def _drain(node: Node, seconds: float) -> None:
-    log.info("draining: what runs has %g s to end in", seconds)
+def _drain(node: NodeService, seconds: float) -> None:
+    log.info("draining: running tasks have %g s to end", seconds)
     node.drain(seconds)
 
 
-def _verdict(node: Node, stops: int) -> int:
-    if not stops:
-        return 2  # the loop has said why
+def _exit_code(node: NodeService, signals: int) -> int:
+    if not signals:
+        return 2  # the loop has logged the reason
     if node.drained:
-        log.info("drained: nothing runs any more")
+        log.info("drained: no task runs any more")
         return 0
-    log.warning("not finished, and back in the queue: %d", node.given_back)
+    log.warning("not finished, and returned to the queue: %d", node.given_back)
     return 1
 
 
-# --- what is told ---------------------------------------------------------------------------------------------------
+# --- logging ---------------------------------------------------------------------------------------------------
 
 
 def log_to_stderr() -> None:
@@ -148,12 +151,14 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _emit_failure(event: Event) -> None:
+def _log_failure(event: Event) -> None:
     if task := event.task:
-        log.error("task %s (%s) failed after %d attempts: %s", task.id, task.type, task.attempts, _line(task.error))
+        log.error(
+            "task %s (%s) failed after %s: %s", task.id, task.type, counted(task.attempts, "attempt"), _line(task.error)
+        )
 
 
-def _emit_retry(event: Event) -> None:
+def _log_retry(event: Event) -> None:
     if task := event.task:
         log.warning(
             "task %s (%s) failed, attempt %d of %d, and runs again in %.3g s: %s",
@@ -161,8 +166,8 @@ def _emit_retry(event: Event) -> None:
         )  # fmt: skip
 
 
-def _emit_exit(event: Event) -> None:
-    """Of a worker that has gone in any other way than it should."""
+def _log_exit(event: Event) -> None:
+    """Log a worker that ended in an unexpected way."""
     number, code = event.data["signal"], event.data["exit_code"]
     if number or code or not event.data["pid"]:
         how = f" (signal {number})" if number else f" (exit code {code})" if code else ""
@@ -174,4 +179,4 @@ def _line(text: object) -> str:
 
 
 _TIME = "%Y-%m-%dT%H:%M:%S"
-_TOLD = {"task:failed": _emit_failure, "task:retrying": _emit_retry, "worker:exited": _emit_exit}
+_LISTENERS = {"task:failed": _log_failure, "task:retrying": _log_retry, "worker:exited": _log_exit}

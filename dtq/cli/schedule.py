@@ -1,4 +1,4 @@
-"""`dtq schedule`: work that comes by itself, by the clock."""
+"""`dtq schedule`: add tasks by the clock."""
 
 from __future__ import annotations
 
@@ -14,35 +14,40 @@ from dtq.errors import UnknownSchedule
 from dtq.policy.cron import Misfire
 from dtq.queue.manager import QueueManager
 
-app = typer.Typer(no_args_is_help=True, help="Add tasks by the clock: schedules, and when they tick.")
+app = typer.Typer(no_args_is_help=True, help="Schedules: add tasks by the clock.")
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the schedule.")]
-NamesArgument = Annotated[list[str], typer.Argument(metavar="NAME", help="Of the schedules.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The schedule.")]
+NamesArgument = Annotated[list[str], typer.Argument(metavar="NAME", help="The schedules.")]
 
 
 @app.command()
 def add(
     name: NameArgument,
-    type: Annotated[str, typer.Argument(metavar="TYPE", help="Which handler is to run it.")],
-    payload: Annotated[str | None, typer.Argument(metavar="PAYLOAD", help="JSON; - reads it from stdin.")] = None,
+    type: Annotated[str, typer.Argument(metavar="TYPE", help="The type of the tasks, which selects the handler.")],
+    payload: Annotated[str | None, typer.Argument(metavar="PAYLOAD", help="JSON; - reads stdin.")] = None,
     cron: Annotated[
-        str | None, typer.Option(metavar="'M H D M W'", help="As in '*/5 9-17 * * MON-FRI', or @daily.")
+        str | None, typer.Option(metavar="'M H D M W'", help="Such as '*/5 9-17 * * MON-FRI', or @daily.")
     ] = None,
-    every: Annotated[float | None, typer.Option(metavar="SECONDS", help="Instead of --cron.")] = None,
-    tz: Annotated[str, typer.Option(metavar="ZONE", help="Whose clock; as in Europe/Berlin.")] = "UTC",
+    every: Annotated[float | None, typer.Option(metavar="SECONDS", help="An interval, in place of --cron.")] = None,
+    tz: Annotated[str, typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin.")] = "UTC",
     misfire: Annotated[
-        Misfire, typer.Option(help="Of ticks that came while nobody was there: skip them, run once, or run all.")
+        Misfire, typer.Option(help="For ticks missed while no node ran: skip them, run once, or run all.")
     ] = "once",
-    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="Of the tasks; default: default.")] = None,
-    priority: Annotated[int | None, typer.Option(metavar="N", help="Of the tasks; default 0.")] = None,
-    max_attempts: Annotated[int | None, typer.Option(metavar="N", help="Of each task; default 3.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Of each attempt; default 30.")] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="QUEUE", help="The queue of the tasks; default: default.")
+    ] = None,
+    priority: Annotated[int | None, typer.Option(metavar="N", help="The priority of the tasks; default 0.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(metavar="N", help="Attempts of each task; default 3.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Limit for each attempt; default 30.")
+    ] = None,
     expires_in: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="From the tick: not started by then, it is cancelled.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Cancel a task that has not started this long after its tick."),
     ] = None,
     store: StoreOption = common.STORE,
 ) -> None:
-    """Make a schedule, or edit the one that has the name; prints its next tick."""
+    """Create a schedule, or change the one with this name, and print its next tick."""
     options = {
         "queue": queue, "priority": priority, "max_attempts": max_attempts, "timeout": timeout,
         "expires_in": expires_in,
@@ -55,7 +60,7 @@ def add(
 
 @app.command("list")
 def list_schedules(store: StoreOption = common.STORE, json: JsonOption = False) -> None:
-    """All schedules; with --json one on each line."""
+    """List all schedules; --json prints one on each line."""
     with existing(store) as manager:
         schedules = list(manager.schedules)
     if json:
@@ -73,7 +78,7 @@ def next_ticks(
     n: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many.")] = 5,
     store: StoreOption = common.STORE,
 ) -> None:
-    """When a schedule ticks next, in its own time zone."""
+    """Print the next ticks of a schedule, in its time zone."""
     with existing(store) as manager:
         _print_next(manager, name, n)
 
@@ -83,12 +88,12 @@ def _print_next(manager: QueueManager, name: str, n: int) -> None:
     for moment in moments:
         typer.echo(moment.isoformat())
     if not moments:
-        say(f"{name} is paused: dtq schedule resume {name}")
+        say(f"{name} is paused; to resume it: dtq schedule resume {name}")
 
 
 @app.command()
 def pause(names: NamesArgument, store: StoreOption = common.STORE) -> None:
-    """Let schedules tick no more, until resume.
+    """Pause schedules until dtq schedule resume.
 
     Exit codes: 0 all of them, 1 not all.
     """
@@ -98,7 +103,7 @@ def pause(names: NamesArgument, store: StoreOption = common.STORE) -> None:
 
 @app.command()
 def resume(names: NamesArgument, store: StoreOption = common.STORE) -> None:
-    """Let schedules go on, with their next ticks.
+    """Resume paused schedules with their next ticks.
 
     Exit codes: 0 all of them, 1 not all.
     """
@@ -108,7 +113,7 @@ def resume(names: NamesArgument, store: StoreOption = common.STORE) -> None:
 
 @app.command()
 def remove(names: NamesArgument, store: StoreOption = common.STORE) -> None:
-    """Remove schedules; the tasks that they have added stay.
+    """Remove schedules. Their tasks stay.
 
     Exit codes: 0 all of them, 1 not all.
     """

@@ -1,4 +1,4 @@
-"""`dtq serve`: the REST API and the live page over a store, until it is told to stop."""
+"""`dtq serve`: serve the REST API and the live page of a store until a signal comes."""
 
 from __future__ import annotations
 
@@ -18,38 +18,41 @@ from dtq.stores.address import redacted
 
 
 def serve(
-    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="The store's URL; as --store.")] = None,
+    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="The store's URL, as with --store.")] = None,
     named: StoreOption = DEFAULT,
-    host: Annotated[str, typer.Option(help="Where to listen; elsewhere than here a token is needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 3000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the port.")] = 1,
+    host: Annotated[str, typer.Option(help="The address to listen on; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 picks a free one.")] = 3000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that share the port.")] = 1,
     token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Tokens, one on a line: TOKEN, or SCOPE TOKEN.")
+        Path | None, typer.Option(metavar="FILE", help="A file of tokens, one a line: TOKEN, or SCOPE TOKEN.")
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="DTQ_TOKEN", metavar="TOKEN", help="Better in the environment or a file.")
+        str | None,
+        typer.Option(
+            envvar="DTQ_TOKEN", metavar="TOKEN", help="An admin token; better given in the environment or a file."
+        ),
     ] = None,
     rate_limit: Annotated[
-        float | None, typer.Option(min=0.001, metavar="N", help="Requests a second with each token.")
+        float | None, typer.Option(min=0.001, metavar="N", help="Requests each second for each token.")
     ] = None,
     backlog_limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Unfinished tasks, beyond which none is taken.")
+        int | None, typer.Option(min=1, metavar="N", help="Refuse new tasks beyond this many unfinished ones.")
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="By which a proxy is reached; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="A host name under which a proxy serves it; repeatable.")
     ] = None,
     cors_origin: Annotated[
-        list[str] | None, typer.Option(metavar="ORIGIN", help="Whose pages may use this server; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web origin whose pages may use this server; repeatable."),
     ] = None,
 ) -> None:
     """Serve the REST API, its documentation (/docs) and the live page (/).
 
-    Workers are another process's business: dtq run. Says on stdout where
-    it is reached. SIGTERM and SIGINT (Ctrl-C) stop it when what was asked
-    has been answered.
+    It runs no tasks: dtq run does. It prints its address on stdout.
+    SIGTERM and SIGINT (Ctrl-C) stop it after the current requests.
 
-    A token's scope is read, submit (adds tasks, too) or admin; a line of
-    the file that names none is for an admin.
+    A token's scope is read, submit (also adds tasks) or admin. A line of
+    the file without a scope is an admin token.
 
     Exit codes: 0 stopped, 2 it could not start.
     """
@@ -74,21 +77,21 @@ def _serve(server: object, where: str) -> None:
     from dtq.api.server import APIServer
 
     assert isinstance(server, APIServer)
-    told = threading.Event()
-    before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopped = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with server:
             typer.echo(f"ready: {server.url}, processes {' '.join(map(str, server.pids()))}, store {redacted(where)}")
-            while not told.wait(3600):  # a wait with a time can be ended by a signal
+            while not stopped.wait(3600):  # only a wait with a timeout lets a signal in
                 pass
-            say("stopping: what was asked is still answered")
+            say("stopping after the current requests")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _tokens(token: str | None, file: Path | None) -> dict[str, str]:
-    """Tokens and their scopes. Raises DTQError where the file cannot be read, naming the line but no token."""
+    """Return tokens and their scopes. Raises DTQError if the file cannot be read; it names the line, but no token."""
     tokens = {token: "admin"} if token else {}
     for number, line in enumerate(_lines(file), 1):
         words = [] if line.startswith("#") else line.split()
@@ -97,7 +100,7 @@ def _tokens(token: str | None, file: Path | None) -> dict[str, str]:
         if words:
             tokens[words[-1]] = words[0] if len(words) == 2 else "admin"
     if file is not None and not tokens:
-        raise DTQError(f"{file} has no token: write one on a line, or SCOPE TOKEN")
+        raise DTQError(f"{file} has no token; allowed on each line: TOKEN, or SCOPE TOKEN")
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""`dtq top`: what goes on in the queue, live."""
+"""`dtq top`: show live what happens in the queue."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dtq.cli.common import StoreOption, existing
 
 def top(
     store: StoreOption = common.STORE,
-    every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")] = 1.0,
-    looks: Annotated[int, typer.Option(min=0, help="End after so many looks; 0: go on until Ctrl-C.")] = 0,
+    every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between updates.")] = 1.0,
+    looks: Annotated[int, typer.Option(min=0, help="End after this many updates; 0 goes on until Ctrl-C.")] = 0,
 ) -> None:
-    """What goes on, live: throughput, times, failures, and how busy the workers are.
+    """Show live: throughput, times, failures, and how busy the workers are.
 
-    It reads what the nodes publish, so it may run anywhere the store can be read, beside any number of others. Ctrl-C
-    ends it, and is no error.
+    It reads what the nodes publish, so it can run wherever the store can be
+    read, any number of times at once. Ctrl-C ends it, and is not an error.
     """
     from dtq.cli import screen, views
     from dtq.monitor.readings import Readings

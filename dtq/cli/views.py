@@ -1,4 +1,4 @@
-"""How tasks, counts and progress look in a terminal. Loaded only to show something, for rich takes time to import."""
+"""How the commands show tasks, counts and progress. Imported only to show something, as rich takes time to import."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dtq.policy.limits import Limit
 from dtq.stores.protocol import Counts, Node, Stats
 from dtq.task.model import WAITING, Attempt, Status, Task
 
-WIDE = 160  # columns where there is no terminal: an id is never cut
-LONGEST = 4000  # characters of a payload or result
+WIDTH = 160  # columns when there is no terminal, wide enough for a whole id
+MAX_SHOWN = 4000  # characters of a payload or result
 STYLES = {
     "blocked": "dim", "pending": "cyan", "processing": "blue", "retrying": "yellow",
     "completed": "green", "failed": "red", "cancelled": "magenta",
@@ -30,12 +30,12 @@ STYLES = {
 
 def console() -> Console:
     console = Console()
-    return console if console.is_terminal else Console(width=WIDE)
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 @contextmanager
 def live() -> Iterator[Callable[[RenderableType], None]]:
-    """Shows one thing after the other in the same place; where there is no terminal, one below the other."""
+    """Show one thing after the other, in the same place on a terminal, else one below the other."""
     there = console()
     if not there.is_terminal:
         yield there.print
@@ -46,7 +46,7 @@ def live() -> Iterator[Callable[[RenderableType], None]]:
 
 @contextmanager
 def progress(what: str, total: float | None) -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr while it lasts, if that is a terminal; moved by `show(completed, words)`."""
+    """Show a progress bar on stderr if that is a terminal. Yields `show(completed, text)`, which moves it."""
     error_console = Console(stderr=True)
     columns = (
         TextColumn(what),
@@ -60,7 +60,7 @@ def progress(what: str, total: float | None) -> Iterator[Callable[[float, str], 
         yield lambda completed, words: bar.update(task, completed=completed, description=words)
 
 
-# --- words ----------------------------------------------------------------------------------------------------------
+# --- text ----------------------------------------------------------------------------------------------------------
 
 
 def _text(value: object, style: str = "") -> Text:
@@ -76,7 +76,7 @@ def when(at: float | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """About how long: 40 ms, 12 s, 3 min, 5 h, 2 d."""
+    """Return a rough duration: 40 ms, 12 s, 3 min, 5 h, 2 d."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"
@@ -85,7 +85,7 @@ def span(seconds: float) -> str:
 
 def _json(value: Any) -> Text:
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-    cut = f"{text[:LONGEST]}\n... ({len(text):,} characters; --json gives all)" if len(text) > LONGEST else text
+    cut = f"{text[:MAX_SHOWN]}\n... ({len(text):,} characters; --json prints all)" if len(text) > MAX_SHOWN else text
     return _text(cut)
 
 
@@ -104,7 +104,7 @@ def table_of(tasks: Sequence[Task], now: float) -> Table:
 
 
 def _about(task: Task, now: float) -> Text:
-    """The most telling thing in a line."""
+    """Return the most useful fact about a task in one line."""
     if task.status in WAITING and task.run_at > now:
         return Text(f"in {span(task.run_at - now)}")
     if task.status == Status.PROCESSING:
@@ -136,11 +136,11 @@ def table_of_limits(limits: Sequence[Limit]) -> Table:
 
 _SHOWN_APART = ("payload", "result", "error", "history", "log", "status")
 _TIMES = ("run_at", "created_at", "started_at", "finished_at", "lease_until", "expires")
-_MATTERS = ("id", "type", "queue", "priority", "attempts", "max_attempts", "timeout", "created_at", "run_at")
+_ALWAYS_SHOWN = ("id", "type", "queue", "priority", "attempts", "max_attempts", "timeout", "created_at", "run_at")
 
 
 def whole_task(task: Task) -> Group:
-    """All fields that say something, then what is long: payload, result, error, attempts, log."""
+    """Render the fields that are set, then the long parts: payload, result, error, attempts, log."""
     return Group(_fields(task), *_parts(task))
 
 
@@ -148,7 +148,7 @@ def _fields(task: Task) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("status", _status(task.status))
     for name, value in msgspec.structs.asdict(task).items():
-        if name not in _SHOWN_APART and (name in _MATTERS or value not in (None, "", (), 0)):
+        if name not in _SHOWN_APART and (name in _ALWAYS_SHOWN or value not in (None, "", (), 0)):
             grid.add_row(name, _text(when(value) if name in _TIMES else value))
     return grid
 
@@ -182,9 +182,9 @@ def _history(attempts: Sequence[Attempt]) -> Table:
 
 
 def whole_stats(stats: Stats, now: float) -> Group:
-    """The queues and their counts, then the nodes, then what a person would ask next."""
+    """Render the queues and their counts, the nodes, and a summary."""
     workers = stats.workers
-    words = Text(f"workers: {workers.total}, of which {workers.active} are at work, {workers.idle} idle")
+    words = Text(f"workers: {workers.total}, {workers.active} busy, {workers.idle} idle")
     if stats.oldest is not None and stats.oldest <= now:
         words.append(f"; the oldest task has waited for {span(now - stats.oldest)}")
     return Group(_queues(stats), *([_nodes(stats.nodes, now)] if stats.nodes else ()), words)

@@ -1,4 +1,4 @@
-"""The `dtq` command, as it is typed: exit codes, what it prints and where, and that it leaves nothing behind.
+"""The `dtq` command: its exit codes, what it prints and where, and that it leaves nothing behind.
 
 `dtq run` is in test_cli_run.py.
 """
@@ -10,56 +10,40 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections import Counter
 
 import psutil
 import pytest
+from commands import MAIN, TYPES, WAIT, Store, run, start
 from typer.testing import CliRunner
 
 import dtq
 from dtq import QueueManager, TaskQueue, cli
 from dtq.cli import app, common, demo, look
 
-WAIT = 60.0
-MAIN = "from dtq.cli import app; app(prog_name='dtq')"
-
-
-def start(*arguments, code=MAIN, **environment):
-    command = [sys.executable, "-c", code, *arguments]
-    environment = {**os.environ, "COLUMNS": "120", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def run(*arguments, **options):
-    """(exit code, stdout, stderr) of the command in a process of its own."""
-    process = start(*arguments, **options)
-    out, err = process.communicate(timeout=WAIT)
-    return process.returncode, out, err
-
 
 def rows(out):
-    """The table's numbers by type: completed, failed, attempts."""
+    """Return the numbers of the table by type: completed, failed, attempts."""
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     return {name: tuple(map(int, numbers)) for name, *numbers in cells}
 
 
 @pytest.fixture(scope="module")
-def told():
-    """What a demo of twenty pictures says where no bar can move."""
+def printed():
+    """Return what a demo of twenty pictures prints when stdout is not a terminal."""
     code, out, err = run("demo", "--tasks", "20", "--workers", "2")
     assert (code, err) == (0, "")
     return out
 
 
-def test_the_demo_loses_nothing_and_says_so(told):
-    table = rows(told)
+def test_the_demo_loses_nothing_and_reports_it(printed):
+    table = rows(printed)
     assert table["demo-picture"][:2] == (20, 0)
     assert table["demo-corrupt"] == (0, demo.CORRUPTS, 2 * demo.CORRUPTS)
     assert table["demo-flaky"][:2] == (demo.FLAKIES, 0)
-    assert table["demo-flaky"][2] >= 2 * demo.FLAKIES - 1  # the kill may have taken the place of a failure
-    assert "Nothing was lost: 33 tasks" in told.splitlines()[-1]
+    assert table["demo-flaky"][2] >= 2 * demo.FLAKIES - 1  # the kill may replace a failure
+    assert "Nothing was lost: 33 tasks" in printed.splitlines()[-1]
 
 
 @pytest.fixture
@@ -68,7 +52,7 @@ def free_port_taken():
         yield server.getsockname()[1]
 
 
-def test_the_demo_over_http_is_the_same_story():
+def test_the_demo_over_http_has_the_same_outcome():
     code, out, err = run("demo", "--tasks", "5", "--workers", "2", "--api", "--port", "0")
     assert (code, err) == (0, "")
     assert re.search(r"http://127\.0\.0\.1:\d+/ shows the queue", out)
@@ -81,15 +65,15 @@ def test_the_demo_names_a_port_that_is_taken(free_port_taken):
     assert f"cannot listen on 127.0.0.1:{free_port_taken}" in err
 
 
-def test_the_demo_tells_of_the_worker_that_it_kills(told):
-    kill, death, replacement = [line for line in told.splitlines() if line.startswith(("kill", "worker"))]
+def test_the_demo_reports_the_worker_that_it_kills(printed):
+    kill, death, replacement = [line for line in printed.splitlines() if line.startswith(("kill", "worker"))]
     assert kill.startswith("kill -9")
     assert death.endswith("died of signal 9")
-    assert "is back, as process" in replacement
+    assert "is replaced by process" in replacement
 
 
 @pytest.mark.parametrize("workers", ["1", "20"])
-def test_one_picture_is_enough_for_the_whole_story(workers):
+def test_a_demo_of_one_picture_is_complete(workers):
     code, out, _ = run("demo", "--tasks", "1", "--workers", workers)
     assert code == 0, out
 
@@ -102,12 +86,12 @@ def test_in_a_terminal_bars_move_and_each_worker_has_a_line():
     assert "w2" in out
 
 
-def test_elsewhere_plain_lines_are_printed(told):
-    assert "\x1b" not in told
-    assert "30 done, 3 failed, 0 retrying" in told
+def test_without_a_terminal_the_demo_prints_plain_lines(printed):
+    assert "\x1b" not in printed
+    assert "30 done, 3 failed, 0 retrying" in printed
 
 
-def test_a_store_in_use_keeps_its_tasks_and_gets_no_visitors(tmp_path):
+def test_the_demo_leaves_the_tasks_of_a_store_in_use_alone(tmp_path):
     store = str(tmp_path / "queue.db")
     with QueueManager(store) as manager:
         mine = manager.add(demo.PICTURE, {"n": 1})
@@ -118,7 +102,7 @@ def test_a_store_in_use_keeps_its_tasks_and_gets_no_visitors(tmp_path):
         assert manager.stats().unfinished == 1
 
 
-def test_what_is_not_as_it_should_be_is_told_with_exit_code_1(monkeypatch):
+def test_an_unexpected_outcome_of_the_demo_is_exit_code_1(monkeypatch):
     monkeypatch.setattr(demo, "_expected", lambda n: Counter({(demo.PICTURE, "completed"): n + 1}))
     result = CliRunner().invoke(app, ["demo", "--tasks", "2", "--workers", "2"])
     assert result.exit_code == 1
@@ -126,7 +110,7 @@ def test_what_is_not_as_it_should_be_is_told_with_exit_code_1(monkeypatch):
     assert "Nothing was lost" not in result.stdout
 
 
-def test_the_version_is_said():
+def test_the_version_is_printed():
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"dtq {dtq.__version__}\n")
 
@@ -149,14 +133,14 @@ def test_a_store_that_cannot_be_opened_is_one_line(store, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_without_pillow_it_says_what_to_install():
+def test_without_pillow_the_demo_names_the_package_to_install():
     code, _, err = run("demo", code=f"import sys; sys.modules['PIL'] = None; {MAIN}")
     assert code == 2
     assert 'pip install "dtq[lab]"' in err
     assert err.count("\n") == 1
 
 
-def test_without_the_handler_it_says_what_to_do(monkeypatch, tmp_path):
+def test_without_the_handler_the_demo_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "HANDLER", tmp_path / "process_image.py")
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 2
@@ -164,11 +148,11 @@ def test_without_the_handler_it_says_what_to_do(monkeypatch, tmp_path):
     assert 'pip install -e ".[lab]"' in result.stderr
 
 
-def test_ctrl_c_ends_the_demo_and_its_workers_and_takes_its_tasks_along(tmp_path):
+def test_ctrl_c_ends_the_demo_and_its_workers_and_removes_its_tasks(tmp_path):
     store = str(tmp_path / "queue.db")
     process = start("demo", "--tasks", "2000", "--workers", "2", "--store", store)
     line = ""
-    while "tasks/s" not in line:  # the first line about the work: it has begun
+    while "tasks/s" not in line:  # the first line about the tasks: the work has begun
         line = process.stdout.readline()
         assert line, process.stderr.read()
     below = psutil.Process(process.pid).children(recursive=True)
@@ -181,7 +165,7 @@ def test_ctrl_c_ends_the_demo_and_its_workers_and_takes_its_tasks_along(tmp_path
         assert manager.stats().unfinished == 0
 
 
-def test_help_does_not_load_what_only_some_commands_need():
+def test_help_loads_no_module_that_only_some_commands_need():
     heavy = "{'dtq.cli.demo', 'dtq.cli.views', 'rich.live', 'rich.progress', 'PIL', 'jupyterlab'}"
     code = f"""
 import sys
@@ -195,34 +179,6 @@ print(*sorted({heavy} & sys.modules.keys()))
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
-
-TYPES = {"double": lambda payload, context: 2 * payload, "fail": lambda payload, context: 1 / 0}
-
-
-class Store(str):
-    """The path of a queue, and the command that is about it."""
-
-    def dtq(self, command, *arguments, input=None):
-        result = CliRunner().invoke(app, [command, "--store", self, *arguments], input=input, env={"COLUMNS": "160"})
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    def ok(self, command, *arguments, input=None):
-        """What the command printed on stdout, where it could do all of it."""
-        result = self.dtq(command, *arguments, input=input)
-        assert result.exit_code == 0, result.stderr
-        return result.stdout
-
-    def tasks(self, *arguments):
-        return [json.loads(line) for line in self.ok("list", "--json", "--limit", "100000", *arguments).splitlines()]
-
-    def task(self, id):
-        return json.loads(self.ok("get", id, "--json"))
-
-    def work(self):
-        """Runs all that is there."""
-        with TaskQueue(self, TYPES, pool_size=2, executor="thread") as queue:
-            queue.join(WAIT)
 
 
 @pytest.fixture(params=["queue.db", "sqlite:///{}/queue.db", "file:{}/queue"])
@@ -238,7 +194,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def ended(store):
-    """A store with two tasks that have completed, and three that have failed."""
+    """A store with two completed and three failed tasks."""
     store.ok("add", "--file", "-", input='{"type": "double", "payload": 4}\n' * 2)
     store.ok("add", "--file", "-", "--max-attempts", "1", input='{"type": "fail"}\n' * 3)
     store.work()
@@ -248,7 +204,7 @@ def ended(store):
 # --- add
 
 
-def test_what_is_added_is_there_with_all_its_options(any_store):
+def test_add_stores_every_option(any_store):
     parent = any_store.ok("add", "first").strip()
     options = {
         "--queue": "mail", "--priority": "7", "--max-attempts": "5", "--timeout": "1.5", "--retry-delay": "0.5",
@@ -267,12 +223,12 @@ def test_what_is_added_is_there_with_all_its_options(any_store):
     assert task["expires"] == pytest.approx(task["created_at"] + 120)
 
 
-def test_a_key_that_is_taken_gives_the_task_that_has_it(store):
+def test_adding_a_taken_key_prints_the_id_of_its_task(store):
     assert store.ok("add", "a", "--key", "k") == store.ok("add", "b", "--key", "k")
     assert len(store.tasks()) == 1
 
 
-def test_a_payload_comes_from_stdin_where_it_is_a_dash(store):
+def test_a_dash_reads_the_payload_from_stdin(store):
     assert store.task(store.ok("add", "a", "-", input='["x", null]').strip())["payload"] == ["x", None]
 
 
@@ -285,7 +241,7 @@ def test_a_payload_comes_from_stdin_where_it_is_a_dash(store):
         (["a b"], "type is 'a b'"),
         (["a", "--priority", "1001"], "priority is 1001"),
         (["a", "--retry-backoff", "never"], "never"),
-        (["a", "--after", "nobody"], "nobody"),
+        (["a", "--after", "unknown"], "unknown"),
         (["a", "--delay", "-1"], "delay"),
         (["--file", "-", "--key", "k"], "--key"),
         (["--file", "-", "--wait"], "--wait"),
@@ -293,14 +249,14 @@ def test_a_payload_comes_from_stdin_where_it_is_a_dash(store):
         (["--file", "is/not/there.jsonl"], "is/not/there.jsonl"),
     ],
 )
-def test_what_cannot_be_added_is_refused_with_2_and_named(store, arguments, named):
+def test_a_task_that_cannot_be_added_is_exit_code_2_and_named(store, arguments, named):
     result = store.dtq("add", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert named in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_file_is_added_whole_and_in_order_with_the_options_as_defaults(store, tmp_path):
+def test_a_file_is_added_in_order_with_the_options_as_defaults(store, tmp_path):
     path = tmp_path / "tasks.jsonl"
     lines = [{"payload": n, **({"type": "other", "queue": "own"} if n == 1 else {})} for n in range(2500)]
     path.write_text("\n\n".join(map(json.dumps, lines)))
@@ -323,7 +279,7 @@ def test_a_file_is_added_whole_and_in_order_with_the_options_as_defaults(store, 
     ],
 )
 @pytest.mark.parametrize(("before", "code"), [(0, 2), (999, 2), (1000, 1)])
-def test_an_error_in_a_file_names_the_line_and_the_batches_before_are_added(store, before, line, named, code):
+def test_an_error_in_a_file_names_the_line_and_keeps_the_batches_before_it(store, before, line, named, code):
     text = '{"type": "a"}\n' * before + line + "\n" + '{"type": "a"}\n' * 3
     result = store.dtq("add", "--file", "-", input=text.encode("latin-1"))
     assert result.exit_code == code
@@ -334,42 +290,42 @@ def test_an_error_in_a_file_names_the_line_and_the_batches_before_are_added(stor
     assert len(store.tasks()) == len(result.stdout.split())
 
 
-def test_an_error_of_a_whole_batch_is_not_blamed_on_a_line(store):
-    result = store.dtq("add", "a", "--file", "-", input='{"after": ["nobody"]}\n{}\n')
+def test_an_error_of_a_whole_batch_names_the_batch(store):
+    result = store.dtq("add", "a", "--file", "-", input='{"after": ["unknown"]}\n{}\n')
     assert result.exit_code == 2
-    assert "up to line 2: " in result.stderr
-    assert "nobody" in result.stderr
+    assert "the batch that ends with line 2: " in result.stderr
+    assert "unknown" in result.stderr
 
 
-def test_add_wait_prints_the_result_as_json_and_nothing_else_on_stdout(store):
+def test_add_wait_prints_only_the_result_as_json_on_stdout(store):
     with TaskQueue(store, TYPES, executor="thread"):
         result = store.dtq("add", "double", '"ab"', "--wait")
     assert (result.exit_code, result.stdout) == (0, '"abab"\n')
     assert result.stderr.strip() == store.tasks()[0]["id"]
 
 
-def test_add_wait_says_with_3_that_the_task_failed(store):
+def test_add_wait_is_exit_code_3_for_a_failed_task(store):
     with TaskQueue(store, TYPES, executor="thread"):
         result = store.dtq("add", "fail", "--max-attempts", "1", "--wait")
     assert (result.exit_code, result.stdout) == (3, "")
-    assert "is failed: ZeroDivisionError" in result.stderr
+    assert "(fail) failed: ZeroDivisionError" in result.stderr
 
 
-def test_add_wait_says_with_3_that_the_task_was_cancelled(store):
+def test_add_wait_is_exit_code_3_for_a_cancelled_task(store):
     with TaskQueue(store, TYPES, executor="thread"):
         result = store.dtq("add", "double", "1", "--delay", "0.1", "--expires-in", "0", "--wait")
     assert (result.exit_code, result.stdout) == (3, "")
-    assert "is cancelled" in result.stderr
+    assert "was cancelled" in result.stderr
 
 
-def test_add_wait_gives_up_with_4_and_the_task_stays(store):
+def test_add_wait_times_out_with_exit_code_4_and_the_task_stays(store):
     result = store.dtq("add", "double", "--wait-timeout", "0.01")
     assert (result.exit_code, result.stdout) == (4, "")
     assert "still pending after 0.01 s" in result.stderr
     assert [task["status"] for task in store.tasks()] == ["pending"]
 
 
-def test_ctrl_c_while_waiting_is_130_and_the_task_stays(store):
+def test_ctrl_c_while_waiting_is_exit_code_130_and_the_task_stays(store):
     process = start("add", "double", "--wait", "--store", store)
     id = process.stderr.readline().strip()
     process.send_signal(signal.SIGINT)
@@ -381,12 +337,12 @@ def test_ctrl_c_while_waiting_is_130_and_the_task_stays(store):
 # --- look
 
 
-LOOKING = [["get", "x"], ["list"], ["stats"], ["cancel", "x"], ["retry", "--failed"], ["purge", "--yes"]]
-LOOKING += [["pause", "q"], ["resume", "q"]]
+EXISTING = [["get", "x"], ["list"], ["stats"], ["cancel", "x"], ["retry", "--failed"], ["purge", "--yes"]]
+EXISTING += [["pause", "q"], ["resume", "q"]]
 
 
-@pytest.mark.parametrize("command", LOOKING, ids=lambda command: command[0])
-def test_a_look_makes_no_queue(any_store, tmp_path, command):
+@pytest.mark.parametrize("command", EXISTING, ids=lambda command: command[0])
+def test_a_command_about_an_existing_queue_creates_none(any_store, tmp_path, command):
     (tmp_path / "queue").mkdir()
     result = any_store.dtq(*command)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -394,8 +350,8 @@ def test_a_look_makes_no_queue(any_store, tmp_path, command):
     assert [path.name for path in tmp_path.rglob("*")] == ["queue"]
 
 
-@pytest.mark.parametrize("command", [*LOOKING, ["add", "a"], ["run", "--handler", "a=json:dumps"]], ids=lambda c: c[0])
-def test_a_store_that_dies_with_the_command_is_refused(command):
+@pytest.mark.parametrize("command", [*EXISTING, ["add", "a"], ["run", "--handler", "a=json:dumps"]], ids=lambda c: c[0])
+def test_a_memory_store_is_refused(command):
     result = Store("memory:").dtq(*command)
     assert result.exit_code == 2
     assert "memory:" in result.stderr
@@ -403,14 +359,14 @@ def test_a_store_that_dies_with_the_command_is_refused(command):
 
 @pytest.mark.parametrize("url", ["nosuch://store", "sqlite:///", "file:", "{}/is/not/there/queue.db"])
 @pytest.mark.parametrize("command", [["list"], ["add", "a"]], ids=lambda command: command[0])
-def test_a_url_that_names_no_store_is_one_red_line(tmp_path, url, command):
+def test_a_url_that_names_no_store_is_one_line_of_error(tmp_path, url, command):
     result = Store(url.format(tmp_path)).dtq(*command)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"dtq {command[0]}: ")
     assert result.stderr.count("\n") == 1
 
 
-def test_the_environment_names_the_store_and_the_option_goes_before_it(store, tmp_path, monkeypatch):
+def test_the_environment_names_the_store_and_the_option_overrides_it(store, tmp_path, monkeypatch):
     monkeypatch.setenv("DTQ_STORE", store)
     id = CliRunner().invoke(app, ["add", "a"]).stdout.strip()
     assert store.task(id)["type"] == "a"
@@ -436,21 +392,21 @@ def test_get_json_is_the_whole_task(ended):
     assert len(given["history"]) == 1
 
 
-def test_what_a_task_brings_along_cannot_move_the_cursor(store):
+def test_control_characters_of_a_task_do_not_reach_the_terminal(store):
     id = store.ok("add", "a", json.dumps({"\x1b[2J": "\x9b2J [red]no markup[/red]"})).strip()
     shown = store.ok("get", id)
     assert not {"\x1b", "\x9b"} & set(shown)
     assert "[red]no markup[/red]" in shown
 
 
-def test_an_id_that_nothing_has_is_1(ended):
-    result = ended.dtq("get", "nobody")
+def test_an_unknown_id_is_exit_code_1(ended):
+    result = ended.dtq("get", "unknown")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "no task has the id 'nobody'" in result.stderr
+    assert "no task has the id 'unknown'" in result.stderr
 
 
 def test_list_filters_and_pages(ended, monkeypatch):
-    monkeypatch.setattr(look, "PAGE", 2)
+    monkeypatch.setattr(look, "BRIEF_PER_PAGE", 2)
     ids = [task["id"] for task in ended.tasks()]
     assert len(ids) == 5
     assert [task["id"] for task in ended.tasks("--after", ids[1])] == ids[2:]
@@ -461,7 +417,7 @@ def test_list_filters_and_pages(ended, monkeypatch):
     assert first == ids[:3]
 
 
-def test_the_table_of_list_has_whole_ids_and_says_how_to_go_on(ended):
+def test_the_table_of_list_has_whole_ids_and_names_the_option_for_more(ended):
     ids = [task["id"] for task in ended.tasks()]
     result = ended.dtq("list", "--limit", "4")
     assert [id in result.stdout for id in ids] == [True] * 4 + [False]
@@ -476,7 +432,7 @@ def test_an_unknown_status_is_refused(ended):
     assert "lost" in result.stderr
 
 
-def test_stats_counts_by_queue_and_tells_of_workers_and_who_waits(ended):
+def test_stats_counts_by_queue_and_shows_workers_and_the_oldest_task(ended):
     ended.ok("add", "double", "--queue", "mail")
     ended.ok("pause", "mail")
     with TaskQueue(ended, TYPES, pool_size=3, executor="thread") as queue:
@@ -500,24 +456,24 @@ def test_stats_counts_by_queue_and_tells_of_workers_and_who_waits(ended):
 
 
 @pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1", "TERM": "xterm"}], ids=["pipe", "terminal"])
-def test_stats_watch_goes_on_until_ctrl_c_which_is_no_error(ended, environment):
+def test_stats_watch_repeats_until_ctrl_c_which_is_no_error(ended, environment):
     process = start("stats", "--watch", "--every", "0.05", "--store", ended, **environment)
-    seen = 0
-    while seen < 3:  # three looks
+    updates = 0
+    while updates < 3:
         line = process.stdout.readline()
         assert line, process.stderr.read()
-        seen += "workers: 0" in line
+        updates += "workers: 0" in line
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=WAIT)
     assert (process.returncode, err) == (0, "")
 
 
-def test_watch_is_not_json(ended):
+def test_watch_excludes_json(ended):
     assert ended.dtq("stats", "--watch", "--json").exit_code == 2
 
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["stats", "--json"]])
-def test_a_reader_who_has_seen_enough_hears_no_complaint(ended, command):
+def test_a_closed_output_is_no_error_message(ended, command):
     process = start(*command, "--store", ended)
     process.stdout.close()
     err = process.stderr.read()
@@ -528,17 +484,17 @@ def test_a_reader_who_has_seen_enough_hears_no_complaint(ended, command):
 # --- change
 
 
-def test_cancel_ends_what_waits_and_says_with_1_what_it_could_not(ended):
+def test_cancel_ends_waiting_tasks_and_is_exit_code_1_if_one_cannot_be(ended):
     waits = ended.ok("add", "double").strip()
     done = ended.tasks("--status", "completed")[0]["id"]
-    result = ended.dtq("cancel", done, "nobody", waits)
+    result = ended.dtq("cancel", done, "unknown", waits)
     assert (result.exit_code, result.stdout) == (1, waits + "\n")
     assert f"task {done} is completed" in result.stderr
-    assert "'nobody'" in result.stderr
+    assert "'unknown'" in result.stderr
     assert ended.task(waits)["status"] == "cancelled"
 
 
-def test_retry_starts_afresh_and_says_with_1_what_it_could_not(ended):
+def test_retry_revives_failed_tasks_and_is_exit_code_1_if_one_cannot_be(ended):
     failed, *_ = [task["id"] for task in ended.tasks("--status", "failed")]
     done = ended.tasks("--status", "completed")[0]["id"]
     assert ended.ok("retry", failed) == failed + "\n"
@@ -548,11 +504,11 @@ def test_retry_starts_afresh_and_says_with_1_what_it_could_not(ended):
     assert f"task {done} is completed" in result.stderr
 
 
-def test_retry_failed_starts_all_of_them_afresh(ended, monkeypatch):
-    monkeypatch.setattr("dtq.cli.change.PAGE", 2)
+def test_retry_failed_revives_all_failed_tasks(ended, monkeypatch):
+    monkeypatch.setattr("dtq.cli.change.BRIEF_PER_PAGE", 2)
     ids = [task["id"] for task in ended.tasks("--status", "failed")]
     result = ended.dtq("retry", "--failed")
-    assert (result.exit_code, result.stdout.split(), result.stderr) == (0, ids, "started afresh: 3\n")
+    assert (result.exit_code, result.stdout.split(), result.stderr) == (0, ids, "retried: 3\n")
     assert {task["id"] for task in ended.tasks("--status", "pending")} == set(ids)
     assert ended.ok("retry", "--failed") == ""
 
@@ -564,12 +520,12 @@ def test_retry_failed_of_a_type_leaves_the_others(ended):
 
 
 @pytest.mark.parametrize("arguments", [[], ["x", "--failed"], ["x", "--type", "a"]])
-def test_retry_wants_either_ids_or_failed(ended, arguments):
+def test_retry_needs_either_ids_or_failed(ended, arguments):
     assert ended.dtq("retry", *arguments).exit_code == 2
 
 
-def test_purge_removes_what_it_was_asked_to_and_says_how_many(ended):
-    assert ended.dtq("purge", "--yes").stderr == "removed: 0\n"  # nothing has been there for a day
+def test_purge_removes_the_selected_tasks_and_prints_how_many(ended):
+    assert ended.dtq("purge", "--yes").stderr == "removed: 0\n"  # no task is a day old
     assert ended.dtq("purge", "--age", "0", "--status", "completed", "--yes").stderr == "removed: 2\n"
     assert {task["status"] for task in ended.tasks()} == {"failed"}
     assert ended.dtq("purge", "--age", "0", "--yes").stderr == "removed: 3\n"
@@ -583,7 +539,7 @@ def test_purge_asks_first(ended, answer, code, left):
     assert len(ended.tasks()) == left
 
 
-def test_purge_of_what_has_not_ended_is_refused(ended):
+def test_purge_of_unfinished_tasks_is_refused(ended):
     result = ended.dtq("purge", "--status", "pending", "--yes")
     assert result.exit_code == 2
     assert "pending" in result.stderr
@@ -610,7 +566,7 @@ def test_lab_opens_the_tour_in_jupyterlab(monkeypatch):
     assert cli.TOUR.is_file()
 
 
-def test_lab_says_what_is_missing(monkeypatch, tmp_path):
+def test_lab_names_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     assert 'pip install -e ".[lab]"' in CliRunner().invoke(app, ["lab"]).stderr
     monkeypatch.setattr(cli, "TOUR", tmp_path / "tour.ipynb")
@@ -619,7 +575,7 @@ def test_lab_says_what_is_missing(monkeypatch, tmp_path):
     assert f"there is no {tmp_path}/tour.ipynb" in result.stderr
 
 
-def test_help_tells_of_every_exit_code_and_command():
+def test_help_lists_every_exit_code_and_command():
     shown = CliRunner().invoke(app, ["--help"]).stdout
     for word in (
         "0  done",

@@ -1,4 +1,4 @@
-"""`dtq dead` and `dtq flow`, as they are typed."""
+"""`dtq dead` and `dtq flow` on the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store(tmp_path):
 
 
 def run(store, *words, stdin=""):
-    """(exit code, stdout, stderr)"""
+    """Run the command. Return (exit code, stdout, stderr)."""
     done = CliRunner().invoke(app, [*words, "--store", store], input=stdin)
     return done.exit_code, done.stdout, done.stderr
 
@@ -44,17 +44,17 @@ def test_dead_letters_are_listed_by_filter(store, dead):
     assert run(store, "dead", "list", "--within", "60", "--json")[1] == ""
 
 
-def test_one_is_shown_with_its_attempts_and_signal(store, dead):
+def test_a_dead_letter_is_shown_with_its_attempts_and_signal(store, dead):
     code, out, _ = run(store, "dead", "show", dead[1], "--json")
     assert (code, json.loads(out)["history"][0]["error"]["signal"]) == (0, 11)
     assert "WorkerDied" in run(store, "dead", "show", dead[1])[1]
-    code, _, err = run(store, "dead", "show", "nobody")
-    assert (code, "nobody" in err) == (1, True)
+    code, _, err = run(store, "dead", "show", "unknown")
+    assert (code, "unknown" in err) == (1, True)
 
 
-def test_they_are_redriven_by_id_or_by_filter(store, dead):
-    code, out, err = run(store, "dead", "redrive", dead[0], "nobody")
-    assert (code, out.split(), "nobody is no dead letter" in err) == (1, [dead[0]], True)
+def test_dead_letters_are_redriven_by_id_or_by_filter(store, dead):
+    code, out, err = run(store, "dead", "redrive", dead[0], "unknown")
+    assert (code, out.split(), "unknown is not a dead letter" in err) == (1, [dead[0]], True)
     assert run(store, "dead", "redrive", "--type", "b", "--rate", "1")[1].split() == dead[1:]
     with QueueManager(store) as manager:
         assert manager.stats().counts["pending"] == 3
@@ -62,7 +62,7 @@ def test_they_are_redriven_by_id_or_by_filter(store, dead):
 
 
 @pytest.mark.parametrize("words", [["redrive"], ["purge"], ["redrive", "x", "--all"], ["purge", "x", "--type", "a"]])
-def test_it_must_be_said_which_ones_in_one_way(store, dead, words):
+def test_dead_letters_must_be_selected_in_one_way(store, dead, words):
     assert run(store, "dead", *words)[0] == 2
 
 
@@ -87,7 +87,7 @@ def test_a_flow_is_added_shown_cancelled_and_retried(store, tmp_path):
     )
     assert "running, 0 %, 1 blocked, 1 pending" in run(store, "flow", "show", "night")[1]
     assert "cancelled: 2" in run(store, "flow", "cancel", "night")[2]
-    assert "started afresh: 2" in run(store, "flow", "retry", "night")[2]
+    assert "retried: 2" in run(store, "flow", "retry", "night")[2]
     with QueueManager(store) as manager:
         assert [task.status for task in manager.find()] == ["pending", "blocked"]
         (task,) = manager.store.claim("n", 9, 30, manager.clock(), {"a"})
@@ -96,12 +96,12 @@ def test_a_flow_is_added_shown_cancelled_and_retried(store, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"a": 1}', '{"a": {}}', '{"a": {"type": "t", "after": ["b"]}}'])
-def test_what_is_no_graph_is_refused(store, text):
+def test_a_file_that_is_not_a_graph_is_refused(store, text):
     code, out, err = run(store, "flow", "add", "-", stdin=text)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
 
 
-def test_a_flow_that_is_not_there_is_an_error(store, dead):
+def test_an_unknown_flow_is_an_error(store, dead):
     assert run(store, "flow", "show", "nothing")[0] == 1
 
 

@@ -1,4 +1,4 @@
-"""`dtq run`: a real node in a process of its own, with real signals; and what its file may say."""
+"""`dtq run`: a real node in a process of its own, with real signals; and its configuration file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ import time
 
 import psutil
 import pytest
+from commands import MAIN, WAIT
 from typer.testing import CliRunner
 
 from dtq import DTQError, Pool, QueueManager
 from dtq.cli import app
-from dtq.cli.config import Config, Entry, read
+from dtq.cli.config import Config, HandlerEntry, read
 from dtq.cli.node import serve
 from dtq.cli.run import _make
 
-WAIT = 60.0
-MAIN = "from dtq.cli import app; app(prog_name='dtq')"
 HANDLERS = """
 import time
 from pathlib import Path
@@ -63,7 +62,7 @@ def home(tmp_path):
 
 
 class Command:
-    """A `dtq` command in a process of its own, at work in `home`; killed in the end if need be."""
+    """A `dtq` command in a process of its own, in the directory `home`. It is killed at the end if it still runs."""
 
     def __init__(self, home, *arguments):
         environment = {**os.environ, "COLUMNS": "120"}
@@ -81,14 +80,14 @@ class Command:
         self.process.communicate()
 
     def end(self):
-        """(exit code, the rest of stdout, the rest of stderr)"""
+        """Return (exit code, the rest of stdout, the rest of stderr)."""
         out, err = self.process.communicate(timeout=WAIT)
         return self.process.returncode, out, err
 
 
 @contextlib.contextmanager
 def node(home, *arguments):
-    """One that is ready."""
+    """Start a node, and wait until it is ready."""
     with Command(home, "run", "--pool-size", "2", *(arguments or TYPES)) as command:
         command.line = command.process.stdout.readline()
         assert command.line.startswith("ready: "), command.process.stderr.read()
@@ -103,12 +102,12 @@ def dtq(home, *arguments):
 def wait_until(condition):
     give_up_at = time.monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < give_up_at, "it did not come to be"
+        assert time.monotonic() < give_up_at, f"not true within {WAIT:g} s"
         time.sleep(0.005)
 
 
-def begin_slow(home, seconds=WAIT, **options):
-    """The id of a task that is running by now."""
+def start_slow(home, seconds=WAIT, **options):
+    """Add a task, wait until it runs, and return its id."""
     started = home / "started"
     payload = {"started": str(started), "seconds": seconds, "until": str(home / "until")}
     with QueueManager(home / "queue.db") as manager:
@@ -125,7 +124,7 @@ def look(home, id):
 # --- work
 
 
-def test_what_is_added_from_elsewhere_really_runs(home):
+def test_a_task_added_by_another_process_runs(home):
     with node(home) as running:
         code, out, _ = dtq(home, "add", "echo", '{"n": 1}', "--wait")
         assert (code, json.loads(out)) == (0, {"got": {"n": 1}})
@@ -135,7 +134,7 @@ def test_what_is_added_from_elsewhere_really_runs(home):
     assert "drained" in err
 
 
-def test_the_ready_line_tells_who_is_there_for_what(home):
+def test_the_ready_line_names_node_workers_types_and_store(home):
     with node(home) as running, QueueManager(home / "queue.db") as manager:
         (there,) = manager.stats().nodes
         expected = f"ready: node {there.id}, 2 workers, types boom, die, echo, slow, store queue.db\n"
@@ -143,7 +142,7 @@ def test_the_ready_line_tells_who_is_there_for_what(home):
         assert there.pid == running.process.pid
 
 
-def test_failures_and_dead_workers_are_told_on_stderr(home):
+def test_failures_and_dead_workers_are_logged_on_stderr(home):
     with node(home) as running:
         for type in ("boom", "die"):
             assert dtq(home, "add", type, "--max-attempts", "2", "--retry-delay", "0.01", "--wait")[0] == 3
@@ -163,7 +162,7 @@ def test_a_node_of_threads_works_too(home):
         assert running.end()[0] == 0
 
 
-def test_workers_are_ready_one_by_one_and_none_is_enough(home):
+def test_a_node_without_workers_is_ready_too(home):
     with Command(home, "run", "--pool-size", "0", *TYPES) as command:
         assert ", 0 workers, " in command.process.stdout.readline()
         command.process.send_signal(signal.SIGTERM)
@@ -174,9 +173,9 @@ def test_workers_are_ready_one_by_one_and_none_is_enough(home):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_drains_what_runs_is_finished_and_nothing_begins(home, number):
+def test_the_first_signal_lets_running_tasks_finish_and_starts_no_other(home, number):
     with node(home) as running:
-        id = begin_slow(home)
+        id = start_slow(home)
         running.process.send_signal(number)
         assert "draining" in running.process.stderr.readline()
         with QueueManager(home / "queue.db") as manager:
@@ -188,9 +187,9 @@ def test_the_first_signal_drains_what_runs_is_finished_and_nothing_begins(home, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_signal_forces_and_what_ran_goes_back_untouched(home, number):
+def test_the_second_signal_returns_running_tasks_to_the_queue_uncounted(home, number):
     with node(home) as running:
-        id = begin_slow(home)
+        id = start_slow(home)
         below = psutil.Process(running.process.pid).children(recursive=True)
         running.process.send_signal(number)
         assert "draining" in running.process.stderr.readline()
@@ -198,24 +197,24 @@ def test_the_second_signal_forces_and_what_ran_goes_back_untouched(home, number)
         running.process.send_signal(number)
         code, _, err = running.end()
     assert code == 1
-    assert "back in the queue: 1" in err
+    assert "returned to the queue: 1" in err
     assert time.monotonic() - began < 10
     assert psutil.wait_procs(below, timeout=WAIT)[1] == []
     task = look(home, id)
     assert (task.status, task.attempts, task.interruptions) == ("pending", 0, 0)
 
 
-def test_two_signals_at_once_force(home):
+def test_two_signals_at_once_force_the_end(home):
     with node(home) as running:
-        begin_slow(home)
+        start_slow(home)
         running.process.send_signal(signal.SIGTERM)
         running.process.send_signal(signal.SIGINT)
         assert running.end()[0] == 1
 
 
-def test_after_the_grace_what_runs_goes_back(home):
+def test_after_the_grace_running_tasks_return_to_the_queue(home):
     with node(home, *TYPES, "--grace", "0.1") as running:
-        id = begin_slow(home)
+        id = start_slow(home)
         running.process.send_signal(signal.SIGTERM)
         code, _, err = running.end()
     assert code == 1
@@ -233,7 +232,7 @@ def test_a_node_without_work_ends_at_once(home):
 
 def test_another_node_takes_over_from_one_that_was_killed(home):
     with node(home) as first:
-        id = begin_slow(home)
+        id = start_slow(home)
         first.process.kill()
         first.end()
     (home / "until").touch()
@@ -251,8 +250,8 @@ def test_a_loop_that_fails_ends_the_node_with_2(home, monkeypatch, caplog):
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "tgkill"), reason="a signal to a thread of another process")
-def test_a_signal_that_another_thread_gets_wakes_the_node_too(home):
-    """The kernel may choose any thread; here it is made to choose one that is not the main one."""
+def test_a_signal_to_another_thread_wakes_the_node_too(home):
+    """The kernel may choose any thread for a signal. Here it must choose one that is not the main thread."""
     with node(home) as running:
         (other, *_) = [thread.id for thread in psutil.Process(running.process.pid).threads()][1:]
         ctypes.CDLL(None).tgkill(running.process.pid, other, signal.SIGTERM)
@@ -262,7 +261,7 @@ def test_a_signal_that_another_thread_gets_wakes_the_node_too(home):
 # --- the file
 
 
-def test_all_that_a_file_may_say_comes_to_the_node(home):
+def test_every_setting_of_a_file_reaches_the_node(home):
     path = home / "dtq.toml"
     path.write_text("""
         store = "sqlite:///queue.db"
@@ -284,13 +283,13 @@ def test_all_that_a_file_may_say_comes_to_the_node(home):
     assert read(path) == Config(
         store=f"sqlite:///{home}/queue.db", executor="thread", lease=20.0, max_tasks_per_worker=100,
         auto_cleanup=False, cleanup_age=60.0, max_result=1000,
-        handlers={"echo": Entry(f"{home}/work.py"), "gather": Entry("work:gather", 100)},
+        handlers={"echo": HandlerEntry(f"{home}/work.py"), "gather": HandlerEntry("work:gather", 100)},
         pools={"urgent": Pool(1, ("mail",), 5), "rest": Pool(4)},
     )  # fmt: skip
 
 
 def test_a_node_from_a_file_works_from_any_directory(home, tmp_path_factory):
-    """With paths and modules beside the file, and eight calls in hand at once in one worker."""
+    """Its paths and modules are beside the file, and one worker runs eight calls at once."""
     (home / "dtq.toml").write_text("""
         store = "queue.db"
         [handlers]
@@ -301,7 +300,7 @@ def test_a_node_from_a_file_works_from_any_directory(home, tmp_path_factory):
     """)
     marks = tmp_path_factory.mktemp("marks")
     with Command(marks, "run", "--config", str(home / "dtq.toml")) as running:
-        assert f", 1 workers, types echo, gather, store {home}/queue.db\n" in running.process.stdout.readline()
+        assert f", 1 worker, types echo, gather, store {home}/queue.db\n" in running.process.stdout.readline()
         with QueueManager(home / "queue.db") as manager:
             handles = manager.add_many([{"type": "gather", "payload": str(marks)}] * 8)
             assert [handle.result(WAIT) for handle in handles] == [None] * 8
@@ -310,19 +309,21 @@ def test_a_node_from_a_file_works_from_any_directory(home, tmp_path_factory):
         assert running.end()[0] == 0
 
 
-def test_options_go_before_the_file(home):
+def test_options_override_the_file(home):
     config = Config(lease=20, pool_size=1, handlers={"a": "x:y", "b": "x:y"}, secrets={"shop": "OLD"})
-    given = config.with_options({"b": Entry("z:z")}, {"shop": "NEW"}, lease=5.0, pool_size=None, auto_cleanup=False)
-    handlers = {"a": "x:y", "b": Entry("z:z")}
+    given = config.with_options(
+        {"b": HandlerEntry("z:z")}, {"shop": "NEW"}, lease=5.0, pool_size=None, auto_cleanup=False
+    )
+    handlers = {"a": "x:y", "b": HandlerEntry("z:z")}
     assert given == Config(lease=5.0, pool_size=1, auto_cleanup=False, handlers=handlers, secrets={"shop": "NEW"})
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("pool = 4", "there is no key pool; there are: store, handlers, pool_size, pools, executor, lease"),
-        ("[pools.a]\nsise = 1", "there is no key pools.a.sise; there are: size, queues, min_priority"),
-        ('[handlers]\na = { path = "x" }', "there is no key handlers.a.path; there are: handler, concurrency"),
+        ("pool = 4", "unknown key pool; allowed: store, handlers, pool_size, pools, executor, lease"),
+        ("[pools.a]\nsise = 1", "unknown key pools.a.sise; allowed: size, queues, min_priority"),
+        ('[handlers]\na = { path = "x" }', "unknown key handlers.a.path; allowed: handler, concurrency"),
         ("lease = true", "$.lease"),
         ("cleanup_age = -1", "$.cleanup_age"),
         ('executor = "inline"', "executor is 'inline'; allowed: 'process', 'thread'"),
@@ -333,7 +334,7 @@ def test_options_go_before_the_file(home):
         ("\udcff", "utf-8"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(home, text, named):
+def test_an_error_in_a_file_is_named(home, text, named):
     path = home / "dtq.toml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DTQError, match=re.escape(named)) as caught:
@@ -353,13 +354,13 @@ def test_what_is_wrong_in_a_file_is_named(home, text, named):
         (["--handler", "echo=not a name"], "allowed: a function"),
         (["--handler", "echo=work.py", "--store", "not/there/queue.db"], "cannot be opened"),
         (["--handler", "echo=work.py", "--store", "nosuch://"], "names no store"),
-        (["--config", "pools.toml", "--pool-size", "1"], "pool_size is the size of the only pool"),
+        (["--config", "pools.toml", "--pool-size", "1"], "pool_size is for a node without [pools]"),
         (["--config", "bad.toml"], "lease is 100000.0"),
         (["--handler", "echo=work.py", "--lease", "0"], "--lease"),
         (["--executor", "inline"], "inline"),
     ],
 )
-def test_a_node_that_could_not_work_does_not_begin(home, monkeypatch, arguments, named):
+def test_a_node_that_could_not_work_does_not_start(home, monkeypatch, arguments, named):
     (home / "pools.toml").write_text('[handlers]\necho = "work.py"\n[pools.a]\nsize = 1\n')
     (home / "bad.toml").write_text('lease = 100000\n[handlers]\necho = "work.py"\n')
     monkeypatch.chdir(home)

@@ -16,7 +16,7 @@ from dtq.queue.scheduler import Scheduler
 from dtq.task.model import Task
 
 
-def test_the_list_of_schedules_tells_of_their_problems(tmp_path):
+def test_the_list_of_schedules_shows_their_problems(tmp_path):
     where = ["--store", str(tmp_path / "q.db")]
     with QueueManager(tmp_path / "q.db", clock=lambda: 1000.0) as manager:
         manager.schedule("s", type="b", every=10)
@@ -33,7 +33,7 @@ def test_the_list_of_schedules_tells_of_their_problems(tmp_path):
     assert "evil" not in CliRunner().invoke(app, ["schedule", "list", *where]).stdout
 
 
-def test_a_schedule_is_made_listed_paused_and_removed(tmp_path):
+def test_a_schedule_is_added_listed_paused_and_removed(tmp_path):
     where = ["--store", str(tmp_path / "q.db")]
     runner = CliRunner()
 
@@ -85,7 +85,7 @@ def test_a_webhook_is_given_with_the_name_of_its_secret(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["shop=whsec_bm90IGEgdmFyaWFibGU", "=whsec_bm90IGEgdmFyaWFibGU", "whsec_bm90"])
-def test_a_secret_that_was_given_in_place_of_its_variable_is_not_repeated(tmp_path, given):
+def test_a_secret_given_in_place_of_its_variable_is_not_repeated(tmp_path, given):
     (tmp_path / "work.py").write_text("def execute(payload, context): pass")
     arguments = ["run", "--store", str(tmp_path / "q.db"), "--handler", f"a={tmp_path / 'work.py'}", "--secret", given]
     logging.getLogger().handlers.clear()

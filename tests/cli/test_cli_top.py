@@ -1,4 +1,4 @@
-"""`dtq top`, as it is typed, on a queue that works."""
+"""`dtq top` on a queue that works."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import signal
 import time
 
 import pytest
+from commands import WAIT, run, start
 from monitor_node import obey
-from test_cli import WAIT, run, start
 
 from dtq import TaskQueue
 
 
 @pytest.fixture
 def busy(tmp_path):
-    """A store on which two workers are at work for some while."""
+    """A store on which two workers are busy for a while."""
     path = tmp_path / "queue.db"
     with TaskQueue(path, {"obey": obey}, 2) as queue:
         queue.add_many({"type": "obey", "payload": {"seconds": 0.05}} for _ in range(400))
@@ -41,7 +41,7 @@ def test_ctrl_c_ends_top_and_is_no_error(busy):
     assert (process.returncode, err) == (0, "")
 
 
-def test_top_makes_no_queue_where_there_is_none(tmp_path):
+def test_top_creates_no_queue(tmp_path):
     code, out, err = run("top", "--store", str(tmp_path / "none.db"), "--looks", "1")
     assert (code, out) == (2, "")
     assert "there is no queue at" in err

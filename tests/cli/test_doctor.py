@@ -21,11 +21,11 @@ def verdicts(**facts):
     return {finding.subject: (finding.verdict, finding.text) for finding in check_server({**GOOD, **facts})}
 
 
-def test_a_server_that_loses_nothing_is_all_right():
+def test_a_server_that_loses_nothing_has_no_bad_finding():
     found = verdicts(connected_slaves=0)
     assert [subject for subject, (verdict, _) in found.items() if verdict == "bad"] == []
     assert found["persistence"] == (
-        "ok", "append-only file, fsync always: nothing that was acknowledged is lost",
+        "ok", "append-only file, fsync always: nothing acknowledged is lost",
     )  # fmt: skip
 
 
@@ -34,9 +34,9 @@ def test_a_server_that_loses_nothing_is_all_right():
     [
         ({"config": {"appendfsync": "everysec"}}, "persistence", "note", "the last second"),
         ({"config": {"appendfsync": "no"}}, "persistence", "note", "half a minute"),
-        ({"config": {}}, "persistence", "note", "cannot be seen"),
+        ({"config": {}}, "persistence", "note", "setting is unknown"),
         ({"aof_last_write_status": "err"}, "persistence", "bad", "the last write"),
-        ({"aof_enabled": 0, "config": {"save": "60 1"}}, "persistence", "bad", "all since the last one"),
+        ({"aof_enabled": 0, "config": {"save": "60 1"}}, "persistence", "bad", "all changes since the last one"),
         ({"aof_enabled": 0}, "persistence", "bad", "loses every task"),
         ({"maxmemory_policy": "allkeys-lru"}, "memory", "bad", "may drop tasks"),
         ({"redis_version": "6.2.1"}, "version", "bad", "too old"),
@@ -47,24 +47,24 @@ def test_a_server_that_loses_nothing_is_all_right():
         ({"cluster_enabled": 1}, "cluster", "ok", "one slot"),
     ],
 )
-def test_what_can_be_lost_is_said(facts, subject, verdict, words):
+def test_each_risk_has_its_finding(facts, subject, verdict, words):
     got, text = verdicts(**facts)[subject]
     assert got == verdict
     assert words in text
 
 
-def test_a_disk_is_as_safe_as_was_chosen():
+def test_a_disk_is_judged_by_the_chosen_durability():
     assert [finding.verdict for finding in check_disk("full") + check_disk("relaxed")] == ["ok", "note"]
 
 
 @pytest.mark.parametrize("kind", [*servers.KINDS, "cluster"])
-def test_the_command_asks_a_real_server(kind):
+def test_the_command_checks_a_real_server(kind):
     done = CliRunner().invoke(app, ["doctor", servers.url_of(kind)])
     assert done.exit_code == 1  # the server of the tests keeps nothing
     assert "bad   persistence  none: a restart of the server loses every task" in done.stdout
 
 
-def test_the_command_is_content_with_aof_always_and_with_sqlite(tmp_path):
+def test_the_command_has_no_bad_finding_for_aof_always_and_for_sqlite(tmp_path):
     server = servers.Server("valkey", "--appendonly", "yes", "--appendfsync", "always")
     done = CliRunner().invoke(app, ["doctor", server.url, "--json"])
     server.remove()
@@ -78,7 +78,7 @@ def test_the_command_is_content_with_aof_always_and_with_sqlite(tmp_path):
     assert done.stdout.startswith("note  disk         durability=relaxed: a power cut")
 
 
-def test_a_given_client_tells_the_same():
+def test_a_store_returns_the_facts_that_the_checks_need():
     store = open_store(servers.url_of("valkey"))
     assert check_server(store.facts())[0].subject == "version"
     store.close()

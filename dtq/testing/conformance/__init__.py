@@ -1,12 +1,12 @@
 """Conformance: the behaviour that every Store must show, as small checks that need no test framework.
 
-    from dtq import conformance
-    conformance.run(MemoryStore)                              every check, each on a store of its own
+    from dtq.testing import conformance
+    conformance.run(MemoryStore)                              every check, each on a new store
     conformance.run(MemoryStore, conformance.group("leases"))
 
-Each `check_*` function states its promise in its docstring and breaks it down into calls of `expect`. Time is made up:
-it starts at NOW and moves when a check says so. A check that looks at the same data twice (another process, the time
-after a crash) takes a Subject instead of a store; where a store cannot be looked at twice, it is skipped.
+The docstring of each `check_*` function states its promise; calls of `expect` check it in parts. Time is simulated: it
+starts at NOW, and only a check moves it. A check that opens the same data twice (as another process would, or after a
+crash) takes a Subject instead of a store. It is skipped for a store that cannot be opened twice.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ GROUPS = (
     fencing,
     needed,
     lasting,
-)  # each module enters its checks
+)  # each module registers its checks
 
 __all__ = [
     "CHECKS",

@@ -1,4 +1,4 @@
-"""Adding: what a store takes in, and what it gives back for it."""
+"""Adding: which tasks a store accepts, and what `add` returns for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtq.testing.conformance.kit import NOW, done, end, everything, expect, ids,
 
 @promise("add")
 def check_ids_come_back_in_order(store: Store) -> None:
-    """add gives the ids of the tasks, in the order in which they were given."""
+    """add returns the ids of the tasks, in the order of its argument."""
     expect(store.add(jobs("c a b")), ["c", "a", "b"], "ids")
     expect(store.add([]), [], "ids of no tasks")
 
@@ -28,7 +28,7 @@ def check_a_new_task_is_pending_at_version_1(store: Store) -> None:
 
 @promise("add")
 def check_a_taken_id_gives_the_task_that_has_it(store: Store) -> None:
-    """Adding an id again changes nothing and gives the same id."""
+    """Adding an id again changes nothing and returns the same id."""
     store.add([job("a", payload="first")])
     expect(store.add([job("a", payload="second"), job("b")]), ["a", "b"], "ids")
     expect(the(store, "a").payload, "first", "payload of the task that was there")
@@ -37,7 +37,7 @@ def check_a_taken_id_gives_the_task_that_has_it(store: Store) -> None:
 
 @promise("add")
 def check_a_taken_key_gives_the_task_that_has_it(store: Store) -> None:
-    """Adding a key again stores nothing and gives the id of the task that has the key."""
+    """Adding a key again stores nothing and returns the id of the task that has the key."""
     store.add([job("a", key="order-1")])
     expect(store.add([job("b", key="order-1"), job("c", key="order-2")]), ["a", "c"], "ids")
     expect(store.get(["b"]), [], "the task that was not stored")

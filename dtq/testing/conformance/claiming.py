@@ -1,4 +1,4 @@
-"""Claiming: what is given out, to whom, and in which order."""
+"""Claiming: which tasks a claim returns, to which worker, and in which order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dtq.testing.conformance.kit import (
 
 @promise("claim")
 def check_a_claimed_task_says_who_has_it_and_until_when(store: Store) -> None:
-    """A claim makes a task processing, counts version and attempt, and writes down worker, start and lease."""
+    """A claim makes a task processing, counts version and attempt, and records worker, start and lease."""
     store.add([job("a")])
     (task,) = start(store, "a", now=NOW + 5, worker="w7")
     wanted = ("processing", 2, 1, "w7", NOW + 5, NOW + 5 + LEASE)
@@ -37,7 +37,7 @@ def check_a_claimed_task_says_who_has_it_and_until_when(store: Store) -> None:
 
 @promise("claim")
 def check_no_task_is_given_twice(store: Store) -> None:
-    """What one worker has claimed, nobody else gets."""
+    """A claimed task is not claimed again by any other worker."""
     store.add(jobs("a b c"))
     expect(ids(take(store, 2)), ["a", "b"], "first claim")
     expect(ids(take(store, 2, worker="w2")), ["c"], "second claim")
@@ -46,7 +46,7 @@ def check_no_task_is_given_twice(store: Store) -> None:
 
 @promise("claim")
 def check_a_call_may_be_about_hundreds_of_tasks(store: Store) -> None:
-    """Hundreds of tasks in one call are added, found, claimed and ended as a few are, each once and in their order."""
+    """A call with hundreds of tasks adds, finds, claims and ends each of them once, in order."""
     names = [f"t{n:03}" for n in range(400)]
     expect(store.add([job(name) for name in names]), names, "ids of those added")
     expect(ids(store.get(names)), names, "ids of those that are there")
@@ -59,7 +59,7 @@ def check_a_call_may_be_about_hundreds_of_tasks(store: Store) -> None:
 
 @promise("claim")
 def check_a_claim_takes_at_most_n(store: Store) -> None:
-    """A claim takes no more tasks than it was asked for; of 0, none."""
+    """A claim returns at most n tasks; none for n = 0."""
     store.add(jobs("a b c d"))
     expect(ids(take(store, 0)), [], "claim of 0")
     expect(ids(take(store, 3)), ["a", "b", "c"], "claim of 3")
@@ -76,7 +76,7 @@ def check_only_the_types_asked_for(store: Store) -> None:
 
 @promise("claim")
 def check_only_the_queues_asked_for(store: Store) -> None:
-    """A worker that names queues gets only tasks of those; one that names none, of all."""
+    """A worker that names queues gets only their tasks; one that names none gets tasks of all queues."""
     store.add([job("a"), job("b", queue="fast"), job("c", queue="slow"), job("d", queue="night")])
     expect(ids(take(store, queues=["fast", "slow"])), ["b", "c"], "claimed of two queues")
     expect(ids(take(store)), ["a", "d"], "claimed of all")
@@ -84,7 +84,7 @@ def check_only_the_queues_asked_for(store: Store) -> None:
 
 @promise("claim")
 def check_only_the_priority_asked_for(store: Store) -> None:
-    """A worker that names a lowest priority gets nothing below it."""
+    """A worker that names a lowest priority gets no task below it."""
     store.add([job("a"), job("b", priority=5), job("c", priority=-5)])
     expect(ids(take(store, min_priority=1)), ["b"], "claimed from 1 up")
     expect(ids(take(store, min_priority=-5)), ["a", "c"], "claimed from -5 up")
@@ -92,7 +92,7 @@ def check_only_the_priority_asked_for(store: Store) -> None:
 
 @promise("claim")
 def check_nothing_before_it_is_due(store: Store) -> None:
-    """A task is claimed from its `run_at` on, and not before."""
+    """A task can be claimed from its `run_at` on, and not before."""
     store.add([job("a", run_at=NOW + 10), job("b", run_at=NOW - 10)])
     expect(ids(take(store)), ["b"], "claimed now")
     expect(ids(take(store, now=NOW + 9.99)), [], "claimed just before")
@@ -101,7 +101,7 @@ def check_nothing_before_it_is_due(store: Store) -> None:
 
 @promise("claim")
 def check_the_order_is_priority_then_due_time_then_insertion(store: Store) -> None:
-    """Higher priority first, then what was due earlier, then what was added earlier."""
+    """Higher priority goes first, then the earlier due time, then the earlier insertion."""
     store.add([job("late"), job("z"), job("high", priority=1), job("a"), job("early"), job("low", priority=-1)])
     store.add(
         [job("due1", run_at=10), job("due2", run_at=10), job("due3", run_at=5), job("top", priority=1000, run_at=20)]
@@ -126,7 +126,7 @@ def check_the_order_holds_across_queues_and_types(store: Store) -> None:
 
 @promise("claim")
 def check_a_task_of_the_past_goes_before_one_that_is_due_now(store: Store) -> None:
-    """What comes due while others wait already goes behind those that were due earlier."""
+    """A task that becomes due goes behind those that were due earlier."""
     store.add([job("soon", run_at=NOW + 2), job("sooner", run_at=NOW + 1), job("now", run_at=NOW)])
     expect(ids(take(store, 1)), ["now"], "claimed at once")
     expect(ids(take(store, now=NOW + 5)), ["sooner", "soon"], "claimed later")
@@ -157,7 +157,7 @@ def check_an_expired_task_is_claimed_only_to_be_ended(store: Store) -> None:
 
 @promise("claim")
 def check_expiry_reaches_whatever_waits(store: Store) -> None:
-    """Blocked, scheduled and retrying tasks expire as well; one that is running does not."""
+    """Blocked, scheduled and retrying tasks expire as well; a running task does not."""
     store.add([job("run"), job("retry", expires=NOW + 5, retry_delay=100)])
     running, retrying = start(store, "run retry")
     end(store, replace(running, expires=NOW + 5), fail(retrying, ErrorInfo("OSError"), NOW, lambda: 0.0))
@@ -168,7 +168,7 @@ def check_expiry_reaches_whatever_waits(store: Store) -> None:
 
 @promise("claim")
 def check_the_doomed_come_first_and_pass_every_limit(store: Store) -> None:
-    """Doomed tasks come before all others, even from a paused lane, and count for no rate."""
+    """Doomed tasks come before all others, even from a paused lane, and do not count for a rate."""
     store.set_lane(type="job", paused=True)
     store.set_lane(queue="default", rate=0.001)
     store.add([job("high", type="mail", priority=9), job("old", expires=NOW), job("older", expires=NOW - 1)])
@@ -178,7 +178,7 @@ def check_the_doomed_come_first_and_pass_every_limit(store: Store) -> None:
 
 @promise("claim")
 def check_the_doomed_go_only_where_their_type_runs(store: Store) -> None:
-    """Types, queues and n hold for doomed tasks too."""
+    """Types, queues and n apply to doomed tasks too."""
     store.add(
         [job("a", expires=NOW), job("b", expires=NOW, type="mail"), job("c", expires=NOW, queue="q"), *jobs("d e")]
     )

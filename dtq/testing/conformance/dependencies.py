@@ -1,4 +1,4 @@
-"""Dependencies: what waits for its parents, and what becomes of it."""
+"""Dependencies: when a task that waits for parents starts, and what happens to it if a parent does not complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dtq.testing.conformance.kit import (
 
 @promise("dependencies")
 def check_a_child_waits_for_its_parent(store: Store) -> None:
-    """A task is blocked while its parent is not terminal, and pending as soon as it has completed."""
+    """A task is blocked until its parent has completed, and then pending."""
     store.add([job("p", retry_delay=1)])
     store.add([job("c", after=("p",))])
     expect(statuses(store, "p c"), ["pending", "blocked"], "statuses")
@@ -41,7 +41,7 @@ def check_a_child_waits_for_its_parent(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_child_waits_for_the_last_of_its_parents(store: Store) -> None:
-    """A task with several parents starts when all of them have ended, whatever the order."""
+    """A task with several parents starts when all of them have ended, in any order."""
     store.add([*jobs("p q r"), job("c", after=("p", "q", "r", "p"))])
     p, q, r = start(store, "p q r")
     end(store, done(q))
@@ -61,7 +61,7 @@ def check_parents_may_end_in_one_call(store: Store) -> None:
 
 @promise("dependencies")
 def check_parents_may_come_in_the_same_call_in_any_order(store: Store) -> None:
-    """A call may add a child before its parent; the child waits all the same."""
+    """A call may add a child before its parent; the child still waits."""
     expect(store.add([job("c", after=("b",)), job("b", after=("a",)), job("a")]), ["c", "b", "a"], "ids")
     for id in "abc":
         tasks = take(store)
@@ -71,7 +71,7 @@ def check_parents_may_come_in_the_same_call_in_any_order(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_parent_whose_key_is_taken_is_waited_for_in_its_stand_in(store: Store) -> None:
-    """Where a parent is not stored because its key is taken, a child of the same call waits for the one that has it."""
+    """If a parent is not stored because its key is taken, its child waits for the task that has the key."""
     store.add([job("a", key="k")])
     expect(store.add([job("c", after=("b",)), job("b", key="k")]), ["c", "a"], "ids")
     expect(statuses(store, "c"), ["blocked"], "status of the child")
@@ -81,7 +81,7 @@ def check_a_parent_whose_key_is_taken_is_waited_for_in_its_stand_in(store: Store
 
 @promise("dependencies")
 def check_a_taken_key_is_known_though_its_parent_is_gone(store: Store) -> None:
-    """Adding again what has a key gives the task that has it, even when the parent it once waited for was removed."""
+    """Adding a taken key again returns the task that has it, even if a parent of that task was removed."""
     store.add([job("parent"), job("child", key="k", after=("parent",))])
     store.delete(["parent"])
     expect(store.add([job("again", key="k", after=("parent",))]), ["child"], "id for the key")
@@ -89,7 +89,7 @@ def check_a_taken_key_is_known_though_its_parent_is_gone(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_finished_parent_does_not_block(store: Store) -> None:
-    """A child that is added after its parent has completed is pending at once."""
+    """A child added after its parent completed is pending at once."""
     store.add(jobs("p q"))
     p, _ = start(store, "p q")
     end(store, done(p))
@@ -115,7 +115,7 @@ def check_a_failed_parent_dooms_its_children(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_parent_that_failed_before_dooms_at_once(store: Store) -> None:
-    """A child that is added after its parent has failed comes out of the next claim, doomed."""
+    """A child added after its parent failed is doomed, and the next claim returns it."""
     store.add(jobs("p q"))
     p, _ = start(store, "p q")
     end(store, broken(p))
@@ -125,7 +125,7 @@ def check_a_parent_that_failed_before_dooms_at_once(store: Store) -> None:
 
 @promise("dependencies")
 def check_doom_goes_down_the_line(store: Store) -> None:
-    """When a doomed child is ended, its own children are doomed in turn."""
+    """When a doomed child ends, its own children are doomed in turn."""
     store.add([job("p"), job("c", after=("p",)), job("d", after=("c",))])
     end(store, *map(broken, take(store)))
     for id in "cd":
@@ -137,7 +137,7 @@ def check_doom_goes_down_the_line(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_child_may_run_though_its_parent_failed(store: Store) -> None:
-    """With on_parent_failure="run", a child starts when its parents have ended, however they did."""
+    """With on_parent_failure="run", a child starts when its parents have ended, whatever their outcome."""
     store.add([*jobs("p q"), job("c", after=("p", "q"), on_parent_failure="run")])
     p, q = start(store, "p q")
     end(store, broken(p))
@@ -153,7 +153,7 @@ def check_a_child_may_run_though_its_parent_failed(store: Store) -> None:
 
 @promise("dependencies")
 def check_unblocking_is_a_new_version(store: Store) -> None:
-    """What was decided about a blocked task is refused once it has been unblocked."""
+    """An outcome made from a blocked task is refused once the task is unblocked."""
     store.add([job("p"), job("c", after=("p",))])
     blocked = the(store, "c")
     end(store, *map(done, take(store)))
@@ -163,7 +163,7 @@ def check_unblocking_is_a_new_version(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_blocked_task_may_be_changed(store: Store) -> None:
-    """A new priority or time of a blocked task counts when it is unblocked."""
+    """A new priority or time of a blocked task applies when it is unblocked."""
     store.add([job("p"), job("c", after=("p",)), job("d", after=("p",))])
     end(store, replace(the(store, "d"), priority=5))
     expect(statuses(store, "c d"), ["blocked", "blocked"], "statuses")
@@ -173,7 +173,7 @@ def check_a_blocked_task_may_be_changed(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_revived_child_waits_for_its_parents_again(store: Store) -> None:
-    """A child that is cancelled and revived before its parents have ended is blocked until they have."""
+    """A child that is cancelled and revived before its parents have ended is blocked until they end."""
     store.add([*jobs("p q"), job("c", after=("p", "q"))])
     end(store, cancel(the(store, "c"), NOW))
     p, q = start(store, "p q")
@@ -187,7 +187,7 @@ def check_a_revived_child_waits_for_its_parents_again(store: Store) -> None:
 
 @promise("dependencies")
 def check_a_parent_and_its_child_may_be_revived_in_one_call(store: Store) -> None:
-    """Revived together, in whatever order, the child waits for its parent; revived alone, it is doomed once more."""
+    """If parent and child are revived together, in any order, the child waits; revived alone, it is doomed again."""
     store.add([job("p"), job("c", after=("p",))])
     end(store, *map(broken, take(store)))
     end(store, *(end_doomed(task, NOW) for task in take(store)))
@@ -215,7 +215,7 @@ def check_a_revived_child_does_not_wait_for_parents_that_are_gone(store: Store) 
 
 @promise("dependencies", twice=True)
 def check_a_revived_child_still_waits_after_a_crash(subject: Subject) -> None:
-    """What a revived child waits for survives the death of the process that revived it."""
+    """A revived child still waits for its parents after the process that revived it has died."""
     store = subject.open()
     store.add([job("p"), job("c", after=("p",))])
     end(store, cancel(the(store, "c"), NOW))
@@ -229,7 +229,7 @@ def check_a_revived_child_still_waits_after_a_crash(subject: Subject) -> None:
 
 @promise("dependencies", twice=True)
 def check_parents_that_end_in_two_processes_unblock_their_child(subject: Subject) -> None:
-    """A process knows what a child still waits for when another has ended a parent, even one that gave up its key."""
+    """A child is unblocked when its last parent ends, even if its parents end in different processes."""
     one, two = subject.open(), subject.open()
     one.add([job("p", key="k"), *jobs("q r"), job("c", after=("p", "q", "r"))])
     p, q, r = start(one, "p q r")

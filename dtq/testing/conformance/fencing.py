@@ -1,4 +1,4 @@
-"""Fencing: no version of an id comes twice, even when a task was removed and its id is used again."""
+"""Fencing: no version of an id occurs twice, even if its task was removed and the id is used again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _expect_fenced(store: Store, claim: Task) -> None:
 
 @promise("removal")
 def check_a_claim_of_a_deleted_task_cannot_reach_the_new_one(store: Store) -> None:
-    """A task is deleted and its id added again while an old claim is out: the old worker's result is refused."""
+    """If a task is deleted and its id added again, the result of an old claim is refused."""
     claim = _claimed_and_cancelled(store)
     store.delete(["a"])
     _expect_fenced(store, claim)
@@ -36,7 +36,7 @@ def check_a_claim_of_a_deleted_task_cannot_reach_the_new_one(store: Store) -> No
 
 @promise("removal")
 def check_a_claim_of_a_purged_task_cannot_reach_the_new_one(store: Store) -> None:
-    """A task is purged and its id added again while an old claim is out: the old worker's result is refused."""
+    """If a task is purged and its id added again, the result of an old claim is refused."""
     claim = _claimed_and_cancelled(store)
     expect(store.purge(NOW + 1, ["cancelled"]), 1, "number purged")
     _expect_fenced(store, claim)
@@ -44,7 +44,7 @@ def check_a_claim_of_a_purged_task_cannot_reach_the_new_one(store: Store) -> Non
 
 @promise("removal")
 def check_a_successor_with_the_id_of_a_removed_task_is_fenced(store: Store) -> None:
-    """A successor that uses the id of a removed task is not reached by that task's worker."""
+    """The worker of a removed task cannot change a successor that uses the task's id."""
     claim = _claimed_and_cancelled(store)
     store.delete(["a"])
     store.add([job("planter")])
@@ -55,7 +55,7 @@ def check_a_successor_with_the_id_of_a_removed_task_is_fenced(store: Store) -> N
 
 @promise("removal")
 def check_a_new_task_begins_above_every_removed_version(store: Store) -> None:
-    """A new task begins at version 1, or one above the highest version that any removed task had."""
+    """A new task begins at version 1, or one above the highest version of all removed tasks."""
     store.add(jobs("a b c"))
     a, b, c = start(store, "a b c")
     end(store, done(a), broken(b), done(c))
@@ -75,7 +75,7 @@ def check_a_new_task_begins_above_every_removed_version(store: Store) -> None:
 
 @promise("removal")
 def check_a_family_deleted_in_one_call_counts_as_it_was(store: Store) -> None:
-    """The versions of a call's tasks count as they were before it: what the call does to children is not added."""
+    """For a call that deletes parents and children, the versions from before the call count."""
     store.add([job("p"), job("c", after=("p",)), job("d", after=("c",), on_parent_failure="run")])
     store.delete(["p", "c", "d"])
     store.add([job("e")])
@@ -84,7 +84,7 @@ def check_a_family_deleted_in_one_call_counts_as_it_was(store: Store) -> None:
 
 @promise("removal", twice=True)
 def check_a_claim_stays_fenced_when_another_process_deletes(subject: Subject) -> None:
-    """One process deletes the task, a second one adds its id again: the old worker's result is refused by both."""
+    """If one process deletes a task and another adds its id again, both refuse the result of an old claim."""
     one, two = subject.open(), subject.open()
     two.add([job("other")])
     start(two, "other")
@@ -99,7 +99,7 @@ def check_a_claim_stays_fenced_when_another_process_deletes(subject: Subject) ->
 
 @promise("durable", twice=True)
 def check_versions_do_not_recur_after_a_restart(subject: Subject) -> None:
-    """The highest removed version is remembered after a kill -9, even where nothing else is left in the store."""
+    """The highest removed version survives a kill -9, even if the store is empty otherwise."""
     store = subject.open()
     claims = [_claimed_and_cancelled(store, id) for id in "ab"]
     store.delete(["a"])

@@ -1,4 +1,4 @@
-"""What a check is, how checks are run, and the words that they are written in."""
+"""The parts of every check: what a check is, how checks run, and the helpers that checks are written with."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ LEASE = 30.0
 
 
 class Broken(AssertionError):
-    """A promise was not kept; the message says what was expected, and what came."""
+    """A promise is broken. The message says what was expected and what came instead."""
 
 
 class Skipped(Exception):
-    """The check asks for something that this store cannot do at all."""
+    """The check needs something that this store cannot do."""
 
 
 class Subject:
-    """One body of data and the ways to look at it: `opener` opens a store on it, `crasher` ends one as kill -9 does.
-    `sees_deaths`: whether others notice that at once, and not when the lease has run out."""
+    """One set of data, and the ways to reach it.
+
+    Args:
+        opener: opens a store on the data.
+        crasher: ends a store as kill -9 does; None if that is not possible.
+        sees_deaths: True if other stores notice a crash at once, not only when the lease expires.
+    """
 
     def __init__(
         self, opener: Callable[[], Store], crasher: Callable[[Any], None] | None = None, sees_deaths: bool = True
@@ -42,20 +47,20 @@ class Subject:
 
     def crash(self, store: Store) -> None:
         if self._crasher is None:
-            raise Skipped("this store cannot be crashed")
+            raise Skipped("this store cannot crash")
         self._opened.remove(store)
         self._crasher(store)
 
     def crash_noticed(self, store: Store) -> None:
-        """As `crash`, for what holds where others notice it."""
+        """Crash the store, for a check of what happens when other stores notice that at once."""
         if not self._sees_deaths:
-            raise Skipped("this store learns of a death when the lease has run out")
+            raise Skipped("this store notices a crash only when the lease expires")
         self.crash(store)
 
     def close_noticed(self, store: Store) -> None:
-        """Close the store, for what holds where others notice that its process has left."""
+        """Close the store, for a check of what happens when other stores notice that at once."""
         if not self._sees_deaths:
-            raise Skipped("this store learns of a death when the lease has run out")
+            raise Skipped("this store notices a crash only when the lease expires")
         store.close()
 
     def close(self) -> None:
@@ -64,7 +69,7 @@ class Subject:
 
 
 class _Alone(Subject):
-    """A store that nobody else can open, and that dies with its process."""
+    """A store that cannot be opened a second time, and that ends with its process."""
 
     def open(self) -> Store:
         if self._opened:
@@ -78,7 +83,7 @@ Body = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Check:
-    """One promise. `name` is that of its function without `check_`; with `twice`, the body takes the subject itself."""
+    """One promise. `name` is that of its function without `check_`; with `twice`, the body takes the Subject itself."""
 
     name: str
     group: str
@@ -87,7 +92,7 @@ class Check:
     twice: bool
 
     def perform(self, make: Make) -> None:
-        """Raises Broken where the promise is not kept, Skipped where it cannot be asked, and what the store raises."""
+        """Run the check on a new store. Raises Broken, Skipped, or any exception of the store."""
         made = make()
         subject = made if isinstance(made, Subject) else _Alone(lambda: made)
         with contextlib.closing(subject):
@@ -96,7 +101,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one check. `detail` says what was expected and what came, or why it was skipped."""
+    """The result of one check. `detail` says what was expected and what came, or why the check was skipped."""
 
     name: str
     group: str
@@ -109,7 +114,7 @@ CHECKS: list[Check] = []
 
 
 def promise(group: str, *, twice: bool = False) -> Callable[[Body], Body]:
-    """Enters the function that follows among the CHECKS."""
+    """Register the function as one of the CHECKS."""
 
     def enter(body: Body) -> Body:
         CHECKS.append(Check(body.__name__.removeprefix("check_"), group, body.__doc__ or "", body, twice))
@@ -119,12 +124,12 @@ def promise(group: str, *, twice: bool = False) -> Callable[[Body], Body]:
 
 
 def group(*names: str) -> list[Check]:
-    """The checks of these groups."""
+    """Return the checks of these groups."""
     return [check for check in CHECKS if check.group in names]
 
 
 def run(make: Make, checks: Iterable[Check] = CHECKS) -> list[Result]:
-    """The result of each check, on what `make` gives for it: an empty store, or the Subject of one. All are closed."""
+    """Run these checks, each on what `make` returns for it: an empty store, or a Subject. Close them all."""
     return [_result(check, make) for check in checks]
 
 
@@ -145,7 +150,7 @@ def _outcome(check: Check, make: Make) -> tuple[Literal["passed", "failed", "ski
     return "passed", ""
 
 
-# --- words for the checks ---
+# --- helpers for the checks ---
 
 
 def expect(got: object, wanted: object, what: str) -> None:
@@ -154,7 +159,7 @@ def expect(got: object, wanted: object, what: str) -> None:
 
 
 def _readable(value: object, other: object) -> str:
-    """Of a task, the fields in which it differs from the other one, or its id: all of them are too many to read."""
+    """Return a short text of a value; of a task, only its id and the fields in which it differs from the other task."""
     if isinstance(value, list):
         others = other if isinstance(other, list) and len(other) == len(value) else [None] * len(value)
         return f"[{', '.join(map(_readable, value, others))}]"
@@ -172,7 +177,7 @@ def _plain(value: object) -> object:
 
 
 def refused(error: type[DTQError], what: str, call: Callable[[], object]) -> None:
-    """The call must raise the error."""
+    """Require that the call raises this error."""
     try:
         got = call()
     except error:
@@ -193,21 +198,21 @@ def take(store: Store, n: int = 100, now: float = NOW, worker: str = "w1", **opt
 
 
 def start(store: Store, wanted: str, now: float = NOW, **options: Any) -> list[Task]:
-    """Claims what can be had, which must be these tasks in this order."""
+    """Claim all that can be claimed. It must be these tasks in this order."""
     tasks = take(store, now=now, **options)
     expect(ids(tasks), wanted.split(), "claimed")
     return tasks
 
 
 def reap(store: Store, wanted: str, now: float) -> list[Task]:
-    """Takes over, for the worker w2, what can be had, which must be this task."""
+    """Take over all that can be taken over, for the worker w2. It must be this one task."""
     tasks = store.reap("w2", 10, LEASE, now)
     expect(ids(tasks), [wanted], "reaped")
     return tasks
 
 
 def end(store: Store, *tasks: Task) -> set[str]:
-    """Hands in these tasks, as a transition made them, without successors."""
+    """Hand in these tasks, as a transition returned them, without successors."""
     return store.update([(task, ()) for task in tasks])
 
 
@@ -220,7 +225,7 @@ def broken(task: Task, now: float = NOW) -> Task:
 
 
 def the(store: Store, id: str) -> Task:
-    """The stored task of this id."""
+    """Return the stored task with this id."""
     found = store.get([id])
     expect(ids(found), [id], f"get([{id!r}])")
     return found[0]
@@ -235,7 +240,7 @@ def statuses(store: Store, ids: str) -> list[str]:
 
 
 def everything(store: Store) -> list[Task]:
-    """All tasks, page by page."""
+    """Return all tasks, page by page."""
     tasks: list[Task] = []
     while page := store.find(after=(last := tasks[-1].id if tasks else "")):
         expect([id for id in ids(page) if id <= last], [], f"ids that are not behind {last!r} on its next page")
@@ -244,7 +249,7 @@ def everything(store: Store) -> list[Task]:
 
 
 def settle(store: Store) -> None:
-    """Takes away the hints that are still under way."""
+    """Clear the hints that are still under way."""
     for _ in range(100):
         if not store.wait(0):
             return

@@ -11,7 +11,7 @@ from dtq.testing.conformance.kit import NOW, done, end, expect, ids, job, jobs, 
 
 @promise("lanes")
 def check_a_paused_lane_is_not_served(store: Store) -> None:
-    """A paused queue, type or key gives nothing out, all others go on; what runs already may end."""
+    """No task of a paused queue, type or key is claimed. Others are, and running tasks may end."""
     store.add([job("run", queue="q")])
     (running,) = start(store, "run")
     store.add([job("a", queue="q"), job("b", type="mail"), job("c", limit_key="t"), job("d")])
@@ -23,7 +23,7 @@ def check_a_paused_lane_is_not_served(store: Store) -> None:
 
 @promise("lanes")
 def check_a_resumed_lane_is_served_again(store: Store) -> None:
-    """What waited in a paused lane comes when it is resumed, and waiting has cost no attempt."""
+    """After a resume, the tasks of a paused lane are claimed, and waiting has cost no attempt."""
     store.set_lane(queue="default", paused=True)
     store.add([job("a"), job("b", priority=1)])
     expect(ids(take(store)), [], "claimed while paused")
@@ -33,7 +33,7 @@ def check_a_resumed_lane_is_served_again(store: Store) -> None:
 
 @promise("lanes")
 def check_a_pause_may_name_queue_and_type_together(store: Store) -> None:
-    """A limit holds only for the lanes that fit all that it names."""
+    """A limit applies only to lanes that match everything it names."""
     store.set_lane(queue="q", type="mail", paused=True)
     store.add([job("a", queue="q"), job("b", type="mail"), job("c", queue="q", type="mail")])
     expect(sorted(ids(take(store, types={"job", "mail"}))), ["a", "b"], "claimed")
@@ -41,7 +41,7 @@ def check_a_pause_may_name_queue_and_type_together(store: Store) -> None:
 
 @promise("lanes")
 def check_a_rate_spaces_the_starts(store: Store) -> None:
-    """With a rate of 2 a second, a task starts every half second, however many are asked for."""
+    """With a rate of 2 a second, a task starts every half second, however many a claim asks for."""
     store.set_lane(type="job", rate=2)
     store.add(jobs("a b c d"))
     got = [ids(take(store, now=NOW + t)) for t in (0, 0.3, 0.5, 0.9, 1.0)]
@@ -50,7 +50,7 @@ def check_a_rate_spaces_the_starts(store: Store) -> None:
 
 @promise("lanes")
 def check_a_burst_is_exact_and_refills(store: Store) -> None:
-    """After a pause, `burst` tasks may start at once, and no more, however long the pause; then the rate holds."""
+    """After any quiet time, exactly `burst` tasks may start at once; then the rate applies."""
     store.set_lane(type="job", rate=3, burst=5)
     store.add([job(f"{n:02}") for n in range(20)])
     got = [len(take(store, now=NOW + t)) for t in (0, 0, 1, 1, 100, 100 + 1 / 3)]
@@ -59,7 +59,7 @@ def check_a_burst_is_exact_and_refills(store: Store) -> None:
 
 @promise("lanes")
 def check_a_rate_counts_from_when_a_task_was_due(store: Store) -> None:
-    """What a claim of a moment before takes counts for a rate from when it was due; of long before, from the claim."""
+    """A claim by a clock a moment behind counts for a rate from the due time; by one far behind, from the claim."""
     store.set_lane(type="job", rate=2, burst=2)
     store.add(jobs("a b c d e", run_at=NOW, created_at=NOW))
     got = [ids(take(store, now=NOW + t)) for t in (-100, -0.25, 0.25, 0.5)]
@@ -68,7 +68,7 @@ def check_a_rate_counts_from_when_a_task_was_due(store: Store) -> None:
 
 @promise("lanes")
 def check_a_new_rate_counts_at_once(store: Store) -> None:
-    """What was owed to an old rate does not delay the tasks of the new one."""
+    """A new rate starts without the debt of the old one."""
     store.set_lane(type="job", rate=0.001)
     store.add(jobs("a b c"))
     take(store)
@@ -80,7 +80,7 @@ def check_a_new_rate_counts_at_once(store: Store) -> None:
 
 @promise("lanes")
 def check_max_running_counts_over_all_its_lanes(store: Store) -> None:
-    """A concurrency limit bounds what runs in all the lanes that it names, and opens when one has ended."""
+    """A concurrency limit counts running tasks in all lanes that it names, and admits one more when one ends."""
     store.add([job("a", type="mail")])
     take(store, types={"mail"})
     store.set_lane(queue="default", max_running=3)
@@ -93,7 +93,7 @@ def check_max_running_counts_over_all_its_lanes(store: Store) -> None:
 
 @promise("lanes")
 def check_a_reaped_task_still_counts_as_running(store: Store) -> None:
-    """A task that is taken over keeps its place under a concurrency limit, until it ends."""
+    """A task that is taken over counts under a concurrency limit until it ends."""
     store.set_lane(type="job", max_running=1)
     store.add(jobs("a b"))
     take(store)
@@ -105,7 +105,7 @@ def check_a_reaped_task_still_counts_as_running(store: Store) -> None:
 
 @promise("lanes")
 def check_a_limit_for_each_key(store: Store) -> None:
-    """A limit with the key "*" holds for each key on its own, and not for tasks without one."""
+    """A limit with the key "*" applies to each key on its own, and not to tasks without a key."""
     store.set_lane(key="*", max_running=1)
     store.add([job(f"{key or 'none'}{n}", limit_key=key) for key in ("x", "y", "") for n in (1, 2)])
     expect(sorted(ids(take(store))), ["none1", "none2", "x1", "y1"], "claimed")
@@ -115,7 +115,7 @@ def check_a_limit_for_each_key(store: Store) -> None:
 
 @promise("lanes")
 def check_a_rate_for_each_key(store: Store) -> None:
-    """A rate with the key "*" is kept for each key on its own."""
+    """A rate with the key "*" counts each key on its own."""
     store.set_lane(key="*", rate=1)
     store.add([job(f"{key}{n}", limit_key=key) for key in "xy" for n in (1, 2)])
     got = [sorted(ids(take(store, now=NOW + t))) for t in (0, 0.5, 1)]
@@ -124,7 +124,7 @@ def check_a_rate_for_each_key(store: Store) -> None:
 
 @promise("lanes")
 def check_all_limits_of_a_lane_must_be_open(store: Store) -> None:
-    """A lane that is under several limits is served only when each of them allows it."""
+    """A lane under several limits is served only while all of them allow it."""
     store.set_lane(type="job", max_running=2)
     store.set_lane(queue="default", rate=1)
     store.set_lane(key="t", paused=True)
@@ -135,7 +135,7 @@ def check_all_limits_of_a_lane_must_be_open(store: Store) -> None:
 
 @promise("lanes")
 def check_waiting_for_a_limit_costs_nothing(store: Store) -> None:
-    """A task that waits for a limit is as it was: no attempt, no new version."""
+    """Waiting for a limit costs a task no attempt and no version."""
     store.set_lane(type="job", max_running=1)
     store.add(jobs("a b"))
     before = the(store, "b")
@@ -146,7 +146,7 @@ def check_waiting_for_a_limit_costs_nothing(store: Store) -> None:
 
 @promise("lanes")
 def check_next_due_says_when_a_rate_opens(store: Store) -> None:
-    """When a rate holds tasks back, next_due gives the time at which the next one may start."""
+    """When a rate holds tasks back, next_due returns when the next one may start."""
     store.set_lane(type="job", rate=0.5)
     store.add(jobs("a b"))
     take(store)
@@ -157,7 +157,7 @@ def check_next_due_says_when_a_rate_opens(store: Store) -> None:
 
 @promise("lanes")
 def check_limits_can_be_seen_and_taken_away(store: Store) -> None:
-    """The statistics show every limit; what is not named stays as it is, and 0 takes a limit away."""
+    """The statistics show every limit. Values that a call does not name stay, and 0 removes one."""
     store.set_lane(queue="q", rate=5, burst=2)
     store.set_lane(key="*", max_running=3)
     store.set_lane(queue="q", paused=True, max_running=1)
@@ -170,7 +170,7 @@ def check_limits_can_be_seen_and_taken_away(store: Store) -> None:
 
 @promise("lanes")
 def check_keys_are_served_in_turn(store: Store) -> None:
-    """However much one key has waiting, another key gets every second place."""
+    """Two keys take turns, however many tasks one of them has waiting."""
     store.add([job(f"big{n:02}", limit_key="big") for n in range(20)])
     store.add([job(f"small{n}", limit_key="small") for n in range(3)])
     order = [task.limit_key for _ in range(3) for task in take(store, 2)]
@@ -184,7 +184,7 @@ def check_keys_are_served_in_turn(store: Store) -> None:
 
 @promise("lanes")
 def check_keys_are_served_in_turn_one_by_one(store: Store) -> None:
-    """Fairness is remembered from claim to claim, not only within one."""
+    """Keys take turns from claim to claim, not only within one."""
     store.add(
         [job(f"{key}{n}", limit_key=key, run_at=at) for key, at in (("x", 1), ("y", 2), ("z", 3)) for n in range(4)]
     )
@@ -194,7 +194,7 @@ def check_keys_are_served_in_turn_one_by_one(store: Store) -> None:
 
 @promise("lanes")
 def check_an_idle_key_saves_nothing_up(store: Store) -> None:
-    """A key that had nothing to do for long gets its turn when it comes back, not all that it has missed."""
+    """A key that was idle for long gets its turn when it returns, but no turns that it missed."""
     store.add([job(f"{key}{n:02}", limit_key=key) for key in "xy" for n in range(20)])
     for _ in range(10):
         take(store, 2)
@@ -205,6 +205,6 @@ def check_an_idle_key_saves_nothing_up(store: Store) -> None:
 
 @promise("lanes")
 def check_priority_goes_before_fairness(store: Store) -> None:
-    """A higher priority goes first, even of a key that was served a lot."""
+    """A higher priority goes first, even for a key that was served more often."""
     store.add([job(f"x{n}", limit_key="x", priority=1) for n in range(4)] + [job("y", limit_key="y")])
     expect([take(store, 1)[0].limit_key for _ in range(5)], ["x"] * 4 + ["y"], "keys served")

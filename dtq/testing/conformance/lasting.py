@@ -1,4 +1,4 @@
-"""Waiting, threads and crashes: what holds with others about, and afterwards."""
+"""Waits, threads and crashes: what holds beside other threads and processes, and after a crash."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dtq.testing.conformance.kit import (
 
 @promise("waiting")
 def check_wait_hears_of_an_add(store: Store) -> None:
-    """After an add, wait says that something changed; when nothing more happens, it soon says so too."""
+    """After an add, wait returns True; once nothing more happens, it soon returns False."""
     settle(store)
     store.add([job("a")])
     expect(store.wait(0), True, "wait(0) after an add")
@@ -42,14 +42,14 @@ def check_wait_hears_of_an_add(store: Store) -> None:
 
 @promise("waiting")
 def check_the_descriptor_can_be_selected(store: Store) -> None:
-    """fileno gives a descriptor that a selector accepts."""
+    """fileno returns a descriptor that a selector accepts."""
     settle(store)
     expect(len(select.select([store.fileno()], [], [], 0)), 3, "lists from select")
 
 
 @promise("waiting", twice=True)
 def check_another_process_is_woken(subject: Subject) -> None:
-    """Who waits on the same data hears of an add elsewhere within a second, by wait and by the descriptor."""
+    """An add in another process ends a wait within a second, and makes the descriptor readable."""
     one, two = subject.open(), subject.open()
     settle(two)
     one.add([job("a")])
@@ -61,7 +61,7 @@ def check_another_process_is_woken(subject: Subject) -> None:
 
 @promise("waiting")
 def check_closing_twice_is_harmless(store: Store) -> None:
-    """A closed store may be closed again."""
+    """Closing a closed store does nothing."""
     store.add([job("a")])
     store.close()
     store.close()
@@ -92,7 +92,7 @@ def _in_threads(n: int, work: Callable[[int], list[str]]) -> list[str]:
 
 @promise("threads")
 def check_eight_threads_claim_each_task_once(store: Store) -> None:
-    """When many threads claim at the same time, every task is given to exactly one of them."""
+    """When many threads claim at the same time, exactly one of them gets each task."""
     added = store.add([job(f"t{n:03}") for n in range(500)])
 
     def work(number: int) -> list[str]:
@@ -119,7 +119,7 @@ def check_eight_threads_add_at_once(store: Store) -> None:
 
 @promise("threads")
 def check_of_eight_outcomes_at_once_one_is_accepted(store: Store) -> None:
-    """When many threads hand in an outcome of the same version, one of them is accepted, with its successor."""
+    """When many threads hand in outcomes of the same version, one is accepted, with its successor."""
     store.add(jobs("a b c"))
     tasks = start(store, "a b c")
 
@@ -133,7 +133,7 @@ def check_of_eight_outcomes_at_once_one_is_accepted(store: Store) -> None:
 
 @promise("durable", twice=True)
 def check_what_was_added_survives_a_crash(subject: Subject) -> None:
-    """A task that add has acknowledged is there after a kill -9, with its key, its place and its count."""
+    """After a kill -9, every acknowledged task is there, with its key, its place and its count."""
     store = subject.open()
     store.add([job("a", payload={"n": 1}), job("b", key="k", priority=5), job("c", after=("a",))])
     before = everything(store)
@@ -147,7 +147,7 @@ def check_what_was_added_survives_a_crash(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_what_was_claimed_survives_a_crash(subject: Subject) -> None:
-    """After a kill -9, a claimed task is not claimed as if nothing had been: it is taken over, in a new version."""
+    """After a kill -9, a claimed task is taken over in a new version, not claimed as if it were new."""
     store = subject.open()
     store.heartbeat(Node("w1"), [], LEASE, NOW)
     store.add(jobs("a b"))
@@ -162,7 +162,7 @@ def check_what_was_claimed_survives_a_crash(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_what_was_accepted_survives_a_crash(subject: Subject) -> None:
-    """An accepted outcome, its successors and what it unblocked are there after a kill -9, and accepted only once."""
+    """An accepted outcome, its successors and unblocked children survive a kill -9, and it is not accepted again."""
     store = subject.open()
     store.add([job("a"), job("b", after=("a",))])
     (task,) = start(store, "a")
@@ -178,7 +178,7 @@ def check_what_was_accepted_survives_a_crash(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_dependencies_survive_a_crash(subject: Subject) -> None:
-    """A child that waits for several parents still knows, after a kill -9, which of them it waits for."""
+    """After a kill -9, a child with several parents still waits for the same ones."""
     store = subject.open()
     store.add([*jobs("p q"), job("c", after=("p", "q"))])
     p, q = start(store, "p q")
@@ -192,7 +192,7 @@ def check_dependencies_survive_a_crash(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_limits_survive_a_crash(subject: Subject) -> None:
-    """Pauses and rates, and when a rate opens next, are remembered after a kill -9."""
+    """After a kill -9, pauses, rates and the time at which a rate opens next are the same."""
     store = subject.open()
     store.set_lane(type="mail", paused=True)
     store.set_lane(type="job", rate=0.1)
@@ -206,7 +206,7 @@ def check_limits_survive_a_crash(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_whose_turn_it_is_survives_a_crash(subject: Subject) -> None:
-    """Which limit key was served least is known to other processes, and remembered after a kill -9."""
+    """The order in which limit keys take turns is shared by all processes, and survives a kill -9."""
     store, other = subject.open(), subject.open()
     store.add([job(f"{key}{n}", limit_key=key) for key in "xy" for n in range(3)])
     start(store, "x0", n=1)
@@ -218,7 +218,7 @@ def check_whose_turn_it_is_survives_a_crash(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_two_processes_see_the_same(subject: Subject) -> None:
-    """What one process has stored, another sees at once, and no task is given to both."""
+    """A process sees at once what another has stored, and no task is claimed by both."""
     one, two = subject.open(), subject.open()
     one.add(jobs("a b c d"))
     expect(ids(everything(two)), ["a", "b", "c", "d"], "tasks seen by the other")

@@ -1,4 +1,4 @@
-"""Leases: who has a task, for how long, and who takes over."""
+"""Leases: which node has a task, for how long, and which one takes over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_a_heartbeat_extends_the_lease(store: Store) -> None:
 
 @promise("leases")
 def check_a_heartbeat_publishes_progress(store: Store) -> None:
-    """Progress and note of a heartbeat can be seen at once, and the version stays: the outcome is still accepted."""
+    """Progress and note of a heartbeat are visible at once. The version stays, so the outcome is still accepted."""
     store.add([job("a")])
     (task,) = start(store, "a")
     store.heartbeat(Node("w1"), [replace(task, progress=40.5, note="page 3: ü")], LEASE, NOW + 1)
@@ -48,7 +48,7 @@ def check_a_heartbeat_publishes_progress(store: Store) -> None:
 
 @promise("leases")
 def check_a_heartbeat_changes_nothing_but_lease_and_progress(store: Store) -> None:
-    """Whatever else the node believes of the task, when it began, say, the store knows better."""
+    """A heartbeat changes no other field of the task, whatever the node believes of it."""
     store.add([job("a")])
     (task,) = start(store, "a")
     believed = replace(task, started_at=NOW - 50, attempts=9, priority=7, payload="another", progress=50.0)
@@ -58,7 +58,7 @@ def check_a_heartbeat_changes_nothing_but_lease_and_progress(store: Store) -> No
 
 @promise("leases")
 def check_a_heartbeat_tells_what_is_lost(store: Store) -> None:
-    """Tasks that were cancelled, finished, deleted or taken over come back from the heartbeat, and are left alone."""
+    """A heartbeat returns the tasks that were cancelled, finished, deleted or taken over, and does not change them."""
     store.add(jobs("cancelled deleted finished kept reaped"))
     held = take(store)
     first, second, third, _, fifth = held
@@ -75,7 +75,7 @@ def check_a_heartbeat_tells_what_is_lost(store: Store) -> None:
 
 @promise("leases")
 def check_a_node_shows_itself_and_leaves(store: Store) -> None:
-    """A node is in the statistics from its first heartbeat on, as it describes itself, until one with a lease of 0."""
+    """A node is in the statistics, as it describes itself, from its first heartbeat until one with a lease of 0."""
     node = Node("w1", host="h", pid=7, started_at=NOW, workers=4, busy=1, types=("job", "mail"), metrics={"rss": 1.5})
     store.heartbeat(node, [], LEASE, NOW + 1)
     store.heartbeat(Node("w2", workers=2, busy=2), [], LEASE, NOW + 1)
@@ -91,7 +91,7 @@ def check_a_node_shows_itself_and_leaves(store: Store) -> None:
 
 @promise("leases")
 def check_only_an_expired_lease_is_reaped(store: Store) -> None:
-    """A task is taken over when its lease has run out, not before, and only while it is processing."""
+    """A task is taken over only when its lease has expired, and only while it is processing."""
     store.add(jobs("a b c"))
     a, _ = start(store, "a b", n=2)
     end(store, done(a))
@@ -102,7 +102,7 @@ def check_only_an_expired_lease_is_reaped(store: Store) -> None:
 
 @promise("leases")
 def check_a_reaped_task_is_claimed_anew_without_an_attempt(store: Store) -> None:
-    """Who takes over gets a new version and a lease of his own; the attempt is the one that was begun."""
+    """A node that takes over a task gets a new version and a new lease; the attempt number stays."""
     store.add([job("a")])
     (task,) = start(store, "a")
     reaped = store.reap("w2", 10, LEASE, NOW + 40)
@@ -118,7 +118,7 @@ def check_a_reaped_task_is_claimed_anew_without_an_attempt(store: Store) -> None
 
 @promise("leases")
 def check_a_reap_takes_at_most_n(store: Store) -> None:
-    """A reap takes no more than it was asked for; the others are left to the next."""
+    """A reap returns at most n tasks and leaves the others to the next reap."""
     store.add(jobs("a b c"))
     take(store)
     first = store.reap("w2", 2, LEASE, NOW + 50)
@@ -129,7 +129,7 @@ def check_a_reap_takes_at_most_n(store: Store) -> None:
 
 @promise("leases")
 def check_a_zombie_is_fenced(store: Store) -> None:
-    """The outcome of a worker whose task was taken over is refused, and the new owner's is accepted."""
+    """The outcome of a node that lost its task is refused, and that of the new owner is accepted."""
     store.add([job("a")])
     (task,) = start(store, "a")
     (reaped,) = reap(store, "a", NOW + 50)
@@ -141,7 +141,7 @@ def check_a_zombie_is_fenced(store: Store) -> None:
 
 @promise("leases")
 def check_nobody_reaps_himself_before_his_lease_ends(store: Store) -> None:
-    """A worker's own tasks are safe from its own reap while the lease runs."""
+    """A node's reap does not take over its own tasks while their lease lasts."""
     store.heartbeat(Node("w1"), [], LEASE, NOW)
     store.add([job("a")])
     take(store)
@@ -150,7 +150,7 @@ def check_nobody_reaps_himself_before_his_lease_ends(store: Store) -> None:
 
 @promise("leases", twice=True)
 def check_the_tasks_of_a_live_node_are_left_alone(subject: Subject) -> None:
-    """Another process does not take over what a live node holds, before its lease has run out."""
+    """Another process takes over no task of a live node before its lease expires."""
     one, two = subject.open(), subject.open()
     one.heartbeat(Node("w1"), [], LEASE, NOW)
     one.add([job("a")])
@@ -161,7 +161,7 @@ def check_the_tasks_of_a_live_node_are_left_alone(subject: Subject) -> None:
 
 @promise("leases", twice=True)
 def check_the_tasks_of_a_dead_node_are_taken_over_at_once(subject: Subject) -> None:
-    """When a node is killed, others take over its tasks without waiting for the lease."""
+    """When a node is killed, others take over its tasks before the lease expires."""
     one, two = subject.open(), subject.open()
     for store, worker in ((one, "w1"), (two, "w2")):
         store.heartbeat(Node(worker), [], LEASE, NOW)
@@ -177,7 +177,7 @@ def check_the_tasks_of_a_dead_node_are_taken_over_at_once(subject: Subject) -> N
 
 @promise("leases", twice=True)
 def check_a_dead_node_is_forgotten(subject: Subject) -> None:
-    """A node that was killed is out of the statistics when nothing is left of it."""
+    """A killed node is removed from the statistics once it has no tasks left."""
     one, two = subject.open(), subject.open()
     one.heartbeat(Node("w1"), [], LEASE, NOW)
     two.heartbeat(Node("w2"), [], LEASE, NOW)
@@ -191,7 +191,7 @@ def check_a_dead_node_is_forgotten(subject: Subject) -> None:
 
 @promise("leases", twice=True)
 def check_the_tasks_of_a_node_that_left_are_taken_over_at_once(subject: Subject) -> None:
-    """When a node closes its store while it still has tasks, others take them over without waiting for the lease."""
+    """When a node closes its store with tasks left, others take them over before the lease expires."""
     one, two = subject.open(), subject.open()
     one.heartbeat(Node("w1"), [], LEASE, NOW)
     two.heartbeat(Node("w2"), [], LEASE, NOW)
@@ -206,7 +206,7 @@ def check_the_tasks_of_a_node_that_left_are_taken_over_at_once(subject: Subject)
 
 @promise("leases", twice=True)
 def check_closing_a_store_ends_its_nodes(subject: Subject) -> None:
-    """The nodes that spoke through a store are gone when it is closed."""
+    """Closing a store removes its nodes from the statistics."""
     one, two = subject.open(), subject.open()
     one.heartbeat(Node("w1"), [], LEASE, NOW)
     two.heartbeat(Node("w2"), [], LEASE, NOW)

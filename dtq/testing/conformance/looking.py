@@ -1,4 +1,4 @@
-"""Looking and removing: what is there, how much of it, and how it goes."""
+"""Reading and removing: get, find, the statistics, delete and purge."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dtq.testing.conformance.kit import (
 
 @promise("look")
 def check_get_keeps_the_order_and_leaves_out_the_unknown(store: Store) -> None:
-    """get gives the tasks in the order of the ids asked for, without those that do not exist."""
+    """get returns tasks in the order of the given ids, and leaves out those that do not exist."""
     store.add(jobs("a b c"))
     expect(ids(store.get(["c", "nobody", "a"])), ["c", "a"], "ids")
     expect(store.get([]), [], "get of nothing")
@@ -40,7 +40,7 @@ def check_get_keeps_the_order_and_leaves_out_the_unknown(store: Store) -> None:
 
 @promise("look")
 def check_find_goes_by_id_and_filters(store: Store) -> None:
-    """find gives tasks in the order of their ids; status, queue, type and time of end narrow it down together."""
+    """find returns tasks in the order of their ids; status, queue, type and time of end combine as filters."""
     store.add([job("d"), job("a", type="mail"), job("c", queue="q"), job("b", type="mail", queue="q")])
     d, a, c, b = start(store, "d a c b", types={"job", "mail"})
     end(store, release(d), done(c, NOW), done(b, NOW + 1), done(a, NOW + 2))
@@ -65,7 +65,7 @@ def check_find_goes_by_id_and_filters(store: Store) -> None:
 
 @promise("look")
 def check_pages_stay_stable_while_tasks_come_and_go(store: Store) -> None:
-    """Who reads page by page sees each task that was there all the time once, whatever comes and goes meanwhile."""
+    """Page by page, a reader gets each task that was there throughout exactly once, while others come and go."""
     store.add([job(f"t{n:02}") for n in range(0, 20, 2)])
     seen: list[str] = []
     for turn in range(20):
@@ -97,7 +97,7 @@ def check_a_brief_look_leaves_out_what_may_be_large(store: Store) -> None:
 
 @promise("look")
 def check_the_counters_equal_a_recount(store: Store) -> None:
-    """After any course of events, the counters by status, queue and type are what counting all tasks gives."""
+    """After any sequence of calls, the counters by status, queue and type equal a count of all tasks."""
     chance = random.Random(7)
     for step in range(60):
         _random_step(store, step, chance)
@@ -146,7 +146,7 @@ def _flat(tables: dict[str, dict[str, int]]) -> dict[tuple[str, str], int]:
 
 @promise("look")
 def check_the_statistics_name_every_status(store: Store) -> None:
-    """Every status is in the counts, 0 where no task has it; running, unfinished and total are made of them."""
+    """Every status has a count, 0 if no task has it; running, unfinished and total are sums of counts."""
     empty = ["blocked", "cancelled", "completed", "failed", "pending", "processing", "retrying"]
     expect(
         {str(name): n for name, n in store.stats().counts.items()}, dict.fromkeys(empty, 0), "counts of an empty store"
@@ -160,7 +160,7 @@ def check_the_statistics_name_every_status(store: Store) -> None:
 
 @promise("look")
 def check_the_oldest_is_the_one_that_waits_longest(store: Store) -> None:
-    """`oldest` is the earliest due time of all that wait for a worker; None when nothing does."""
+    """`oldest` is the earliest due time of all tasks that wait for a worker; None if there are none."""
     expect(store.stats().oldest, None, "oldest of an empty store")
     store.add([job("a", run_at=900), job("b", run_at=950, priority=5), job("c", after=("a",), run_at=1)])
     expect(store.stats().oldest, 900, "oldest")
@@ -172,7 +172,7 @@ def check_the_oldest_is_the_one_that_waits_longest(store: Store) -> None:
 
 @promise("look")
 def check_next_due_says_when_to_look_again(store: Store) -> None:
-    """next_due gives when the next task comes due or expires, and None when nothing is foreseen."""
+    """next_due returns when the next task becomes due or expires; None if no such time is known."""
     expect(store.next_due(NOW), None, "next_due of an empty store")
     store.add([job("a", run_at=NOW + 50), job("b", run_at=NOW + 90), job("c", run_at=NOW + 99, expires=NOW + 20)])
     take(store)
@@ -185,7 +185,7 @@ def check_next_due_says_when_to_look_again(store: Store) -> None:
 
 @promise("removal")
 def check_delete_removes_and_counts(store: Store) -> None:
-    """Deleted tasks are gone and never claimed; the number of those that were there comes back."""
+    """Deleted tasks are gone and never claimed; delete returns how many there were."""
     store.add([job("a"), job("b"), job("c", run_at=NOW + 5), job("d", after=("a",))])
     expect(store.delete(["a", "c", "nobody", "a"]), 2, "number deleted")
     expect(store.get(["a", "c"]), [], "deleted tasks")
@@ -196,7 +196,7 @@ def check_delete_removes_and_counts(store: Store) -> None:
 
 @promise("removal")
 def check_delete_leaves_what_is_processing(store: Store) -> None:
-    """A task that somebody works on is not deleted."""
+    """A task that is processing is not deleted."""
     store.add(jobs("a b"))
     (task,) = start(store, "a", n=1)
     expect(store.delete(["a", "b"]), 1, "number deleted")
@@ -205,7 +205,7 @@ def check_delete_leaves_what_is_processing(store: Store) -> None:
 
 @promise("removal")
 def check_delete_frees_id_and_key(store: Store) -> None:
-    """Id and key of a deleted task can be used again, and the old task's outcome does not reach the new one."""
+    """Id and key of a deleted task can be used again, and the old task's outcome does not change the new task."""
     store.add([job("a", key="k")])
     old = the(store, "a")
     store.delete(["a"])
@@ -216,7 +216,7 @@ def check_delete_frees_id_and_key(store: Store) -> None:
 
 @promise("removal")
 def check_the_children_of_a_deleted_parent_are_doomed(store: Store) -> None:
-    """For waiting children, deleting a parent is as if it had been cancelled."""
+    """For its waiting children, a deleted parent counts as cancelled."""
     store.add([job("p", run_at=NOW + 99), job("c", after=("p",)), job("d", after=("p",), on_parent_failure="run")])
     store.delete(["p"])
     got = sorted((task.id, bool(task.doom), task.attempts) for task in take(store))
@@ -225,7 +225,7 @@ def check_the_children_of_a_deleted_parent_are_doomed(store: Store) -> None:
 
 @promise("removal")
 def check_a_family_may_be_deleted_together(store: Store) -> None:
-    """Parents and children deleted in one call leave nothing behind, in the counters neither."""
+    """Parents and children deleted in one call leave nothing behind, not even in the counters."""
     store.add(
         [job("p"), job("c", after=("p",)), job("d", after=("p",), on_parent_failure="run"), job("e", after=("d",))]
     )
@@ -236,7 +236,7 @@ def check_a_family_may_be_deleted_together(store: Store) -> None:
 
 @promise("removal")
 def check_purge_removes_what_ended_long_ago(store: Store) -> None:
-    """purge removes tasks of the given terminal statuses that ended before the given time, and nothing else."""
+    """purge removes tasks of the given terminal statuses that ended before the given time, and no others."""
     store.add([*jobs("a b c d"), job("e", key="k")])
     a, b, c, d, e = start(store, "a b c d e")
     end(store, done(a, NOW), done(b, NOW + 10), broken(c, NOW), cancel(d, NOW), done(e, NOW))
@@ -248,7 +248,7 @@ def check_purge_removes_what_ended_long_ago(store: Store) -> None:
 
 @promise("removal")
 def check_purge_never_touches_unfinished_tasks(store: Store) -> None:
-    """Whatever statuses are named, only terminal tasks are purged."""
+    """Only terminal tasks are purged, whatever statuses a call names."""
     store.add([job("a"), job("b", run_at=NOW + 9), job("c", after=("b",)), job("d", retry_delay=5)])
     a, d = start(store, "a d")
     end(store, fail(d, ErrorInfo("OSError"), NOW, lambda: 0.0))

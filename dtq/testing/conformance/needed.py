@@ -1,4 +1,4 @@
-"""Parents that a child still needs: the clean-up keeps them, and a delete does not go unnoticed."""
+"""Parents that an unfinished child needs: clean-up keeps them, and deleting one dooms the child."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATER = NOW + 1000.0
 
 
 def _purge(store: Store) -> int:
-    """Purge whatever has ended before LATER."""
+    """Purge all tasks that ended before LATER. Return how many."""
     return store.purge(LATER, TERMINAL)
 
 
@@ -40,7 +40,7 @@ def _with_parent(store: Store, *children: str, **options: object) -> None:
 
 @promise("removal")
 def check_purge_keeps_what_an_unfinished_task_needs(store: Store) -> None:
-    """A parent stays until its child has ended: while the child waits, runs, and waits for its next attempt."""
+    """A parent is kept until its child has ended: while the child waits, runs, and waits for another attempt."""
     _with_parent(store, "c", retry_delay=5)
     expect(_purge(store), 0, "number purged while the child waits")
     (child,) = start(store, "c")
@@ -53,7 +53,7 @@ def check_purge_keeps_what_an_unfinished_task_needs(store: Store) -> None:
 
 @promise("removal")
 def check_purge_keeps_what_a_later_child_needs(store: Store) -> None:
-    """A parent that had ended before its child was added stays, too, and so does each of several parents."""
+    """A parent that ended before its child was added is kept too, and so is each of several parents."""
     store.add(jobs("p q r"))
     p, q, _ = start(store, "p q r")
     end(store, done(p), broken(q))
@@ -66,7 +66,7 @@ def check_purge_keeps_what_a_later_child_needs(store: Store) -> None:
 
 @promise("removal")
 def check_purge_goes_past_what_it_keeps(store: Store) -> None:
-    """However many parents are kept, what ended after them is purged, and they are purged when they are free."""
+    """However many parents are kept, tasks that ended after them are purged; the parents follow once they are free."""
     parents = [job(f"p{n:04}") for n in range(1200)]
     store.add(parents)
     for at in range(0, 1200, 400):
@@ -84,7 +84,7 @@ def check_purge_goes_past_what_it_keeps(store: Store) -> None:
 
 @promise("removal")
 def check_what_was_kept_is_purged_however_its_child_ended(store: Store) -> None:
-    """A parent is free again when its child was cancelled, failed for good, or was deleted."""
+    """A parent can be purged once its child was cancelled, failed for good, or was deleted."""
     _with_parent(store, "b", "c", "d")
     expect(_purge(store), 0, "number purged while three children need it")
     end(store, cancel(the(store, "b"), NOW))
@@ -98,7 +98,7 @@ def check_what_was_kept_is_purged_however_its_child_ended(store: Store) -> None:
 
 @promise("removal")
 def check_a_revived_child_needs_its_parents_again(store: Store) -> None:
-    """What a task names is kept again once it has come back from its end."""
+    """The parents of a task are kept again once the task is revived."""
     _with_parent(store, "c")
     end(store, *map(broken, start(store, "c")))
     end(store, revive(the(store, "c"), NOW))
@@ -108,7 +108,7 @@ def check_a_revived_child_needs_its_parents_again(store: Store) -> None:
 
 @promise("removal")
 def check_deleting_an_ended_parent_dooms_its_waiting_children(store: Store) -> None:
-    """When a parent is deleted that has ended, a child that waits is doomed, unless it runs whatever its parents do."""
+    """Deleting an ended parent dooms its waiting children, except those that run whatever happens to a parent."""
     _with_parent(store, "b", "c", retry_delay=5)
     store.add([job("d", after=("p",), on_parent_failure="run")])
     b, *_ = start(store, "b", n=1)
@@ -125,7 +125,7 @@ def check_deleting_an_ended_parent_dooms_its_waiting_children(store: Store) -> N
 
 @promise("removal")
 def check_deleting_the_parent_of_a_running_child_dooms_its_next_attempt(store: Store) -> None:
-    """A running attempt has what its parents left, and is accepted; the child does not run again without them."""
+    """A running child keeps its parents' results, and its outcome is accepted; it does not run again without them."""
     _with_parent(store, "b", "c", "d", "e", retry_delay=1)
     b, c, d, e = start(store, "b c d e")
     store.delete(["p"])
@@ -141,7 +141,7 @@ def check_deleting_the_parent_of_a_running_child_dooms_its_next_attempt(store: S
 
 @promise("removal")
 def check_a_parent_that_comes_again_is_kept_for_who_names_it(store: Store) -> None:
-    """A task with the id of a deleted parent is kept while an unfinished task names that id."""
+    """A new task with the id of a deleted parent is kept while an unfinished task names that id."""
     store.add([job("p"), job("c", after=("p",), on_parent_failure="run", run_at=NOW + 9)])
     store.delete(["p"])
     store.add([job("p")])
@@ -153,7 +153,7 @@ def check_a_parent_that_comes_again_is_kept_for_who_names_it(store: Store) -> No
 
 @promise("removal", twice=True)
 def check_all_processes_keep_what_is_needed(subject: Subject) -> None:
-    """A process keeps the parent of a child that another has added, claimed or ended."""
+    """A process keeps the parent of a child that another process added, claimed or ended."""
     one, two = subject.open(), subject.open()
     _with_parent(one, "c")
     expect(_purge(two), 0, "number purged by the other")
@@ -165,7 +165,7 @@ def check_all_processes_keep_what_is_needed(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_what_is_needed_is_kept_after_a_crash(subject: Subject) -> None:
-    """After a kill -9, parents are kept for their children, and deleting one dooms the child that waits."""
+    """After a kill -9, the parents of unfinished children are kept, and deleting one dooms its waiting child."""
     store = subject.open()
     store.add(jobs("p q"))
     end(store, *map(done, start(store, "p q")))

@@ -1,4 +1,4 @@
-"""Updating: which outcomes are accepted, and what they change."""
+"""Updating: which outcomes a store accepts, and what they change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dtq.testing.conformance.kit import (
 
 @promise("update")
 def check_an_outcome_is_accepted_once(store: Store) -> None:
-    """An outcome of the claimed version is stored one version later; the same one again is refused."""
+    """An outcome of the claimed version is stored as the next version. The same outcome again is refused."""
     store.add([job("a")])
     (task,) = start(store, "a")
     expect(end(store, succeed(task, 42, NOW)), {"a"}, "accepted")
@@ -42,7 +42,7 @@ def check_an_outcome_is_accepted_once(store: Store) -> None:
 
 @promise("update")
 def check_a_late_result_cannot_overwrite_a_newer_one(store: Store) -> None:
-    """An outcome of any other version than the stored one leaves everything as it is."""
+    """An outcome of any version but the stored one changes nothing."""
     store.add([job("a")])
     (task,) = start(store, "a")
     end(store, cancel(task, NOW))
@@ -54,7 +54,7 @@ def check_a_late_result_cannot_overwrite_a_newer_one(store: Store) -> None:
 
 @promise("update")
 def check_an_outcome_of_an_unknown_task_is_refused(store: Store) -> None:
-    """An outcome whose task is not in the store is refused and stores nothing."""
+    """An outcome of a task that is not in the store is refused and stores nothing."""
     expect(store.update([(replace(job("ghost"), version=1), [job("b")])]), set(), "accepted")
     expect(everything(store), [], "tasks in the store")
 
@@ -72,7 +72,7 @@ def check_each_outcome_of_a_batch_is_judged_alone(store: Store) -> None:
 
 @promise("update")
 def check_the_state_is_stored_whole(store: Store) -> None:
-    """Status, times, attempts, error, history, result, progress, note and log come back as the transition made them."""
+    """Status, times, attempts, error, history, result, progress, note and log are stored as the transition set them."""
     store.add([job("a", retry_delay=2.5)])
     (task,) = start(store, "a")
     error = ErrorInfo("SegfaultError", "naïve\n'x'", "Traceback ...", signal=11, exit_code=-11)
@@ -87,7 +87,7 @@ def check_the_state_is_stored_whole(store: Store) -> None:
 
 @promise("update")
 def check_what_the_task_is_stays_as_it_was_added(store: Store) -> None:
-    """An outcome changes how far a task is, never its type, queue, payload, key or options."""
+    """An outcome changes the state of a task, never its type, queue, payload, key or options."""
     store.add([job("a", payload=1, key="k", limit_key="t")])
     (task,) = start(store, "a")
     changed = replace(
@@ -99,7 +99,7 @@ def check_what_the_task_is_stays_as_it_was_added(store: Store) -> None:
 
 @promise("update")
 def check_successors_are_added_with_an_accepted_outcome(store: Store) -> None:
-    """The successors of an accepted outcome are stored in the same step, even such as wait for the task itself."""
+    """The successors of an accepted outcome are stored in the same step, even those that wait for the task itself."""
     store.add([job("a")])
     (task,) = start(store, "a")
     store.update([(done(task), [job("b", after=("a",)), job("c", payload="x", after=("b",))])])
@@ -109,7 +109,7 @@ def check_successors_are_added_with_an_accepted_outcome(store: Store) -> None:
 
 @promise("update")
 def check_successors_of_a_refused_outcome_are_not_added(store: Store) -> None:
-    """A stale outcome plants nothing, not even an error."""
+    """A stale outcome adds no successor and raises no error."""
     store.add([job("a")])
     (task,) = start(store, "a")
     end(store, cancel(task, NOW))
@@ -119,7 +119,7 @@ def check_successors_of_a_refused_outcome_are_not_added(store: Store) -> None:
 
 @promise("update")
 def check_a_successor_whose_id_is_taken_is_not_doubled(store: Store) -> None:
-    """A successor that is in the store already, by id or by key, stays the task that it was."""
+    """A successor whose id or key is in the store already changes nothing."""
     store.add([job("a"), job("b", type="mail", payload="old"), job("c", type="mail", key="k")])
     (task,) = start(store, "a")
     expect(store.update([(done(task), [job("b", payload="new"), job("d", key="k")])]), {"a"}, "accepted")
@@ -129,7 +129,7 @@ def check_a_successor_whose_id_is_taken_is_not_doubled(store: Store) -> None:
 
 @promise("update")
 def check_a_successor_takes_over_the_key_of_its_parent(store: Store) -> None:
-    """A successor with the key of the task that plants it has that key from then on, and the task has none."""
+    """A successor with the key of its task takes the key over; the task then has none."""
     store.add([job("a", key="k"), job("b", key="other")])
     a, b = store.get(["a", "b"])
     expect(store.update([(cancel(a, NOW), [job("c", key="k")]), (cancel(b, NOW), ())]), {"a", "b"}, "accepted")
@@ -143,7 +143,7 @@ def check_a_successor_takes_over_the_key_of_its_parent(store: Store) -> None:
 
 @promise("update")
 def check_a_task_whose_key_was_taken_over_is_claimed_without_it(store: Store) -> None:
-    """A task that has handed over its key while it waited, for a worker or to be ended, does not have it back later."""
+    """A waiting task that lost its key to a successor does not get it back, whether it is claimed or ended."""
     store.add([job("p"), job("a", key="k"), job("b", key="l", after=("p",))])
     end(store, cancel(the(store, "p"), NOW))
     heirs = [job("c", type="mail", key="k")], [job("d", type="mail", key="l")]
@@ -156,7 +156,7 @@ def check_a_task_whose_key_was_taken_over_is_claimed_without_it(store: Store) ->
 
 @promise("update", twice=True)
 def check_a_key_that_was_taken_over_stays_so_after_a_crash(subject: Subject) -> None:
-    """After a crash the key belongs to the successor that took it over."""
+    """After a crash, the key still belongs to the successor that took it over."""
     store = subject.open()
     store.add([job("a", key="k")])
     store.update([(cancel(the(store, "a"), NOW), [job("c", key="k")])])
@@ -168,7 +168,7 @@ def check_a_key_that_was_taken_over_stays_so_after_a_crash(subject: Subject) -> 
 
 @promise("update")
 def check_an_update_that_raises_has_done_nothing(store: Store) -> None:
-    """Where a successor cannot be accepted, no part of the call has happened, and it can be made again."""
+    """If a successor is refused with an error, no part of the call has happened, and it can be repeated."""
     store.add([job("a"), job("b", key="k")])
     a, b = start(store, "a b")
     bad = [(done(a), [job("c")]), (done(b), [job("d", after=("nobody",))])]
@@ -183,7 +183,7 @@ def check_an_update_that_raises_has_done_nothing(store: Store) -> None:
 
 @promise("update")
 def check_a_new_priority_changes_the_order(store: Store) -> None:
-    """A waiting task may be given another priority or time; its place follows, and it is claimed once."""
+    """A waiting task may get another priority or time. It moves to its new place and is claimed once."""
     store.add(jobs("a b c d"))
     take(store, 1)
     b, d = store.get(["b", "d"])
@@ -194,7 +194,7 @@ def check_a_new_priority_changes_the_order(store: Store) -> None:
 
 @promise("update")
 def check_a_cancelled_task_is_not_claimed(store: Store) -> None:
-    """A task that is cancelled while it waits, is scheduled or is blocked never starts."""
+    """A task that is cancelled while it is pending, scheduled or blocked never starts."""
     store.add([job("a"), job("b", run_at=NOW + 5), job("c", after=("d",)), job("d", type="mail")])
     expect(end(store, *(cancel(task, NOW) for task in store.get(["a", "b", "c"]))), {"a", "b", "c"}, "accepted")
     end(store, *map(done, take(store, types={"mail"})))
@@ -214,7 +214,7 @@ def check_a_revived_task_runs_again(store: Store) -> None:
 
 @promise("update")
 def check_a_released_task_goes_back_to_its_place(store: Store) -> None:
-    """A task that was claimed and not started goes back, with its attempt, to where it stood in the order."""
+    """A claimed task that did not start returns to its place in the order, and its attempt does not count."""
     store.add(jobs("a b c"))
     a, _ = start(store, "a b", n=2)
     end(store, release(a))
