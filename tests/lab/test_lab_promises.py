@@ -69,11 +69,11 @@ def test_the_table_tells_the_promises_and_the_calls_that_show_a_broken_one(shown
         shown[0].text
         == """\
 1 of 3 promises kept, 1 broken, 1 not asked.
-  passed   add gives the ids of the tasks, in the order in which they were given.
-  failed   What one worker has claimed, nobody else gets.
-  skipped  Pauses and rates, and when a rate opens next, are remembered after a kill -9. (this store cannot be crashed)
+  passed   add returns the ids of the tasks, in the order of its argument.
+  failed   A claimed task is not claimed again by any other worker.
+  skipped  After a kill -9, pauses, rates and the next opening of a rate are the same. (this store cannot crash)
 
-Broken: What one worker has claimed, nobody else gets.
+Broken: A claimed task is not claimed again by any other worker.
   second claim:
     expected  ['c']
     got       ['a', 'b']
@@ -114,7 +114,7 @@ def test_many_kept_promises_are_folded_away_and_a_broken_one_stays_in_sight(show
     assert set(words[0]) == {"failed"}
     assert set(words[1]) == {"passed"}
     assert sum(map(len, words)) == len(findings)
-    assert "A task is claimed from its <code>run_at</code> on" in folded
+    assert "A task can be claimed from its <code>run_at</code> on" in folded
 
 
 def test_the_shortest_failures_are_explained_and_no_more_than_three(shown):

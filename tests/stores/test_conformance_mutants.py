@@ -512,7 +512,7 @@ def test_an_error_of_the_store_is_a_failed_check():
 def test_a_store_of_one_process_is_not_asked_to_survive():
     results = conformance.run(MemoryStore, conformance.group("durable"))
     assert {(result.status, result.detail) for result in results} == {
-        ("skipped", "this store cannot be crashed"),
+        ("skipped", "this store cannot crash"),
         ("skipped", "this store lives in one process only"),
     }
 

@@ -192,7 +192,7 @@ def check_dependencies_survive_a_crash(subject: Subject) -> None:
 
 @promise("durable", twice=True)
 def check_limits_survive_a_crash(subject: Subject) -> None:
-    """After a kill -9, pauses, rates and the time at which a rate opens next are the same."""
+    """After a kill -9, pauses, rates and the next opening of a rate are the same."""
     store = subject.open()
     store.set_lane(type="mail", paused=True)
     store.set_lane(type="job", rate=0.1)
