@@ -9,7 +9,7 @@ from dtq.policy.limits import Limit, counts_from
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import Status
 
-ROUNDING = 0.01
+RATE_TOLERANCE = 0.01
 
 
 class PlainGate:
@@ -28,7 +28,7 @@ class PlainGate:
             return False
         if not limit.rate:
             return True
-        return max(0.0, self.next_at.get(bucket, 0.0) - limit.ahead - ROUNDING / limit.rate) <= now
+        return max(0.0, self.next_at.get(bucket, 0.0) - limit.ahead - RATE_TOLERANCE / limit.rate) <= now
 
     def enter(self, bucket, now):
         self.running[bucket] = self.running.get(bucket, 0) + 1

@@ -1,14 +1,14 @@
-"""Cron: when a schedule ticks, and what each tick adds to the queue. Pure policy: the time is passed in.
+"""Cron: when a schedule ticks, and what each tick adds to the queue. Pure functions; the time is a parameter.
 
-A schedule is one task, its *tick*, which no worker ever runs: it waits to expire. When its time has come, `claim`
-gives it out as it does all that has expired, whatever the limits, and its outcome plants the work and arms it anew:
+A schedule is one task, its *tick*. No worker runs it: it waits until it expires. A node claims it then, like every
+expired task and whatever the limits, and its outcome adds the work and sets the tick to its next time:
 
     tick, expires 10:05  --claim-->  fire  --update-->  tick, expires 10:10
          ^     |                                  `---> task report@2026-11-25T10:05:00Z
          |     +--> edit, pause, resume, remove: updates of the same task
-         +--------------------- all of them compare-and-set, so that each tick comes once, however many nodes there are
+         +--------------------- all by compare-and-set, so that each tick fires once, whatever the number of nodes
 
-What it was made as stands in the payload of the tick, what it was edited to in its result.
+The payload of the tick holds the schedule as it was made; the result, as it was edited.
 """
 
 from __future__ import annotations
@@ -33,36 +33,35 @@ Misfire = Literal["skip", "once", "all"]
 QUEUE, TYPE = "dtq.schedules", "dtq.tick"  # of all ticks
 FIRST_ID, END_ID = "dtq.schedule:", "dtq.schedule;"  # the ids of all ticks, and of nothing else, lie between
 DAY = 86400
-GRACE = 60.0  # seconds: a tick that is so late is missed; more than it takes to replace a dead node
-BATCH = 100  # works, at most, that one outcome plants
+MISFIRE_GRACE = 60.0  # seconds: a later tick counts as missed; it takes less to replace a dead node
+TICKS_PER_OUTCOME = 100  # tasks that one outcome adds, at most
 MAX_BYTES = 4 << 20  # of payloads in one outcome
-LONG_MOMENT = 1e9 + 0.001  # UTC seconds: no work has a longer id than that of this tick
-SHORTEST, LONGEST = 0.01, 366 * DAY  # of `every`
-_OF_ONE = ("id", "key", "after", "on_parent_failure", "run_at", "delay", "expires")
+LONGEST_ID_AT = 1e9 + 0.001  # UTC seconds: the work of this tick has the longest possible id
+MIN_EVERY, MAX_EVERY = 0.01, 366 * DAY  # seconds
+_SINGLE_TASK_OPTIONS = ("id", "key", "after", "on_parent_failure", "run_at", "delay", "expires")
 
 
 class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is added (`task`: its type, payload and options) and when: by a cron expression in a time zone, or `every`
-    so many seconds, counted from `since` (UTC seconds).
+    """A task that is added again and again, by a cron expression or at a fixed interval.
 
-    `misfire` is what becomes of ticks that came while nobody was there, and are GRACE late or more: "skip" them, run
-    "once" for them, or run "all". `next_at` is the next tick (UTC seconds); None while it is paused. `problem` is what
-    went wrong at its last tick, if anything did.
+    `misfire` says what to do about ticks that are MISFIRE_GRACE seconds late or more, as no node was running: "skip"
+    them, run "once" for all of them, or run "all".
     """
 
-    name: str
-    task: dict[str, Any]
-    cron: str | None = None
-    every: float | None = None
-    tz: str = "UTC"
+    name: str  # unique in its queue
+    task: dict[str, Any]  # type, payload and options of the tasks to add
+    cron: str | None = None  # five fields, or a nickname such as "@daily"
+    every: float | None = None  # seconds, instead of a cron expression
+    tz: str = "UTC"  # time zone of the cron expression, such as "Europe/Berlin"
     misfire: Misfire = "once"
-    paused: bool = False
-    since: float = 0.0
-    next_at: float | None = None
-    problem: str | None = None
+    paused: bool = False  # whether no tick comes
+    since: float = 0.0  # UTC seconds from which `every` counts
+    next_at: float | None = None  # the next tick in UTC seconds; None while paused
+    problem: str | None = None  # what went wrong at the last tick
 
     @property
     def timing(self) -> tuple[str | None, float | None, str]:
+        """What decides when it ticks: `cron`, `every` and `tz`."""
         return self.cron, self.every, self.tz
 
 
@@ -70,7 +69,7 @@ class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def check(schedule: Schedule) -> None:
-    """Raises InvalidTask, naming the argument, what it is and what is allowed."""
+    """Raise InvalidTask, which names the argument, its value and what is allowed."""
     name = schedule.name
     if not isinstance(name, str) or len(name) > 160:
         names.refuse("name of the schedule", name, "text of up to 160 characters")
@@ -78,7 +77,7 @@ def check(schedule: Schedule) -> None:
     if schedule.misfire not in get_args(Misfire):
         raise InvalidTask(f"misfire is {schedule.misfire!r}; allowed: {', '.join(map(repr, get_args(Misfire)))}")
     if (schedule.cron is None) == (schedule.every is None):
-        raise InvalidTask("a schedule has a cron expression or `every`, one of them: as in '*/5 * * * *', or every=30")
+        raise InvalidTask("a schedule needs either a cron expression, as in '*/5 * * * *', or every=30")
     timing.zone(schedule.tz)
     if schedule.cron is not None:
         timing.check_expression(schedule.cron)
@@ -88,28 +87,30 @@ def check(schedule: Schedule) -> None:
 
 
 def _check_work(schedule: Schedule) -> None:
-    """Each tick adds a task, so it must be one that a user may add; with the longest id that it can get."""
+    """Raise InvalidTask unless a user may add the task of each tick, also with the longest id that it can get."""
     try:
-        work = _work(schedule, LONG_MOMENT, LONG_MOMENT)
+        work = _work(schedule, LONGEST_ID_AT, LONGEST_ID_AT)
     except (msgspec.ValidationError, TypeError) as error:
-        raise InvalidTask(f"task of the schedule is not what a task can be: {error}") from None
+        raise InvalidTask(f"task of the schedule is not a valid task: {error}") from None
     names.check_free("type", work.type)
     names.check_free("queue", work.queue)
 
 
 def _check_every(every: Any) -> None:
-    if isinstance(every, bool) or not isinstance(every, (int, float)) or not SHORTEST <= every <= LONGEST:
-        raise InvalidTask(f"every is {every!r}; allowed: seconds, from {SHORTEST} to {LONGEST:,.0f}")
+    if isinstance(every, bool) or not isinstance(every, (int, float)) or not MIN_EVERY <= every <= MAX_EVERY:
+        raise InvalidTask(f"every is {every!r}; allowed: seconds, from {MIN_EVERY} to {MAX_EVERY:,.0f}")
 
 
 def refuse_unfit(options: Mapping[str, Any]) -> None:
-    """Raises InvalidTask for options that only a single task can have."""
-    if unfit := [name for name in _OF_ONE if options.get(name) is not None]:
-        raise InvalidTask(f"{unfit[0]} is of one task, and a schedule adds many; expires_in counts from each tick")
+    """Raise InvalidTask for options that only a single task can have."""
+    if unfit := [name for name in _SINGLE_TASK_OPTIONS if options.get(name) is not None]:
+        raise InvalidTask(
+            f"{unfit[0]} is for one task, but a schedule adds many; expires_in is allowed and counts from each tick"
+        )
 
 
 def work_of(options: Mapping[str, Any], example: Task) -> dict[str, Any]:
-    """The options as a schedule keeps them, in JSON data; `example` is a task that was made from them."""
+    """Return the options as a schedule keeps them, as JSON data. `example` is a task that was made from them."""
     values = {name: getattr(example, name, value) for name, value in options.items()}
     return msgspec.to_builtins(values)  # type: ignore[no-any-return]
 
@@ -118,25 +119,25 @@ def work_of(options: Mapping[str, Any], example: Task) -> dict[str, Any]:
 
 
 def ticks(schedule: Schedule, after: float) -> Iterator[float]:
-    """All ticks later than `after`, in order, in UTC seconds."""
+    """Return all ticks later than `after`, in order, in UTC seconds."""
     if schedule.every is not None:
         return timing.multiples(schedule.since, schedule.every, after)
     return timing.times_of(schedule.cron or "", schedule.tz, after)
 
 
 def upcoming(schedule: Schedule, now: float, n: int) -> list[datetime]:
-    """The next n ticks, in the schedule's own time zone; none while it is paused."""
+    """Return the next n ticks in the schedule's time zone; none while it is paused."""
     first = schedule.next_at
     times = chain([first], ticks(schedule, first)) if first is not None else iter(())
     return [datetime.fromtimestamp(time, timing.zone(schedule.tz)) for time in islice((t for t in times if t > now), n)]
 
 
-def advance(schedule: Schedule, first: float, now: float, most: int = BATCH) -> tuple[list[float], float]:
-    """The ticks, from `first` on, that are to be run now, and the one to wait for; it may be due already."""
+def advance(schedule: Schedule, first: float, now: float, most: int = TICKS_PER_OUTCOME) -> tuple[list[float], float]:
+    """Return up to `most` ticks from `first` on to run now, and the next tick, which may be due too."""
     if first > now:
         return [], first
-    is_missed = first <= now - GRACE
-    start = next(ticks(schedule, now - GRACE)) if is_missed and schedule.misfire != "all" else first
+    is_missed = first <= now - MISFIRE_GRACE
+    start = next(ticks(schedule, now - MISFIRE_GRACE)) if is_missed and schedule.misfire != "all" else first
     due = list(islice(takewhile(lambda time: time <= now, chain([start], ticks(schedule, start))), most))
     if not due:
         return [first] if schedule.misfire == "once" else [], start
@@ -147,11 +148,12 @@ def advance(schedule: Schedule, first: float, now: float, most: int = BATCH) -> 
 
 
 def tick_id(name: str) -> str:
+    """Return the id of a schedule's tick."""
     return FIRST_ID + name
 
 
 def first_tick(schedule: Schedule, now: float) -> Task:
-    """The tick of a new schedule."""
+    """Return the tick of a new schedule."""
     schedule = replace(schedule, since=round(now, 3), next_at=None, problem=None)
     at = next(ticks(schedule, now))
     return Task(
@@ -161,13 +163,14 @@ def first_tick(schedule: Schedule, now: float) -> Task:
 
 
 def schedule_of(tick: Task) -> Schedule:
+    """Return the schedule of a tick. Raises msgspec.ValidationError where it cannot be read."""
     schedule = msgspec.convert(tick.payload if tick.result is None else tick.result, Schedule)
     problem = None if tick.error is None else str(tick.error)
     return replace(schedule, next_at=None if tick.is_terminal else tick.expires, problem=problem)
 
 
 def shown(tick: Task) -> Schedule:
-    """The schedule of a tick; where it cannot be read, its name and why."""
+    """Return the schedule of a tick; where it cannot be read, one with its name and the problem."""
     try:
         return schedule_of(tick)
     except Exception as error:
@@ -175,28 +178,28 @@ def shown(tick: Task) -> Schedule:
 
 
 def is_genuine(tick: Task) -> bool:
-    """Return whether `first_tick` made it. A task that was added as any other cannot pass for a tick: its payload would
-    have to foretell when it is created."""
+    """Return whether `first_tick` made this task. A task that a user adds cannot pass for a tick: its payload would
+    have to contain the time at which it is created."""
     try:
         made = msgspec.convert(tick.payload, Schedule)
-    except Exception:  # whatever stands there
+    except Exception:  # the payload may be anything
         return False
     names_agree = (tick.type, tick.queue, tick.id) == (TYPE, QUEUE, tick_id(made.name))
     return names_agree and made.since == round(tick.created_at, 3)
 
 
 def fire(tick: Task, now: float) -> tuple[Task, list[Task]]:
-    """The outcome of a tick that was claimed: armed for the time after, and the work that it plants. A tick that cannot
-    be fired, for whatever reason, fails."""
+    """Return the outcome of a claimed tick: the tick, set to its next time, and the tasks to add. A tick that cannot be
+    fired fails, whatever the reason."""
     try:
         schedule = schedule_of(tick)
         if not is_genuine(tick):
             raise InvalidTask("this task was not made as the tick of a schedule")
         check(schedule)
-        most = max(1, min(BATCH, MAX_BYTES // len(to_json(schedule.task))))
+        most = max(1, min(TICKS_PER_OUTCOME, MAX_BYTES // len(to_json(schedule.task))))
         due, following = advance(schedule, tick.expires or now, now, most)
         return _armed(tick, following), [_work(schedule, at, now) for at in due]
-    except Exception as error:  # of another version of dtq, or not ours
+    except Exception as error:  # written by another version of dtq, or no tick
         return fail(tick, ErrorInfo("ScheduleError", _short(error)), now, lambda: 0.0, final=True), []
 
 
@@ -205,8 +208,8 @@ def _short(error: Exception) -> str:
 
 
 def blamed(tick: Task, works: Sequence[Task], stored: Mapping[str, Task]) -> Task:
-    """The armed tick; with an error where another task in the store has the id of one of these works, which is then not
-    added. The very same work is no loss: the tick came twice."""
+    """Return the tick, with an error where another task in the store has the id of one of these tasks, so that it
+    cannot be added. The same task is no problem: the tick fired twice."""
     lost = [work for work in works if (other := stored.get(work.id)) is not None and not _is_same(work, other)]
     if not lost:
         return tick
@@ -226,14 +229,14 @@ def _work(schedule: Schedule, at: float, now: float) -> Task:
 
 
 def work_id(name: str, at: float) -> str:
-    """report@2026-11-25T10:05:00Z: a tick that came twice would add one task."""
+    """Return the id of a tick's task: report@2026-11-25T10:05:00Z. A tick that fires twice adds one task."""
     moment = datetime.fromtimestamp(round(at, 3), UTC)
     fraction = f".{moment.microsecond // 1000:03}" if moment.microsecond else ""
     return f"{name}@{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
 
 
 def _armed(tick: Task, at: float | None) -> Task:
-    """The tick as it waits for this time, or, while it is paused, for none."""
+    """Return the tick waiting for this time, or for none while it is paused."""
     status = Status.BLOCKED if at is None else Status.PENDING
     return replace(
         tick, status=status, run_at=at or tick.run_at, expires=at, doom=None, attempts=0, interruptions=0, worker=None,
@@ -245,8 +248,11 @@ def _armed(tick: Task, at: float | None) -> Task:
 
 
 def edited(tick: Task, new: Schedule, now: float) -> Task:
-    """The tick with this definition. A schedule that is paused stays paused, and one whose timing is as it was keeps
-    its next tick: who declares it anew at each start does not put it off."""
+    """Return the tick with a new definition.
+
+    A paused schedule stays paused. One with the same timing keeps its next tick, so that a program may declare it at
+    each start without delaying it.
+    """
     if tick.is_terminal:
         return _defined(tick, replace(new, since=round(now, 3)), now)
     old = schedule_of(tick)
@@ -256,7 +262,7 @@ def edited(tick: Task, new: Schedule, now: float) -> Task:
 
 
 def paused(tick: Task, is_paused: bool, now: float) -> Task:
-    """The tick of the schedule when it is paused, or goes on: ticks that come in between are not missed ones."""
+    """Return the tick after a pause, or after a resume. Ticks in between do not count as missed."""
     old = schedule_of(tick)
     return tick if old.paused == is_paused else _defined(tick, replace(old, paused=is_paused), now)
 

@@ -1,7 +1,7 @@
-"""Timing: the times of a cron expression in a time zone, and those that come every so many seconds. Pure, but for the
-time zones of the machine.
+"""Timing: the times of a cron expression in a time zone, and those of a fixed interval. Pure, except that the time
+zones are those of the machine.
 
-    "30 2 * * *", Europe/Berlin --at_times, by_the_clock--> UTC seconds, in order, without an end
+    "30 2 * * *", Europe/Berlin --times_of--> UTC seconds, in order, without end
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ NICKNAMES = {
 
 
 def check_expression(cron: Any) -> None:
+    """Raise InvalidTask where this is no cron expression, or one that never comes."""
     from cronsim import CronSimError
 
     try:
         if not isinstance(cron, str) or len(_expression(cron).split()) != 5:
-            raise CronSimError("it has not five fields")
+            raise CronSimError("it does not have five fields")
         next(_simulate(_expression(cron), datetime(2024, 1, 1, tzinfo=UTC)))
     except CronSimError as error:
         raise InvalidTask(
@@ -34,12 +35,13 @@ def check_expression(cron: Any) -> None:
             f"'*/5 9-17 * * MON-FRI', or one of {', '.join(NICKNAMES)}"
         ) from None
     except StopIteration:
-        raise InvalidTask(f"cron is {cron!r}: a time that never comes") from None
+        raise InvalidTask(f"cron is {cron!r}; allowed: an expression whose time comes at some date") from None
 
 
 @lru_cache
 def zone(tz: str) -> tzinfo:
-    from zoneinfo import ZoneInfo  # takes a while: loaded with the first schedule, as cronsim is
+    """Return the time zone of this name. Raise InvalidTask where there is none."""
+    from zoneinfo import ZoneInfo  # slow to import, like cronsim: loaded with the first schedule
 
     try:
         return UTC if tz == "UTC" else ZoneInfo(tz)
@@ -48,41 +50,44 @@ def zone(tz: str) -> tzinfo:
 
 
 def times_of(cron: str, tz: str, after: float) -> Iterator[float]:
-    """All times of this expression later than `after`, in order, in UTC seconds.
+    """Return all times of this expression later than `after`, in order, in UTC seconds.
 
-    Summer time is as in Debian's cron: a time of the day that the clock leaps over comes right after the gap, one that
-    it shows twice comes the first time; where minute or hour begin with a star, every time that the clock shows
-    counts, also twice.
+    Daylight saving time is as in Debian's cron. A time of day that the clock skips comes right after the gap; one that
+    it shows twice comes the first time. Where minute or hour begin with a star, every time that the clock shows counts,
+    also twice.
     """
     expression, place = _expression(cron), zone(tz)
     minute, hour = expression.split()[:2]
-    times = _at_times if minute[0] != "*" != hour[0] else _by_the_clock
+    times = _times_of_day if minute[0] != "*" != hour[0] else _clock_times
     return (time for time in times(expression, place, after) if time > after)
 
 
-def _at_times(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
-    """Times of the day. A start in the second of two equal hours counts as in the first: what comes may be earlier."""
+def _times_of_day(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
+    """Return times of day. A start in the second of two equal hours counts as in the first, so the first time may be
+    earlier than `after`."""
     return (moment.timestamp() for moment in _simulate(expression, datetime.fromtimestamp(after, zone)))
 
 
-def _by_the_clock(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
-    """Whatever the clock on the wall shows, one stretch after the other in which its distance from UTC stays. (With a
-    zone, cronsim walks by whole hours, and misses times where clocks are changed by half an hour.)"""
+def _clock_times(expression: str, zone: tzinfo, after: float) -> Iterator[float]:
+    """Yield every time that the local clock shows, period by period of constant UTC offset.
+
+    cronsim itself steps by whole hours in a zone, and misses times where a clock changes by half an hour.
+    """
     begin = int(after)
     while True:
-        offset, end = _stretch(zone, begin)
+        offset, end = _constant_offset(zone, begin)
         for wall in _simulate(expression, datetime.fromtimestamp(begin + offset - 1, UTC)):
             time = wall.timestamp() - offset
             if time >= end:
-                begin = max(end, int(time) - 2 * DAY)  # until then no clock shows it
+                begin = max(end, int(time) - 2 * DAY)  # no clock shows it before
                 break
             yield time
         else:
             return
 
 
-def _stretch(zone: tzinfo, begin: int) -> tuple[int, int]:
-    """The clock's distance from UTC in seconds, and the time until which it stays; a day, at most."""
+def _constant_offset(zone: tzinfo, begin: int) -> tuple[int, int]:
+    """Return the UTC offset in seconds at `begin`, and until when it stays the same, at most a day later."""
     offset, first, last = _offset(zone, begin), begin, begin + DAY
     if _offset(zone, last) == offset:
         return offset, last
@@ -107,5 +112,6 @@ def _expression(cron: str) -> str:
 
 
 def multiples(since: float, every: float, after: float) -> Iterator[float]:
+    """Return `since` plus multiples of `every` (seconds), those later than `after`."""
     times = (since + k * every for k in count(max(1, int((after - since) // every))))
     return (time for time in times if time > after)

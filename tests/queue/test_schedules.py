@@ -114,8 +114,8 @@ def test_a_year_of_missed_ticks_is_fired_in_batches(store, manager, monkeypatch)
     loop = make(store, ScriptedPool())
     for _ in range(10):
         loop.turn(NOW + 365 * 86400)
-    assert max(sizes) == cron.BATCH
-    assert manager.stats().total == sum(sizes) >= 5 * cron.BATCH
+    assert max(sizes) == cron.TICKS_PER_OUTCOME
+    assert manager.stats().total == sum(sizes) >= 5 * cron.TICKS_PER_OUTCOME
 
 
 # --- what a manager does
@@ -191,8 +191,8 @@ def test_options_are_checked_as_those_of_a_task(manager):
     for options, message in [
         ({"type": "a", "priority": 5000}, "priority is 5000"),
         ({"type": "a", "prio": 1}, "no option is named 'prio'"),
-        ({"type": "a", "key": "k"}, "key is of one task"),
-        ({"type": "a", "delay": 5}, "delay is of one task"),
+        ({"type": "a", "key": "k"}, "key is for one task"),
+        ({"type": "a", "delay": 5}, "delay is for one task"),
         ({"type": "a", "payload": object()}, "JSON"),
         ({"type": "a", "webhook": 5}, "webhook is 5"),
         ({}, "type is None"),
@@ -307,7 +307,7 @@ def test_an_unreadable_tick_is_listed_with_its_problem_and_hides_no_other(store,
 
 def test_a_failed_schedule_is_listed_and_can_be_added_again(store, manager, clock, monkeypatch):
     manager.schedule("s", type="b", every=10)
-    monkeypatch.setattr(cron, "LONGEST", 5)  # as if another version had made it
+    monkeypatch.setattr(cron, "MAX_EVERY", 5)  # as if another version had made it
     loop = make(store, ScriptedPool())
     turn(loop, NOW + 10)
     (failed,) = manager.schedules

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from dtq.policy.limits import IN_LINE, Limit, Selector, Share
+from dtq.policy.limits import MAX_CLAIM_WAIT, Limit, Selector, Share
 from dtq.stores.file.changes import NOTHING, Change, Entry, moved_of
 from dtq.stores.memory.index import Index
 from dtq.stores.protocol import Node
@@ -228,12 +228,13 @@ class Replica(Index):
     def _latest_full(self, selector: Selector, buckets: Mapping[str, float]) -> float:
         """Return a time that had passed when tasks started from these buckets: what was full by then may be forgotten.
 
-        A bucket is never used up further than `burst` starts, each of which counts from IN_LINE seconds ahead at most.
+        A bucket is never used up further than `burst` starts, each of which counts from MAX_CLAIM_WAIT seconds ahead at
+        most.
         """
         limit = self._limits.get(selector)
         if limit is None or not limit.rate or not buckets:
             return 0.0
-        return max(buckets.values()) - (limit.burst + 1) / limit.rate - IN_LINE
+        return max(buckets.values()) - (limit.burst + 1) / limit.rate - MAX_CLAIM_WAIT
 
     # --- read
 
