@@ -488,7 +488,7 @@ def test_a_file_store_with_a_broken_replica_is_caught(replica: type[Replica], ch
 def test_the_first_failure_reads_well():
     failures = [result for result in conformance.run(IgnoresKeys) if result.status == "failed"]
     first = failures[0]
-    assert first.promise == "Adding a key again stores nothing and gives the id of the task that has the key."
+    assert first.promise == "Adding a key again stores nothing and returns the id of the task that has the key."
     assert first.detail == "ids: expected ['a', 'c'], got ['b', 'c']"
 
 
