@@ -1,7 +1,7 @@
-"""The REST application: routes, guards and errors put together, and the document that describes them.
+"""The REST application: routes, authorisation and error handling put together, and the document that describes them.
 
-Gate (Host, Origin, headers) --> Litestar: routing --> Authoriser --> handler --> Desk --> manager, combiner, feed
-                             `-> Express: adding tasks, the same but for the routing
+HostMiddleware (Host, Origin, headers) --> Litestar: routing --> Authoriser --> handler --> AppState --> manager
+                                       `-> Express: adding tasks, with another routing
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dtq.api.document import describe
 from dtq.api.express import Express
 from dtq.api.problems import to_response
 from dtq.api.rates import Rates
-from dtq.api.routes import flows, schedules, status, tasks
+from dtq.api.routes import dead_letters, flows, limits, schedules, status, tasks
 from dtq.api.state import AppState
 from dtq.queue.manager import QueueManager
 
@@ -37,52 +37,52 @@ def create_app(
     origins: Collection[str] = (),
     hub: str = "",
     max_body: int = MIB,
-    on_desk: Callable[[AppState], None] = lambda desk: None,
+    on_state: Callable[[AppState], None] = lambda state: None,
 ) -> ASGIApp:
-    """The application over this manager, which stays open. `on_desk` hears of the desk when the server has started."""
+    """Return the application over this manager, which it never closes. It calls `on_state` when it starts up."""
 
     @asynccontextmanager
-    async def life(app: Litestar) -> AsyncIterator[None]:
-        app.state.desk = desk = AppState(manager)
-        on_desk(desk)
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        app.state.app_state = state = AppState(manager)
+        on_state(state)
         try:
             yield
         finally:
-            await desk.close()
+            await state.close()
 
     authorise = Authoriser(tokens, rates)
-    handlers = [*tasks.ROUTES, *flows.ROUTES, *schedules.ROUTES, *status.ROUTES]
+    handlers = [route for module in (tasks, flows, dead_letters, schedules, limits, status) for route in module.ROUTES]
     app = Litestar(
         [*_options(handlers), *handlers],
         before_request=authorise,
         exception_handlers={Exception: to_response},
-        lifespan=[life],
+        lifespan=[lifespan],
         state=State({"document": msgspec.json.encode(describe(handlers))}),
         request_max_body_size=max_body,
         cors_config=_cors(origins) if origins else None,
         openapi_config=None,
-        logging_config=None,  # or it would set up the logging of the whole process
+        logging_config=None,  # the default would set up logging for the whole process
         debug=False,
     )
-    outer = app if origins else Express(app, authorise)  # pages of other servers: only the framework knows of CORS
+    outer = app if origins else Express(app, authorise)  # only the framework answers to pages of other origins (CORS)
     return HostMiddleware(outer, hosts, origins, hub)
 
 
 def _options(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
-    """For each path what tells its methods. (Litestar's own knows those of the first handler only.)"""
+    """Return an OPTIONS handler for each path. (Litestar's own lists the methods of the path's first handler only.)"""
     methods: dict[str, set[str]] = {}
     for handler in handlers:
         for path in handler.paths:
             methods.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
-    return [_tell_methods(path, ", ".join(sorted(known))) for path, known in methods.items()]
+    return [_options_of(path, ", ".join(sorted(allowed))) for path, allowed in methods.items()]
 
 
-def _tell_methods(path: str, allowed: str) -> HTTPRouteHandler:
+def _options_of(path: str, allowed: str) -> HTTPRouteHandler:
     @route(path, http_method="OPTIONS", opt={"needs": "nothing"}, include_in_schema=False)
-    async def tell_methods() -> Response[None]:
+    async def options() -> Response[None]:
         return Response(None, status_code=204, media_type=None, headers={"Allow": allowed})
 
-    return tell_methods
+    return options
 
 
 def _cors(origins: Collection[str]) -> CORSConfig:

@@ -1,9 +1,9 @@
-"""Who may ask what: hosts, origins, tokens with their scopes, and how often.
+"""Authorisation: hosts, origins, tokens with their scopes, and the rate of each token.
 
-request --> Gate (ASGI, before all else): Host, Origin --> router --> Authoriser: token, scope, rate --> handler
+request --> HostMiddleware (before all else): Host, Origin --> router --> Authoriser: token, scope, rate --> handler
 
-A browser can be made to send requests by any page that it shows. So a request must name this server as its Host (which
-defeats DNS rebinding), and one that comes from a page must come from ours, or from one that was allowed.
+Any web page can make a browser send requests. So a request must name this server in its Host header (which defeats DNS
+rebinding), and a request from a page must come from this server's own pages or from an allowed origin.
 """
 
 from __future__ import annotations
@@ -21,32 +21,35 @@ from litestar import Request
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from dtq.api.problems import HTTPProblem, give, response_of
+from dtq.api.problems import HTTPProblem, response_of, send_response
 from dtq.api.rates import Rates
-from dtq.api.responses import Reason
 from dtq.errors import DTQError
 
-SCOPES = ("read", "submit", "admin")  # each may do what those before it may
+SCOPES = ("read", "submit", "admin")  # each includes those before it
 ADMIN = SCOPES.index("admin")
-SHORTEST_TOKEN = 16
+MIN_TOKEN_LENGTH = 16
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-SLASH = "\ufdd0"  # a slash within a segment of a path: Unicode has no such character, and none is let in
+SLASH = "\ufdd0"  # stands for %2F within a segment of a path; a noncharacter of Unicode, refused in requests
 SECURITY_HEADERS = [
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
 class Tokens:
-    """The tokens and what each may do. Only their hashes are kept, so that no message or dump can show one.
+    """The tokens and the scope of each. Only hashes are kept, so that no message or dump can show a token.
 
-    `given` is one token, which may do everything, or a dictionary of tokens and scopes. Without any, everybody may do
-    everything: that is for loopback only. Raises DTQError where a token or a scope cannot be one.
+    Args:
+        given: one token of scope "admin", or a dictionary of tokens and scopes. None: every client has scope "admin",
+            which is meant for loopback only.
+
+    Raises:
+        DTQError: a token or a scope is not allowed.
     """
 
     def __init__(self, given: str | Mapping[str, str] | None) -> None:
@@ -59,8 +62,10 @@ class Tokens:
         return len(self._known)
 
     def find(self, header: str) -> tuple[int, int] | None:
-        """(number of the token, its level) for an Authorization header. Compares with every token, in a time that
-        tells nothing of them."""
+        """Return (number of the token, level of its scope) for an Authorization header, or None.
+
+        Compare with every token in constant time, so that the time reveals nothing about them.
+        """
         scheme, _, token = header.partition(" ")
         digest = _hash(token.strip() if scheme.lower() == "bearer" else "")
         found = None
@@ -71,10 +76,10 @@ class Tokens:
 
 
 def _check_token(token: object, scope: object) -> None:
-    if not isinstance(token, str) or len(token) < SHORTEST_TOKEN or not _TOKEN.fullmatch(token):
+    if not isinstance(token, str) or len(token) < MIN_TOKEN_LENGTH or not _TOKEN.fullmatch(token):
         raise DTQError(
-            f"a token is not what it must be: at least {SHORTEST_TOKEN} letters, digits or . _ ~ + / = -; this makes "
-            'one: python -c "import secrets; print(secrets.token_urlsafe())"'
+            f"a token is too short or has characters that are not allowed: use at least {MIN_TOKEN_LENGTH} letters, "
+            'digits or . _ ~ + / = -. Make one: python -c "import secrets; print(secrets.token_urlsafe())"'
         )
     if scope not in SCOPES:
         raise DTQError(f"the scope of a token is {scope!r}; allowed: one of {', '.join(SCOPES)}")
@@ -88,8 +93,8 @@ def _hash(token: str) -> bytes:
 
 
 class Authoriser:
-    """Called with each request before its handler. What a route needs stands in its `opt`: needs="read"; one that says
-    nothing is for admins. (Litestar's own guards copy the handler each time, which costs more than all of this.)"""
+    """Checks each request before its handler runs. A route names the scope that it needs in its `opt`: needs="read";
+    the default is "admin". (Litestar's own guards copy the handler for each request, which costs more than this.)"""
 
     def __init__(self, tokens: Tokens, rates: Rates) -> None:
         self._tokens = tokens
@@ -100,56 +105,58 @@ class Authoriser:
         needs = options.get("needs", "admin")
         if needs == "nothing":
             return
-        number, level = self._who(request, needs) if self._tokens else (0, ADMIN)
+        number, level = self._authenticate(request, needs) if self._tokens else (0, ADMIN)
         request.scope["state"].update(client=number, level=level)
         if seconds := self._rates.wait_for(number):
             wait = {"Retry-After": str(max(1, round(seconds)))}
-            raise HTTPProblem(429, "too many requests with this token", headers=wait)
+            raise HTTPProblem(429, "too many requests with this token; try again later", headers=wait)
         if "query" in options:
-            _require_plain(request.query_params.multi_items(), options["query"])
+            _check_parameters(request.query_params.multi_items(), options["query"])
 
-    def _who(self, request: Request[Any, Any, Any], needs: str) -> tuple[int, int]:
-        """Which token it is that came along, and the level of its scope. Raises HTTPProblem where it is none, or may
-        not do what is asked."""
+    def _authenticate(self, request: Request[Any, Any, Any], needs: str) -> tuple[int, int]:
+        """Return the number of the request's token and the level of its scope. Raises HTTPProblem if there is no valid
+        token, or its scope does not suffice."""
         found = self._tokens.find(request.headers.get("authorization", ""))
         if found is None:
-            raise HTTPProblem(401, "this needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE)
+            raise HTTPProblem(
+                401, "this request needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE
+            )
         _, level = found
         if level < SCOPES.index(needs):
-            raise HTTPProblem(403, f"this needs a token of scope {needs}, and yours is of scope {SCOPES[level]}")
+            raise HTTPProblem(403, f"this request needs a token of scope {needs}; yours has scope {SCOPES[level]}")
         return found
 
 
-def _require_plain(given: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
-    """Each parameter that the route knows at most once, and no other one. (The framework takes the last of several,
-    ignores what it does not know, and "null" is to it as if nothing was said.)"""
+def _check_parameters(given: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
+    """Raise HTTPProblem for a query parameter that is unknown, repeated or null. (The framework ignores unknown ones,
+    takes the last of several, and treats "null" as absent.)"""
     seen = set()
     for name, value in given:
         if name not in allowed:
-            reason = f"there is no such parameter; there are: {', '.join(sorted(allowed))}"
+            reason = f"unknown parameter; allowed: {', '.join(sorted(allowed))}"
         elif name in seen:
-            reason = "it is given more than once"
+            reason = "this parameter is given more than once"
         elif value == "null" and name not in ("queue", "type", "after"):
-            reason = "it is null: leave it out"
+            reason = "this parameter is null; leave it out"
         else:
             seen.add(name)
             continue
-        raise HTTPProblem(422, f"{name[:200]}: {reason}", [Reason(name[:200], reason)])
+        raise HTTPProblem.of_field(422, name[:200], reason)
 
 
 # --- Host and Origin ------------------------------------------------------------------------------------------------
 
 
 class HostMiddleware:
-    """The outermost ASGI layer: lets in what names this server and comes from its own pages, and puts the headers of
-    security on every answer."""
+    """The outermost ASGI layer: rejects requests with another Host or Origin, and adds the security headers to every
+    response."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str] = (), hub: str = "") -> None:
         self._app = app
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in hosts}
         self._origins = frozenset(origins)
         self._hub = hub
-        self._known = LOOPBACK_NAMES | self._hosts  # as they most often stand in the header
+        self._known = LOOPBACK_NAMES | self._hosts  # as they usually stand in the header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -159,8 +166,8 @@ class HostMiddleware:
         try:
             self._check(dict(scope["headers"]))
             scope["path"] = _path_of(scope)
-        except HTTPProblem as refusal:
-            await give(response_of(refusal), guarded)
+        except HTTPProblem as problem:
+            await send_response(response_of(problem), guarded)
             return
         await self._app(scope, receive, guarded)
 
@@ -168,20 +175,22 @@ class HostMiddleware:
         host = headers.get(b"host", b"").decode("latin-1")
         if host not in self._known:
             name = _name(host)
-            if name not in self._hosts and not self._is_of_hub(headers):
+            if name not in self._hosts and not self._is_from_hub(headers):
                 raise HTTPProblem(
-                    403, f"this server is not known as {name!r}: name the host by which it is reached in allowed_hosts"
+                    403, f"this server does not serve the host {name!r}; to allow it, add it to allowed_hosts"
                 )
         origin = headers.get(b"origin")
-        if origin is not None and not self._is_ours(origin.decode("latin-1"), host):
-            raise HTTPProblem(403, f"a page of {origin[:200]!r} may not use this server: see cors_origins")
+        if origin is not None and not self._is_allowed(origin.decode("latin-1"), host):
+            raise HTTPProblem(
+                403, f"pages of {origin[:200]!r} may not use this server; to allow them, add it to cors_origins"
+            )
 
-    def _is_of_hub(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether jupyter-server-proxy of our own Jupyter server passed it on: it says for which prefix. (No page can
-        reach this server otherwise: there it has no browser beside it.)"""
+    def _is_from_hub(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether the proxy of this user's Jupyter server passed the request on: it names our prefix. (Behind a
+        hub no browser runs on this machine, so no page can send that header here.)"""
         return bool(self._hub) and headers.get(b"x-proxycontextpath", b"").decode("latin-1").startswith(self._hub)
 
-    def _is_ours(self, origin: str, host: str) -> bool:
+    def _is_allowed(self, origin: str, host: str) -> bool:
         if origin in self._origins:
             return True
         netloc = urlsplit(origin).netloc.lower()
@@ -189,7 +198,7 @@ class HostMiddleware:
 
 
 def _name(netloc: str) -> str:
-    """The host without its port, in lower case; nothing where it is no host."""
+    """Return the host without its port, in lower case; "" if this is not a host."""
     try:
         return (urlsplit(f"//{netloc}").hostname or "").lower()
     except ValueError:
@@ -197,17 +206,17 @@ def _name(netloc: str) -> str:
 
 
 def _path_of(scope: Scope) -> str:
-    """The path, where %2F within a segment is no slash: ids may have one. (uvicorn has decoded it to one.)"""
+    """Return the path with SLASH for each %2F, which uvicorn has decoded to a slash: ids may contain slashes."""
     if SLASH in scope["path"]:
-        raise HTTPProblem(404, "there is nothing of this name")
+        raise HTTPProblem(404, "nothing has this name")
     raw = scope.get("raw_path", b"").lower()
     if b"%2f" not in raw:
         return str(scope["path"])
     from_raw = scope["raw_path"].decode("latin-1")
-    return re.sub("%2f", SLASH, _unquoted_but_slashes(from_raw), flags=re.IGNORECASE)
+    return re.sub("%2f", SLASH, _unquoted_except_slashes(from_raw), flags=re.IGNORECASE)
 
 
-def _unquoted_but_slashes(path: str) -> str:
+def _unquoted_except_slashes(path: str) -> str:
     return "%2F".join(unquote(part) for part in re.split("%2f", path, flags=re.IGNORECASE))
 
 
@@ -215,14 +224,14 @@ def _with_headers(send: Send) -> Send:
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message["headers"])
-            is_page = any(name.lower() == NO_PAGE[0] for name, _ in headers)
-            message["headers"] = headers + SECURITY_HEADERS + ([] if is_page else [NO_PAGE])
+            is_page = any(name.lower() == API_POLICY[0] for name, _ in headers)
+            message["headers"] = headers + SECURITY_HEADERS + ([] if is_page else [API_POLICY])
         await send(message)
 
     return guarded
 
 
-# --- where a server may be reached ----------------------------------------------------------------------------------
+# --- which addresses a server may use -------------------------------------------------------------------------------
 
 
 def is_loopback(host: str) -> bool:
@@ -235,16 +244,16 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str, tokens: Tokens) -> None:
-    """Raises DTQError where everybody in the network could do everything."""
+    """Raise DTQError if other machines could reach the server without a token."""
     if not is_loopback(host) and not tokens:
         raise DTQError(
-            f"host is {host!r}, which others can reach, and no token is set: anyone could add, read and delete tasks. "
-            "Set token=..., or stay on 127.0.0.1 and let a reverse proxy or an SSH tunnel lead here"
+            f"host is {host!r}, which other machines can reach, and no token is set: anyone could add, read and delete "
+            "tasks. Set token=..., or use 127.0.0.1 behind a reverse proxy or an SSH tunnel"
         )
 
 
 def hub_hosts(environment: Mapping[str, str] = os.environ) -> set[str]:
-    """The hosts by which a JupyterHub says that it is reached."""
+    """Return the hosts that JupyterHub names in the environment as its own."""
     names = ("JUPYTERHUB_HOST", "JUPYTERHUB_PUBLIC_URL", "JUPYTERHUB_PUBLIC_HUB_URL")
     return set(_hosts_of(environment.get(name, "") for name in names))
 

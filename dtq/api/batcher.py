@@ -1,14 +1,14 @@
 """AddBatcher: requests that add tasks at the same time share one commit.
 
-request A --.                       .-- add_many(A + B + C), in a thread --.
-request B --+--> what waits while --+                                      +--> A, B, C are answered
-request C --'    the last commit    '-- one by one, if that was refused ---'
-                 is under way
+request A --.                                  .-- add_many(A + B + C), in a thread --.
+request B --+--> wait while the last commit ---+                                      +--> answers to A, B, C
+request C --'    is under way                  '-- one by one if that was refused ----'
 
-It is what GroupCommit does for threads, without a thread for each request, and with a moment's patience: few large
-commits leave more of the processor to the event loop than many small ones (1.4 times the requests, with 16 clients).
+GroupCommit does the same for threads; this needs no thread for each request. A commit waits a moment for more requests:
+few large commits leave the event loop more of the processor than many small ones (1.4 times the requests, with 16
+clients).
 
-Where one of them cannot be added, the others must not hear of it: each is then tried by itself.
+If one request of a group cannot be added, the others must not fail with it: each is then tried by itself.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dtq.errors import DTQError, StoreError
 from dtq.queue.manager import QueueManager
 from dtq.task.model import Task
 
-MOST = 4000  # tasks in one commit, about: the first request is always in
-TURNS = 4  # of the event loop, some 0.1 ms, for which a commit waits: those who were answered by the last one ask again
+MAX_TASKS_PER_COMMIT = 4000  # except that the first request is always taken whole
+TURNS_BEFORE_COMMIT = 4  # of the event loop, about 0.1 ms: clients answered by the last commit send their next request
 
 Outcome = list[str] | Exception
 Waiting = tuple[list[Task], "asyncio.Future[list[str]]"]
 
 
 class AddBatcher:
-    """For one event loop."""
+    """Adds the tasks of requests in groups. It belongs to one event loop."""
 
     def __init__(self, manager: QueueManager) -> None:
         self._manager = manager
@@ -37,7 +37,11 @@ class AddBatcher:
         self._runner: asyncio.Task[None] | None = None
 
     async def add(self, tasks: list[Task]) -> list[str]:
-        """The ids that stand for these tasks, committed: all of them or, raising, none. Raises what add_many does."""
+        """Commit all of these tasks or none. Return their ids, or those of the tasks that already have their keys.
+
+        Raises:
+            DTQError: what `QueueManager.add_many` raises; then none was added.
+        """
         future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._waiting.append((tasks, future))
         if self._runner is None:
@@ -47,12 +51,12 @@ class AddBatcher:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            for _ in range(TURNS):
+            for _ in range(TURNS_BEFORE_COMMIT):
                 await asyncio.sleep(0)
             group = self._take()
             outcomes = await loop.run_in_executor(self._thread, self._add, [tasks for tasks, _ in group])
             for (_, future), outcome in zip(group, outcomes, strict=True):
-                if future.done():  # whoever asked has gone
+                if future.done():  # its request was cancelled
                     continue
                 if isinstance(outcome, Exception):
                     future.set_exception(outcome)
@@ -61,9 +65,9 @@ class AddBatcher:
         self._runner = None
 
     def _take(self) -> list[Waiting]:
-        """Those who have waited longest, up to MOST tasks."""
+        """Remove and return the requests that have waited longest, up to MAX_TASKS_PER_COMMIT tasks."""
         n = total = 0
-        while n < len(self._waiting) and (n == 0 or total + len(self._waiting[n][0]) <= MOST):
+        while n < len(self._waiting) and (n == 0 or total + len(self._waiting[n][0]) <= MAX_TASKS_PER_COMMIT):
             total += len(self._waiting[n][0])
             n += 1
         group, self._waiting = self._waiting[:n], self._waiting[n:]
@@ -75,7 +79,7 @@ class AddBatcher:
                 handles = self._manager.add_checked(task for tasks in group for task in tasks)
                 ids = iter([handle.id for handle in handles])
                 return [[next(ids) for _ in tasks] for tasks in group]
-            except StoreError as error:  # for each of them it would be the same
+            except StoreError as error:  # each of them would fail the same way
                 return [error] * len(group)
             except DTQError:
                 pass

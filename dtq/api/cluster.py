@@ -1,12 +1,12 @@
 """A cluster: several processes serve one port, and a supervisor replaces those that die.
 
-supervisor --the listening socket, inherited; the setup, by stdin--> process --accept--> clients
-           --SIGTERM--> drains and ends                            process
-           <--"ready", or what is wrong, by stdout--               process
+supervisor --the listening socket, inherited; the configuration, on stdin--> process --accept--> clients
+           --SIGTERM--> finish the requests and end                          process
+           <--"ready", or what is wrong, on stdout--                         process
 
-All share one listening socket, so that a process which dies takes with it only the connections that it had accepted;
-those that still wait at the port are accepted by the others. (With SO_REUSEPORT each would have a line of its own, and
-take it along.) A process whose supervisor is gone, which it sees by the end of its stdin, drains and ends.
+All processes share one listening socket. When one dies, only the connections that it had accepted are lost; those that
+still wait at the port are accepted by the others. (With SO_REUSEPORT each process would have its own queue of
+connections, and lose it.) When the supervisor dies, each process sees the end of its stdin, finishes and ends.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from functools import partial
 import msgspec
 
 from dtq.api.config import ServerConfig
-from dtq.api.http_server import PATIENCE, Server, let_go
+from dtq.api.http_server import START_TIMEOUT, Server, release_descriptors
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
 from dtq.queue.manager import QueueManager
 
 log = logging.getLogger("dtq")
 READY = b"ready\n"
-PAUSE = 0.05  # seconds before a process is replaced; doubled each time that one dies young
-LONGEST_PAUSE = 5.0
-YOUNG = 5.0  # seconds
-# The path of the supervisor, so that the same dtq is found; nothing else of it, and not its __main__.
+RESTART_DELAY = 0.05  # seconds before a process is replaced; doubled each time that one dies early
+MAX_RESTART_DELAY = 5.0
+EARLY = 5.0  # seconds: a process that dies within them has died early
+# A process gets the supervisor's sys.path, so that it finds the same dtq, and nothing else: not its __main__ either.
 BOOT = "import sys; sys.path[:] = sys.argv[3:]; from dtq.api.cluster import main; main(*map(int, sys.argv[1:3]))"
 
 
 class Cluster:
-    """`n` processes that serve this socket by this setup."""
+    """Supervises `n` processes that serve the same socket with the same configuration."""
 
-    def __init__(self, setup: ServerConfig, n: int, listener: socket.socket, rates: Rates) -> None:
-        self._setup = msgspec.msgpack.encode(setup)
+    def __init__(self, config: ServerConfig, n: int, listener: socket.socket, rates: Rates) -> None:
+        self._config = msgspec.msgpack.encode(config)
         self._listener = listener
         self._rates = rates
         self._stopping = threading.Event()
-        self._spawning = threading.Lock()  # no fork comes between the start of a process and its place in the list
+        self._spawning = threading.Lock()  # no fork comes between the start of a process and its entry in the list
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._keepers = [
-            threading.Thread(target=self._keep, args=(k,), name=f"dtq-api-{k}", daemon=True) for k in range(n)
+        self._supervisors = [
+            threading.Thread(target=self._supervise, args=(k,), name=f"dtq-api-{k}", daemon=True) for k in range(n)
         ]
         self.restarts = 0
 
     def start(self) -> None:
-        """Returns when all answer. Raises DTQError, saying what is wrong, where one cannot start."""
+        """Return when all processes answer. Raises DTQError, with the reason, if one cannot start."""
         try:
-            for _ in self._keepers:
+            for _ in self._supervisors:
                 with self._spawning:
                     self._processes.append(self._spawn())
             for process in self._processes:
@@ -67,14 +67,15 @@ class Cluster:
             for process in self._processes:
                 _end(process, 0)
             raise
-        for keeper in self._keepers:
-            keeper.start()
+        for supervisor in self._supervisors:
+            supervisor.start()
 
     def pids(self) -> list[int]:
+        """Return the ids of the processes that run."""
         return [process.pid for process in self._processes if process.poll() is None]
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        path = [os.path.abspath(entry) for entry in sys.path]  # "" is the directory of this moment
+        path = [os.path.abspath(entry) for entry in sys.path]  # "" is the current directory, which may change
         fds = self._listener.fileno(), self._rates.fileno()
         process = subprocess.Popen(
             [sys.executable, "-c", BOOT, *map(str, fds), *path],
@@ -82,42 +83,42 @@ class Cluster:
         )  # fmt: skip
         if process.stdin is not None:
             with suppress(BrokenPipeError):
-                process.stdin.write(len(self._setup).to_bytes(4, "big") + self._setup)
+                process.stdin.write(len(self._config).to_bytes(4, "big") + self._config)
                 process.stdin.flush()
         return process
 
-    def _keep(self, number: int) -> None:
-        """Replaces this process whenever it dies, until the end."""
-        pause = PAUSE
+    def _supervise(self, number: int) -> None:
+        """Replace this process each time that it ends, until the cluster stops."""
+        delay = RESTART_DELAY
         while True:
             process, began = self._processes[number], time.monotonic()
             process.wait()
-            self._tell_of_end(process)
-            pause = PAUSE if time.monotonic() - began > YOUNG else min(2 * pause, LONGEST_PAUSE)
-            if self._stopping.wait(pause):
+            self._log_end(process)
+            delay = RESTART_DELAY if time.monotonic() - began > EARLY else min(2 * delay, MAX_RESTART_DELAY)
+            if self._stopping.wait(delay):
                 return
             self.restarts += 1
             with self._spawning:
                 self._processes[number] = self._spawn()
-            if self._stopping.is_set():  # it may not have been there to be told
-                _tell_to_end(self._processes[number])
+            if self._stopping.is_set():  # `stop` may have missed the new process
+                _terminate(self._processes[number])
 
-    def _tell_of_end(self, process: subprocess.Popen[bytes]) -> None:
-        said = process.stdout.read().replace(READY, b"").decode(errors="replace").strip() if process.stdout else ""
+    def _log_end(self, process: subprocess.Popen[bytes]) -> None:
+        output = process.stdout.read().replace(READY, b"").decode(errors="replace").strip() if process.stdout else ""
         if not self._stopping.is_set():
             log.warning(
-                "process %d of the API ended with %s, and is replaced. %s", process.pid, process.returncode, said
+                "API process %d ended with code %s and is replaced. %s", process.pid, process.returncode, output
             )
         _close_pipes(process)
 
     def stop(self, timeout: float) -> None:
-        """Every process drains and ends, and is killed after so many seconds."""
+        """Let each process finish its requests and end. Kill those that still run after `timeout` seconds."""
         self._stopping.set()
         for process in self._processes:
-            _tell_to_end(process)
+            _terminate(process)
         give_up_at = time.monotonic() + timeout
-        for keeper in self._keepers:
-            keeper.join(max(0.0, give_up_at - time.monotonic()))
+        for supervisor in self._supervisors:
+            supervisor.join(max(0.0, give_up_at - time.monotonic()))
         for process in self._processes:
             _end(process, 0)
 
@@ -130,24 +131,25 @@ class Cluster:
     def in_child(self) -> None:
         """After a fork: give up the inherited pipes. A process ends when the last copy of its stdin is closed."""
         pipes = [pipe for process in self._processes for pipe in (process.stdin, process.stdout)]
-        let_go(pipe.fileno() for pipe in pipes if pipe is not None and not pipe.closed)
+        release_descriptors(pipe.fileno() for pipe in pipes if pipe is not None and not pipe.closed)
         for process in self._processes:
             process.returncode = 0  # or its __del__ would warn of a process that still runs
 
 
 def _await_ready(process: subprocess.Popen[bytes]) -> None:
-    timer = threading.Timer(PATIENCE, process.kill)
+    timer = threading.Timer(START_TIMEOUT, process.kill)
     timer.start()
     try:
         line = process.stdout.readline() if process.stdout else b""
     finally:
         timer.cancel()
     if line != READY:
-        raise DTQError(line.decode(errors="replace").strip() or "a process of the API did not start: see its messages")
+        raise DTQError(line.decode(errors="replace").strip() or "an API process did not start: see its messages")
 
 
-def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
-    """In two ways: a signal that comes before uvicorn listens for it is lost, the end of its stdin is not."""
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to end, in two ways: a signal that comes before uvicorn handles it is lost; the end of stdin is
+    not."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     if process.stdin is not None:
@@ -156,6 +158,7 @@ def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait so long for the process to end, then kill it."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -171,48 +174,50 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-# --- in the process -------------------------------------------------------------------------------------------------
+# --- in a process of the cluster --------------------------------------------------------------------------------------
 
 
 def main(listener: int, rates: int) -> None:
-    """One process of a cluster: what it is to do comes by stdin, whose end means that nobody looks after it."""
-    setup = msgspec.msgpack.decode(_read(int.from_bytes(_read(4), "big")), type=ServerConfig)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn heeds it, and raises it again when it has ended
+    """Run one process of a cluster: read the configuration from stdin, serve, and end with the supervisor."""
+    config = msgspec.msgpack.decode(_read(int.from_bytes(_read(4), "big")), type=ServerConfig)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor handles Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again at its end
     try:
-        _serve(setup, socket.socket(fileno=listener), rates)
+        _serve(config, socket.socket(fileno=listener), rates)
     except DTQError as error:
-        _say(str(error).encode() + b"\n")
+        _write(str(error).encode() + b"\n")
         raise SystemExit(2) from None
 
 
-def _serve(setup: ServerConfig, listener: socket.socket, rates_fd: int) -> None:
-    manager = QueueManager(setup.store, backlog_limit=setup.backlog_limit, max_payload=setup.max_payload)
-    with manager, closing(Rates(setup.rate_limit, len(setup.tokens), rates_fd)) as rates:
-        server = _Announced(partial(setup.app, manager, rates), listener)
-        threading.Thread(target=_leave_with_supervisor, args=(server,), daemon=True).start()
+def _serve(config: ServerConfig, listener: socket.socket, rates_fd: int) -> None:
+    manager = QueueManager(config.store, backlog_limit=config.backlog_limit, max_payload=config.max_payload)
+    with manager, closing(Rates(config.rate_limit, len(config.tokens), rates_fd)) as rates:
+        server = _ReportingServer(partial(config.app, manager, rates), listener)
+        threading.Thread(target=_stop_with_supervisor, args=(server,), daemon=True).start()
         server.run()
 
 
 def _read(n: int) -> bytes:
-    """So many bytes of stdin. (A thread that is within sys.stdin when Python ends would break it.)"""
+    """Read `n` bytes of stdin, by its descriptor: a thread that blocks in sys.stdin would break Python's exit."""
     data = b""
     while len(data) < n and (more := os.read(0, n - len(data))):
         data += more
     return data
 
 
-class _Announced(Server):
+class _ReportingServer(Server):
+    """Reports to the supervisor when it answers."""
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        _say(READY)
+        _write(READY)
 
 
-def _say(line: bytes) -> None:
+def _write(line: bytes) -> None:
     with suppress(OSError):
         os.write(1, line)
 
 
-def _leave_with_supervisor(server: Server) -> None:
+def _stop_with_supervisor(server: Server) -> None:
     _read(1)
     server.should_exit = True

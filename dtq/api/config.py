@@ -1,4 +1,4 @@
-"""Setup: what an API server is told, in a form that goes to other processes."""
+"""ServerConfig: the options of an API server, in a form that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from collections.abc import Callable
 import msgspec
 from litestar.types import ASGIApp
 
-from dtq.api.app import create_app
+from dtq.api.app import MIB, create_app
 from dtq.api.auth import Tokens
 from dtq.api.rates import Rates
 from dtq.api.state import AppState
 from dtq.queue.manager import QueueManager
 
-MIB = 1 << 20
-
 
 class ServerConfig(msgspec.Struct, frozen=True):
-    """The store (its URL; empty for the one of a manager), and the options of APIServer. Holds secrets: not to be
-    shown."""
+    """The store's URL (empty: the manager is passed in) and the options of APIServer. It contains the tokens, so its
+    repr leaves them out."""
 
     store: str = ""
     tokens: dict[str, str] = {}
@@ -31,11 +29,11 @@ class ServerConfig(msgspec.Struct, frozen=True):
     max_payload: int = MIB
 
     def __repr__(self) -> str:
-        return f"Setup({self.store!r}, {len(self.tokens)} tokens)"
+        return f"ServerConfig({self.store!r}, {len(self.tokens)} tokens)"
 
-    def app(self, manager: QueueManager, rates: Rates, on_desk: Callable[[AppState], None]) -> ASGIApp:
-        """The application over this manager."""
+    def app(self, manager: QueueManager, rates: Rates, on_state: Callable[[AppState], None]) -> ASGIApp:
+        """Return the application over this manager."""
         return create_app(
             manager, tokens=Tokens(self.tokens), rates=rates, hosts=self.hosts, origins=self.origins, hub=self.hub,
-            max_body=self.max_body, on_desk=on_desk,
+            max_body=self.max_body, on_state=on_state,
         )  # fmt: skip

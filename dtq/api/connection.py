@@ -1,9 +1,10 @@
-"""Connection: one client, held to what uvicorn does not bound: time, the size of headers, and how many there are.
+"""Connection: one client, with the bounds that uvicorn does not set: on time, on headers, on the number of connections.
 
-connect --RECEIVE seconds--> whole request --handler--> answer --SEND seconds to take it--> next request, or KEEP_ALIVE
+connect --RECEIVE_TIMEOUT--> whole request --handler--> response, taken within SEND_TIMEOUT --> next request
+                                                                                            (RECEIVE_TIMEOUT)
 
-A client that sends slowly, or nothing, is let go when its time is over, and at once when its place is needed: when all
-places are taken, whoever has been quiet for longest makes room. A request that is worked on is never thrown out.
+A client that sends slowly, or nothing, is disconnected after its timeout. When all connections are in use, the one that
+has been idle for longest is closed to make room. A request that is being answered is never cut off.
 """
 
 from __future__ import annotations
@@ -13,52 +14,53 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from dtq.api.problems import MEDIA_TYPE, HTTPProblem, body
+from dtq.api.problems import MEDIA_TYPE, HTTPProblem, content_of
 
-RECEIVE = 15.0  # seconds from a request's first byte (or the connection's beginning) to its last
-SEND = 30.0  # seconds in which a client that takes nothing must take something
-MAX_HEAD = 32 << 10  # bytes of request line and headers
-MAX_CONNECTIONS = 512  # of one process; each costs a file descriptor, of which there are often 1,024
+RECEIVE_TIMEOUT = 15.0  # seconds from the first byte of a request (or the start of the connection) to the last
+SEND_TIMEOUT = 30.0  # seconds in which a client must read some of a response that is stuck
+MAX_HEADER_BYTES = 32 << 10  # of request line and headers
+MAX_CONNECTIONS = 512  # of one process; each costs a file descriptor, and 1,024 is a usual limit
 
 
 class Connection(HttpToolsProtocol):
-    """What uvicorn makes for each connection, as `http=` of its Config."""
+    """The protocol that uvicorn makes for each connection (`http=` in its Config)."""
 
     max_connections = MAX_CONNECTIONS
-    receive_seconds = RECEIVE
+    receive_seconds = RECEIVE_TIMEOUT
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._receiving = True  # a request that has not arrived in full
-        self._head = 0  # bytes of its head so far; -1 when it is complete
-        self._deadline: asyncio.TimerHandle | None = self.loop.call_later(self.receive_seconds, self._too_slow)
-        self._stuck: asyncio.TimerHandle | None = None
-        self.since = self.loop.time()  # when it was last heard of
+        self._receiving = True  # a request that has not arrived whole
+        self._head = 0  # bytes of the request's head so far; -1 when it is complete
+        self._receive_timer: asyncio.TimerHandle | None = self._start_receive_timer()
+        self._send_timer: asyncio.TimerHandle | None = None
+        self.last_active = self.loop.time()
         if len(self.connections) > self.max_connections:
-            self._make_room()
+            self._close_idle()
 
-    def _make_room(self) -> None:
-        quiet = [other for other in self.connections if not other.is_at_work()]  # type: ignore[union-attr]
-        oldest = min(quiet, key=lambda other: other.since)  # type: ignore[union-attr]
+    def _close_idle(self) -> None:
+        """Close the connection that has been idle for longest, which may be this one."""
+        idle = [other for other in self.connections if not other.is_busy()]  # type: ignore[union-attr]
+        oldest = min(idle, key=lambda other: other.last_active)  # type: ignore[union-attr]
         if oldest is self:
-            self.refuse(HTTPProblem(503, "all connections are in use; try again"))
+            self.reject(HTTPProblem(503, "all connections of this server are in use; try again later"))
         else:
             oldest.transport.abort()
         self.connections.discard(oldest)
 
-    def is_at_work(self) -> bool:
-        """Whether a whole request is being answered."""
+    def is_busy(self) -> bool:
+        """Return whether a request that has arrived whole is being answered."""
         return not self._receiving and self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        self.since = self.loop.time()
+        self.last_active = self.loop.time()
         if self._head >= 0:
             self._head += len(data)
         super().data_received(data)
-        if self._head > MAX_HEAD:
-            self.refuse(HTTPProblem(431, f"the request line and the headers are more than {MAX_HEAD:,} bytes"))
-        elif self._receiving and self._deadline is None:
-            self._deadline = self.loop.call_later(self.receive_seconds, self._too_slow)
+        if self._head > MAX_HEADER_BYTES:
+            self.reject(HTTPProblem(431, f"the request line and the headers have more than {MAX_HEADER_BYTES:,} bytes"))
+        elif self._receiving and self._receive_timer is None:
+            self._receive_timer = self._start_receive_timer()
 
     def on_message_begin(self) -> None:
         self._receiving, self._head = True, max(self._head, 0)
@@ -73,58 +75,61 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._receiving, self._head = False, 0
-        self._stop_clock()
+        self._stop_receive_timer()
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_clock()
+        self._stop_receive_timer()
         self.resume_writing()
         super().connection_lost(exc)
 
-    def _stop_clock(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _start_receive_timer(self) -> asyncio.TimerHandle:
+        return self.loop.call_later(self.receive_seconds, self._receive_timed_out)
 
-    def _too_slow(self) -> None:
-        self._deadline = None
-        if self.scope is None:  # not one byte
+    def _stop_receive_timer(self) -> None:
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
+            self._receive_timer = None
+
+    def _receive_timed_out(self) -> None:
+        self._receive_timer = None
+        if self.scope is None:  # not one byte has come
             self.transport.abort()
         else:
-            self.refuse(HTTPProblem(408, f"the request did not arrive within {self.receive_seconds:g} seconds"))
+            self.reject(HTTPProblem(408, f"the request did not arrive within {self.receive_seconds:g} seconds"))
 
-    # --- answers that need no application
+    # --- responses without the application
 
-    def refuse(self, refusal: HTTPProblem) -> None:
-        """Says why, where nothing was said yet, and closes."""
+    def reject(self, problem: HTTPProblem) -> None:
+        """Send the problem, unless a response has begun, and close the connection."""
         if self.transport.is_closing():
             return
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            content = body(refusal)
+            content = content_of(problem)
             head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[refusal.status] + head.encode() + content)
+            self.transport.write(STATUS_LINE[problem.status] + head.encode() + content)
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(HTTPProblem(400, "this is not an HTTP request"))
+        self.reject(HTTPProblem(400, "this is not an HTTP request"))
 
     # --- clients that do not read
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck = self.loop.call_later(SEND, self.transport.abort)
+        self._send_timer = self.loop.call_later(SEND_TIMEOUT, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
 
 class CoalescingTransport:
-    """What an answer is written to: its head goes out with the first of its body, in one packet and one call.
+    """Sends the head of a response together with the first part of its body: one packet and one system call.
 
-    Where no body follows at once (a stream that has nothing to tell yet), the head goes out alone.
+    If no body follows at once, as in a stream that has nothing to send yet, the head goes out alone.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -157,11 +162,14 @@ class CoalescingTransport:
         self._transport.close()
 
 
-def settings() -> dict[str, Any]:
-    """What uvicorn is told beside the application. (`backlog` is how many connections asyncio accepts in one go, and
-    how often it says in one go that there is no descriptor left for any: once.)"""
+def uvicorn_options() -> dict[str, Any]:
+    """Return the options of uvicorn.Config besides the application.
+
+    `backlog` is how many connections asyncio accepts in one go. It is 1 because asyncio logs as many errors in one go
+    when no descriptor is left.
+    """
     return {
         "http": Connection, "ws": "none", "lifespan": "on", "loop": "asyncio", "access_log": False,
         "log_config": None, "log_level": "error", "server_header": False, "proxy_headers": False,
-        "timeout_keep_alive": int(RECEIVE), "backlog": 1,
+        "timeout_keep_alive": int(RECEIVE_TIMEOUT), "backlog": 1,
     }  # fmt: skip

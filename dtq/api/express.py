@@ -1,9 +1,11 @@
-"""Express: tasks are added past the framework's routing and its making of answers, which cost as much as all the rest.
+"""Express: a shorter way for requests that add tasks.
 
-Gate --POST /tasks--> Express: Authoriser --> add_tasks --> answer
-     --all else-----> Litestar: routing --> Authoriser --> handler --> answer
+The framework's routing and response cost as much as everything else together, so POST /tasks goes around both:
 
-It is the same handler, with the same checks before it and the same errors.
+HostMiddleware --POST /tasks--> Express: Authoriser --> add_tasks --> response
+               --all others---> Litestar: routing --> Authoriser --> handler --> response
+
+The handler, the checks before it and the errors are the same.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from litestar.routes import HTTPRoute
 from litestar.types import Receive, Scope, Send
 
 from dtq.api.auth import Authoriser
-from dtq.api.bodies import Asked
-from dtq.api.problems import give, to_response
+from dtq.api.problems import send_response, to_response
+from dtq.api.requests import Asked
 from dtq.api.routes.tasks import add_tasks
 
 PATH = "/tasks"
 
 
 class Express:
-    """An ASGI application around the framework's."""
+    """An ASGI application that answers POST /tasks, and passes all other requests on to the framework."""
 
     def __init__(self, app: Litestar, authorise: Authoriser) -> None:
         self._app = app
@@ -41,4 +43,4 @@ class Express:
             response = await add_tasks.fn(request)
         except Exception as error:
             response = to_response(request, error)
-        await give(response, send)
+        await send_response(response, send)

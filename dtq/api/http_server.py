@@ -1,8 +1,8 @@
-"""Server: uvicorn with an end that drops nothing, and the thread that it runs on.
+"""Server: uvicorn with a shutdown that drops no request, and the thread that it runs on.
 
-stop --> no new connections, but those that the kernel has let in are served
-     --> who waits is answered, who streams is told, idle clients have a moment for a request that is on its way
-     --> every answer that is owed is given --> closed
+stop --> stop listening; accept the connections that the kernel has already established
+     --> answer requests that wait, end the streams, give idle clients a moment for a request that is on its way
+     --> finish every response --> close
 """
 
 from __future__ import annotations
@@ -12,57 +12,66 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import uvicorn
 
-from dtq.api.connection import Connection, settings
+from dtq.api.connection import Connection, uvicorn_options
 from dtq.api.state import AppState
 from dtq.errors import DTQError
 
-LINGER = 0.3  # seconds for requests that are on their way when the server stops
-GRACE = 30  # seconds for those that are being answered
-PATIENCE = 30.0  # seconds for a server to start
-QUEUE = 1024  # connections that the kernel keeps until they are accepted
+DRAIN_SECONDS = 0.3  # in which requests that are on their way may still arrive when the server stops
+SHUTDOWN_GRACE = 30  # seconds to finish the requests that are being answered
+START_TIMEOUT = 30.0  # seconds
+LISTEN_BACKLOG = 1024  # connections that the kernel keeps until they are accepted
 
 
 class Server(uvicorn.Server):
-    """Serves one application on one listening socket, which it takes over. `desk` is set as soon as there is one."""
+    """Serves one application on one listening socket, which it then owns.
+
+    Args:
+        make_app: makes the application; it is passed the function that the application calls with its AppState.
+        listener: the listening socket.
+    """
 
     def __init__(self, make_app: Callable[[Callable[[AppState], None]], object], listener: socket.socket) -> None:
-        config = uvicorn.Config(make_app(self._meet), timeout_graceful_shutdown=GRACE, **settings())  # type: ignore[arg-type]
+        config = uvicorn.Config(
+            make_app(self._set_state),  # type: ignore[arg-type]
+            timeout_graceful_shutdown=SHUTDOWN_GRACE,
+            **uvicorn_options(),
+        )
         super().__init__(config)
-        # Before it is duplicated, which else would make it blocking for a moment: for all processes that share it, of
-        # which one could be caught in `accept` then.
+        # Before the socket is duplicated: asyncio would otherwise make it blocking for a moment, for all processes that
+        # share it, and one of them could then be caught in `accept`.
         listener.setblocking(False)
         self._listener = listener
-        self._desk: AppState | None = None
+        self._state: AppState | None = None
 
-    def _meet(self, desk: AppState) -> None:
-        self._desk = desk
+    def _set_state(self, state: AppState) -> None:
+        self._state = state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([self._listener.dup()])
-        self._listener.listen(QUEUE)
+        self._listener.listen(LISTEN_BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        await self._let_in_who_waits()
+        await self._accept_established()
         self.server_state.leaving = True  # type: ignore[attr-defined]
-        if self._desk is not None:
-            self._desk.leave()
+        if self._state is not None:
+            self._state.stop()
         for connection in list(self.server_state.connections):
-            if connection.is_at_work():  # type: ignore[union-attr]
+            if connection.is_busy():  # type: ignore[union-attr]
                 connection.shutdown()
-        until = time.monotonic() + LINGER
+        until = time.monotonic() + DRAIN_SECONDS
         while self.server_state.connections and time.monotonic() < until:
             await asyncio.sleep(0.01)
         await super().shutdown()
 
-    async def _let_in_who_waits(self) -> None:
-        """The kernel has connections that we have not accepted yet: their clients believe to be connected."""
+    async def _accept_established(self) -> None:
+        """Accept the connections that wait in the kernel: for their clients they are established."""
         loop = asyncio.get_running_loop()
         with self._listener, suppress(OSError):
             while True:
@@ -74,15 +83,15 @@ class Server(uvicorn.Server):
         """After a fork: give up the inherited sockets, so that the parent alone decides when they are closed."""
         accepting = [sock.fileno() for server in getattr(self, "servers", ()) for sock in server.sockets]
         clients = [connection.transport.get_extra_info("socket") for connection in self.server_state.connections]
-        let_go([*accepting, *(client.fileno() for client in clients if client is not None)])
+        release_descriptors([*accepting, *(client.fileno() for client in clients if client is not None)])
         self._listener.close()
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state)
 
 
-class Runner:
-    """A Server on a thread of its own."""
+class ServerThread:
+    """Runs a Server on a thread of its own."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -90,9 +99,9 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name="dtq-api", daemon=True)
 
     def start(self) -> None:
-        """Returns when it answers. Raises DTQError where it could not start."""
+        """Return when the server answers. Raises DTQError if it does not start."""
         self._thread.start()
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + START_TIMEOUT
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > give_up_at:
                 raise DTQError(f"the API server did not start: {self._error or 'see the log'}") from self._error
@@ -112,11 +121,11 @@ class Runner:
         self._server.in_child()
 
 
-def let_go(descriptors: Iterable[int]) -> None:
-    """Give up inherited descriptors in a forked child, by making each refer to the null device.
+def release_descriptors(descriptors: Iterable[int]) -> None:
+    """Give up inherited descriptors in a forked child: make each of them refer to the null device.
 
-    They are not closed: their Python objects belong to threads that ended with the fork, may be locked, and would later
-    close a number that something else has by then.
+    Closing them is not safe. Their Python objects belong to threads that ended with the fork; they may be locked, and
+    could later close the same number again when it belongs to another file.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in descriptors:
@@ -126,24 +135,22 @@ def let_go(descriptors: Iterable[int]) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free. Raises DTQError where that cannot be."""
+    """Return a socket that listens on this address; port 0 is any free port. Raises DTQError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With the protocol named, asyncio turns Nagle's algorithm off, which costs 40 ms an answer.
+        # asyncio turns Nagle's algorithm off only if the protocol is named; it would cost 40 ms for each response.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
-        raise DTQError(f"{host}:{port} is no address to listen on: {error}") from error
+        raise DTQError(
+            f"{host}:{port} is not an address to listen on: {error}; use an address of this machine, as 127.0.0.1"
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(QUEUE)
+        listener.listen(LISTEN_BACKLOG)
     except OSError as error:
         listener.close()
         raise DTQError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for any that is free"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for any free port"
         ) from error
     return listener
-
-
-def names_of(hosts: Sequence[str], host: str) -> set[str]:
-    return {*hosts, host} - {"", "0.0.0.0", "::"}

@@ -1,6 +1,6 @@
-"""From an error to the answer that tells of it: problem details (RFC 9457), whatever raised it.
+"""Map each error to its response: problem details (RFC 9457, application/problem+json).
 
-what a handler, a guard or the framework raises --> status, title, detail, fields, headers --> application/problem+json
+error of a handler, of a check or of the framework --> status, title, detail, fields, headers --> response
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LATER = {"Retry-After": "1"}
 
 
 class HTTPProblem(Exception):
-    """The request is not done, for this reason."""
+    """A request was rejected or failed: the status, why, and which fields are wrong."""
 
     def __init__(
         self, status: int, detail: str, errors: Sequence[Reason] = (), headers: Mapping[str, str] | None = None
@@ -42,18 +42,23 @@ class HTTPProblem(Exception):
         super().__init__(detail)
         self.status, self.detail, self.errors, self.headers = status, detail, list(errors), dict(headers or {})
 
+    @classmethod
+    def of_field(cls, status: int, field: str, reason: str) -> HTTPProblem:
+        """Return a problem with one field."""
+        return cls(status, f"{field}: {reason}", [Reason(field, reason)])
+
 
 def to_response(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The answer to a request that ended in this error."""
-    return response_of(as_refusal(error))
+    """Return the response to a request that raised this error."""
+    return response_of(problem_of(error))
 
 
-def response_of(refusal: HTTPProblem) -> Response[bytes]:
-    return Response(body(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers)
+def response_of(problem: HTTPProblem) -> Response[bytes]:
+    return Response(content_of(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
 
 
-async def give(response: Response[Any], send: Send) -> None:
-    """Sends an answer whose content is bytes, without the framework."""
+async def send_response(response: Response[Any], send: Send) -> None:
+    """Send a response whose content is bytes, without the framework."""
     content: bytes = response.content
     headers = {"content-type": str(response.media_type), "content-length": str(len(content)), **response.headers}
     start: Message = {
@@ -64,12 +69,14 @@ async def give(response: Response[Any], send: Send) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
-def body(refusal: HTTPProblem) -> bytes:
-    title = HTTPStatus(refusal.status).phrase
-    return msgspec.json.encode(Problem(title, refusal.status, refusal.detail, refusal.errors))
+def content_of(problem: HTTPProblem) -> bytes:
+    """Return the problem as JSON."""
+    title = HTTPStatus(problem.status).phrase
+    return msgspec.json.encode(Problem(title, problem.status, problem.detail, problem.errors))
 
 
-def as_refusal(error: Exception) -> HTTPProblem:
+def problem_of(error: Exception) -> HTTPProblem:
+    """Return the problem that this error is to the client. Log it if it is the server's."""
     match error:
         case HTTPProblem():
             return error
@@ -79,18 +86,16 @@ def as_refusal(error: Exception) -> HTTPProblem:
             return HTTPProblem(409, str(error))
         case InvalidTask():
             field = _field(str(error))
-            return HTTPProblem(
-                409 if field.field == "after" else 422, str(error), [field]
-            )  # other tasks are against it
+            is_conflict = field.field == "after"  # the state of other tasks does not allow it
+            return HTTPProblem(409 if is_conflict else 422, str(error), [field])
         case UnknownType():
             return HTTPProblem(409, str(error), [Reason("type", str(error))])
         case QueueFull():
             return HTTPProblem(429, str(error), headers=LATER)
         case StoreError():
             log.error("the store failed: %s", error)
-            return HTTPProblem(
-                503, "the store cannot be reached or written: nothing was stored; try again", headers=LATER
-            )
+            detail = "the store cannot be reached or written: nothing was stored; try again later"
+            return HTTPProblem(503, detail, headers=LATER)
         case DTQError():
             return HTTPProblem(409, str(error))
         case ValidationException():
@@ -98,20 +103,20 @@ def as_refusal(error: Exception) -> HTTPProblem:
         case HTTPException():
             return _of_framework(error)
     log.error("a request failed", exc_info=error)
-    return HTTPProblem(500, "the server failed; its log says more")
+    return HTTPProblem(500, "the server failed; see its log")
 
 
 def of_body(error: msgspec.DecodeError) -> HTTPProblem:
-    """The body is no JSON (400), or not of the right form (422)."""
+    """Return the problem of a body that is not JSON (400) or does not have the required form (422)."""
     if not isinstance(error, msgspec.ValidationError):
         return HTTPProblem(400, f"the body is not JSON: {error}")
     reason, _, path = str(error).partition(" - at `$")
     field = path.removesuffix("`").lstrip(".") or "body"
-    return HTTPProblem(422, f"{field}: {reason}", [Reason(field, reason)])
+    return HTTPProblem.of_field(422, field, reason)
 
 
 def _field(message: str) -> Reason:
-    """dtq's errors begin with the name of the field."""
+    """Return the field that dtq's error names at its beginning."""
     found = re.match(r"(\[\d+\]\.)?([a-z_]+) (?:is|names|makes) ", message)
     return Reason(f"{found[1] or ''}{found[2]}" if found else "body", message)
 

@@ -1,8 +1,8 @@
-"""Rates: how many requests a second each token has, over all processes of a server.
+"""Rates: limits the requests per second of each token, over all processes of a server.
 
-A token bucket that is a single time, as in policy/limits.py: the time at which the bucket is full again. The times are
-in a file that the processes share in memory. Two of them that look at the same moment may both let a request through:
-a limit is there to keep a client from flooding the server, not to count.
+Each token bucket is stored as one number, as in policy/limits.py: the time at which the bucket is full again. The
+numbers are in a file that all processes map into memory. Nothing locks it: two processes that read the same number at
+the same moment may both let a request through. The limit protects the server from floods; it does not count exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ _SLOT = struct.Struct("d")
 
 
 class Rates:
-    """For `slots` tokens; `rate` is in requests a second, None for any number. `fd` is the file of another process."""
+    """Token buckets for `slots` tokens.
+
+    Args:
+        rate: requests per second for each token; None: any number.
+        slots: how many tokens there are.
+        fd: the descriptor of the file that another process has made; None: make one.
+    """
 
     def __init__(self, rate: float | None, slots: int, fd: int | None = None) -> None:
         self._rate = rate
@@ -31,10 +37,10 @@ class Rates:
         return self._file.fileno()
 
     def wait_for(self, slot: int) -> float:
-        """0 where the request may go on, and is counted; else the seconds until one may."""
+        """Count a request of this token and return 0, or return the seconds until one is allowed."""
         if self._rate is None:
             return 0.0
-        now, interval = time.monotonic(), 1 / self._rate  # one clock for all processes of a machine
+        now, interval = time.monotonic(), 1 / self._rate  # all processes of a machine share this clock
         full_at = max(now, _SLOT.unpack_from(self._times, slot * _SLOT.size)[0])
         ahead = full_at + interval - now - max(BURST, interval)
         if ahead > 1e-9:

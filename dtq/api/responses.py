@@ -1,4 +1,4 @@
-"""What goes out as JSON, as msgspec structs: the OpenAPI document is made of them.
+"""Responses: the JSON that routes return, as msgspec structs. The OpenAPI document is made of them.
 
 Task, Stats, Schedule --> TaskSummary, StatsView, ScheduleView --> response
 """
@@ -18,37 +18,37 @@ from dtq.policy.limits import Limit
 from dtq.stores.protocol import Counts, Node, Stats
 from dtq.task.model import ErrorInfo, Status, Task
 
-LONGEST_ERROR = 500  # characters of an error's message in a list
+MAX_ERROR_LENGTH = 500  # characters of an error's message in lists
 
 
 class Redriven(msgspec.Struct, frozen=True):
-    """The ids of the tasks that have been started afresh."""
+    """The ids of the tasks that were started again."""
 
     ids: list[str]
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """How many tasks are gone."""
+    """How many tasks were removed."""
 
     removed: int
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """The task that stands for one that was to be added; `created` is false where its id or key was taken."""
+    """The id of the task. `created` is false if a task with this id or key already existed: then it is that one."""
 
     id: str
     created: bool
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """What is wrong with one field."""
+    """A field and what is wrong with it."""
 
     field: str
     reason: str
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a request was not done (RFC 9457, application/problem+json)."""
+    """Why a request was rejected or failed (RFC 9457, application/problem+json)."""
 
     title: str
     status: int
@@ -58,7 +58,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TaskSummary(msgspec.Struct, frozen=True):
-    """A task without what may be large: its payload, result, history and log."""
+    """A task without the fields that may be large: payload, result, history and log."""
 
     id: str
     type: str
@@ -83,14 +83,14 @@ class TaskSummary(msgspec.Struct, frozen=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True):
-    """Some tasks in the order of their ids, and where those behind them are, relative to this page's address."""
+    """Some tasks in the order of their ids, and the address of the next page, relative to this one."""
 
     tasks: list[TaskSummary]
     next: str | None
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """A process that runs tasks; `alive` is false for one of this machine that is gone and was not yet missed."""
+    """A process that runs tasks. `alive` is false if it ran on this machine and has ended while its lease lasts."""
 
     id: str
     host: str
@@ -105,7 +105,7 @@ class NodeView(msgspec.Struct, frozen=True):
 
 
 class WorkersView(msgspec.Struct, frozen=True):
-    """Workers of the nodes that are alive."""
+    """The workers of all nodes that are alive."""
 
     total: int
     active: int
@@ -113,7 +113,7 @@ class WorkersView(msgspec.Struct, frozen=True):
 
 
 class StatsView(msgspec.Struct, frozen=True):
-    """What is in the queue at this moment (`at`, UTC seconds)."""
+    """The state of the queue at one moment (`at`, UTC seconds)."""
 
     at: float
     counts: Counts
@@ -136,14 +136,14 @@ class StatsView(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """Whether something can be relied upon, and if not, why."""
+    """Whether the server or the queue is healthy, and details."""
 
     healthy: bool
     detail: str
 
 
 class QueueView(msgspec.Struct, frozen=True):
-    """A queue, how many of its tasks are where, and whether it is paused."""
+    """A queue, whether it is paused, and the number of its tasks by status."""
 
     queue: str
     paused: bool
@@ -151,18 +151,18 @@ class QueueView(msgspec.Struct, frozen=True):
 
 
 class ScheduleView(msgspec.Struct, frozen=True):
-    """A schedule, and when it comes next (UTC seconds); never, while it is paused."""
+    """A schedule and its next ticks (UTC seconds); none while it is paused."""
 
     schedule: Schedule
     upcoming: list[float]
 
 
 def _short(error: ErrorInfo) -> ErrorInfo:
-    return msgspec.structs.replace(error, message=error.message[:LONGEST_ERROR], traceback="")
+    return msgspec.structs.replace(error, message=error.message[:MAX_ERROR_LENGTH], traceback="")
 
 
 def is_alive(node: Node) -> bool:
-    """False where the node's process was on this machine and is gone (a store may not have missed it yet)."""
+    """Return False if the node's process ran on this machine and has ended, which the store may not know yet."""
     if node.host != socket.gethostname() or node.pid <= 0:
         return True
     try:
@@ -170,5 +170,5 @@ def is_alive(node: Node) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # of another user
+        return True  # it belongs to another user
     return True

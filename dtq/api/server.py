@@ -1,11 +1,11 @@
-"""The REST API: any language adds and watches tasks over HTTP; the page at `/` shows the queue live.
+"""The REST API: programs in any language add and watch tasks over HTTP, and the page at `/` shows the queue live.
 
-    client --HTTP--> Connection --> Gate --> Litestar --> handler --> Desk --> QueueManager --> store
-                     connection.py  guards.py  app.py     routes.py   desk.py       ^
-                                                          views.py    combiner.py --'
-    one process: Runner (server.py), a thread;  clustered: Cluster (cluster.py), processes that share the port
+    client --HTTP--> Connection ----> HostMiddleware --> Litestar --> handler --> AppState --> QueueManager --> store
+                     connection.py    auth.py            app.py       routes/     state.py
 
-It needs a manager and never workers: API processes scale apart from them.
+    in this process: ServerThread (http_server.py)       clustered: Cluster (cluster.py), processes that share the port
+
+The API needs a manager but no workers, so API processes and nodes can be scaled separately.
 """
 
 from __future__ import annotations
@@ -26,32 +26,39 @@ except ModuleNotFoundError as error:
         f'the API needs {error.name}, which is not installed: pip install "dtq[api]"', name=error.name
     ) from None
 
+from dtq.api.app import MIB
 from dtq.api.auth import Tokens, check_exposure, hub_hosts, is_loopback
 from dtq.api.cluster import Cluster
-from dtq.api.config import MIB, ServerConfig
-from dtq.api.http_server import GRACE, Runner, Server, listen
+from dtq.api.config import ServerConfig
+from dtq.api.http_server import SHUTDOWN_GRACE, Server, ServerThread, listen
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
 from dtq.queue.manager import QueueManager
 from dtq.sync.forks import Forkable
 
 __all__ = ["APIServer"]
-MAX_WORKERS = 64
+MAX_PROCESSES = 64
 
 
 class APIServer(Forkable):
-    """Serves a queue over HTTP, on a thread of its own or, `clustered`, by `num_workers` processes that share the port.
+    """Serves a queue over HTTP: on a thread, or `clustered`, by several processes that share the port.
 
-    - `queue`: a TaskQueue or QueueManager, which stays open, or a store's URL. Clustered: a URL, and not `memory:`.
-    - `port`: 0 is any that is free; `url` tells.
-    - `token`: who has it may do everything; or a dictionary of tokens and scopes, "read", "submit" (adds tasks, too) or
-      "admin". Needed wherever others than this machine can connect.
-    - `rate_limit`: requests a second with each token, None for any number.
-    - `allowed_hosts`: further names by which the server is reached (behind a reverse proxy: its name).
-    - `cors_origins`: pages of other servers that may use this one, as in "https://shop.example.org".
-    - `max_body`: bytes of a request's body.
+    Args:
+        queue: a TaskQueue or QueueManager, which the server never closes, or a store's URL. Clustered: a URL other than
+            `memory:`, or a manager that was made with one.
+        host: the address to listen on.
+        port: the port; 0: any free port, see `port` and `url` after the start.
+        clustered: whether to serve by processes.
+        num_workers: how many processes, 1 to 64.
+        token: one token, which may do everything, or a dictionary of tokens and scopes: "read", "submit" (also adds
+            tasks) or "admin". Required if other machines can reach `host`.
+        rate_limit: requests per second for each token; None: any number.
+        allowed_hosts: further names by which clients reach the server, for example that of a reverse proxy.
+        cors_origins: origins of other web pages that may use this server, for example "https://shop.example.org".
+        max_body: bytes of a request's body.
 
-    Raises DTQError, saying what to do, where it cannot be served so.
+    Raises:
+        DTQError: an option is not allowed, or the server would be open to other machines without a token.
     """
 
     def __init__(
@@ -73,11 +80,11 @@ class APIServer(Forkable):
         _check(port, num_workers, rate_limit, max_body)
         self.host, self.port = host, port
         self._queue = queue
-        self._n = num_workers if clustered else 1
-        self._setup = ServerConfig(
+        self._processes = num_workers if clustered else 1
+        self._config = ServerConfig(
             store=_url_of(queue) if clustered else "",
             tokens={token: "admin"} if isinstance(token, str) else dict(token or {}),
-            hosts=tuple({*allowed_hosts, *([] if _is_any(host) else [host]), *hub_hosts()}),
+            hosts=tuple({*allowed_hosts, *([] if _is_wildcard(host) else [host]), *hub_hosts()}),
             origins=tuple(cors_origins),
             hub=os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/") if is_loopback(host) else "",
             rate_limit=rate_limit,
@@ -85,7 +92,7 @@ class APIServer(Forkable):
             **_limits_of(queue),
         )
         self._cluster: Cluster | None = None
-        self._runner: Runner | None = None
+        self._runner: ServerThread | None = None
         self._manager: QueueManager | None = None
         self._rates: Rates | None = None
         self._listener: socket.socket | None = None
@@ -93,25 +100,27 @@ class APIServer(Forkable):
 
     @property
     def url(self) -> str:
-        """Where the page is, for a browser on this machine; the routes are below it."""
-        host = "127.0.0.1" if _is_any(self.host) else self.host
+        """The address of the page, for a browser on this machine. The routes are below it."""
+        host = "127.0.0.1" if _is_wildcard(self.host) else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def start(self) -> Self:
-        """Returns when it answers; then `port` is the one it has got. Raises DTQError where it cannot be started."""
+        """Return when the server answers; `port` is then its port. Raises DTQError if it cannot start."""
         if self._rates is not None:
-            raise DTQError("the API server runs already: stop it first")
+            raise DTQError("this API server is already running: stop it first")
         self._listener = listener = listen(self.host, self.port)
         self.port = listener.getsockname()[1]
-        self._rates = Rates(self._setup.rate_limit, len(self._setup.tokens))
+        self._rates = Rates(self._config.rate_limit, len(self._config.tokens))
         try:
-            if self._setup.store:
-                self._cluster = Cluster(self._setup, self._n, listener, self._rates)
+            if self._config.store:
+                self._cluster = Cluster(self._config, self._processes, listener, self._rates)
                 self._cluster.start()
             else:
                 self._manager = self._queue if isinstance(self._queue, QueueManager) else QueueManager(self._queue)
                 manager, rates = self._manager, self._rates
-                self._runner = Runner(Server(lambda on_desk: self._setup.app(manager, rates, on_desk), listener))
+                self._runner = ServerThread(
+                    Server(lambda on_state: self._config.app(manager, rates, on_state), listener)
+                )
                 self._runner.start()
         except BaseException:
             self._release()
@@ -120,12 +129,12 @@ class APIServer(Forkable):
         return self
 
     def stop(self) -> None:
-        """Answers what was asked, and ends; the port is free then. Harmless when repeated."""
+        """Finish the requests that have arrived, and end. The port is then free. A repeated call does nothing."""
         atexit.unregister(self.stop)
         if self._cluster is not None:
             if self._listener is not None:
                 self._listener.close()
-            self._cluster.stop(GRACE + 5)
+            self._cluster.stop(SHUTDOWN_GRACE + 5)
         if self._runner is not None:
             self._runner.stop()
         self._release()
@@ -160,7 +169,7 @@ class APIServer(Forkable):
         self._forget()
 
     def pids(self) -> list[int]:
-        """The processes that serve, where it is clustered."""
+        """Return the ids of the processes that serve."""
         return self._cluster.pids() if self._cluster is not None else [os.getpid()]
 
     def __enter__(self) -> Self:
@@ -173,13 +182,13 @@ class APIServer(Forkable):
         return f"<APIServer {self.url} {'runs' if self._rates is not None else 'is stopped'}>"
 
 
-def _is_any(host: str) -> bool:
+def _is_wildcard(host: str) -> bool:
     return host in ("", "0.0.0.0", "::")
 
 
 def _check(port: object, num_workers: object, rate_limit: object, max_body: object) -> None:
     _check_number("port", port, 0, 65535)
-    _check_number("num_workers", num_workers, 1, MAX_WORKERS)
+    _check_number("num_workers", num_workers, 1, MAX_PROCESSES)
     _check_number("max_body", max_body, 1, 1 << 30)
     if rate_limit is not None and not (isinstance(rate_limit, (int, float)) and 0.001 <= rate_limit <= 1e6):
         raise DTQError(f"rate_limit is {rate_limit!r}; allowed: 0.001 to 1,000,000 requests a second, or None")
@@ -191,12 +200,14 @@ def _check_number(name: str, value: object, low: int, high: int) -> None:
 
 
 def _url_of(queue: QueueManager | str | os.PathLike[str]) -> str:
-    """The URL by which every process of a cluster opens the store. Raises DTQError where there is none."""
+    """Return the URL by which each process of a cluster opens the store. Raises DTQError if there is none."""
     url = queue.url if isinstance(queue, QueueManager) else os.fspath(queue)
     if url is None:
-        raise DTQError("clustered needs the URL of the store, which each of its processes opens: pass the URL")
+        raise DTQError("a clustered API needs the URL of the store, which each of its processes opens: pass the URL")
     if url == "memory:":
-        raise DTQError("memory: is a store within one process: clustered needs one that others can open, as queue.db")
+        raise DTQError(
+            "memory: is a store within one process; for a clustered API use one that others can open, as queue.db"
+        )
     return url
 
 

@@ -1,7 +1,7 @@
-"""Desk: what the routes have in hand: the manager, asked in threads, the combiner, and the end that is to come.
+"""AppState: what the route handlers share: the manager, called in threads, the batcher, and the stream of events.
 
-handler --await ask(manager.get, id)--> thread --> store
-handler --await add(tasks)------------> AddBatcher --> one commit for all who wait
+handler --await call(manager.get, id)--> thread --> store
+handler --await add(tasks)-------------> AddBatcher --> one commit for all requests that wait
 """
 
 from __future__ import annotations
@@ -15,50 +15,52 @@ from typing import Any, TypeVar
 
 from dtq.api.batcher import AddBatcher
 from dtq.api.problems import HTTPProblem
-from dtq.api.stream import Feed
+from dtq.api.stream import EventStream
 from dtq.queue.manager import QueueManager
 from dtq.task.model import Task
 
 T = TypeVar("T")
 THREADS = 8
-MAX_WAITS = 256  # requests that wait for a task's end, in one process
+MAX_WAITS = 256  # requests that wait for the end of a task, in one process
 MAX_STREAMS = 64  # readers of /events, in one process
 
 
 class AppState:
-    """For one event loop. `leaving` is set when the server stops: whoever waits is to be answered now."""
+    """The state of one application on one event loop. `stopping` is set when the server stops: requests that wait are
+    then answered at once."""
 
     def __init__(self, manager: QueueManager) -> None:
         self.manager = manager
-        self.leaving = asyncio.Event()
-        self.feed = Feed(manager, self.ask)
-        self._combiner = AddBatcher(manager)
+        self.stopping = asyncio.Event()
+        self.events = EventStream(manager, self.call)
+        self._batcher = AddBatcher(manager)
         self._threads = ThreadPoolExecutor(THREADS, "dtq-api")
-        self._taken = {"wait": 0, "events": 0}
+        self._slots_in_use = {"wait": 0, "events": 0}
 
-    async def ask(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """What the function gives, called in a thread: it may wait for the store."""
+    async def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Return what the function returns. It runs in a thread, as it may block on the store."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(function, *arguments, **options))
 
     async def add(self, tasks: list[Task]) -> list[str]:
-        return await self._combiner.add(tasks)
+        """Commit these tasks, all or none. Return their ids."""
+        return await self._batcher.add(tasks)
 
-    async def ended(self, task_id: str, timeout: float, gone: asyncio.Future[Any]) -> Task:
-        """The task when it has ended, or as it is after `timeout` seconds, or when the server leaves, or when whoever
-        asked has `gone`. Raises UnknownTask."""
+    async def wait_for_end(self, task_id: str, timeout: float, disconnected: asyncio.Future[Any]) -> Task:
+        """Return the task when it has ended. Return it as it is after `timeout` seconds, when the server stops, or when
+        the client has `disconnected`. Raises UnknownTask."""
         future = await self._future_of(task_id)
         ending: asyncio.Future[Any] = asyncio.wrap_future(future)
-        leaving: asyncio.Future[Any] = asyncio.ensure_future(self.leaving.wait())
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(self.stopping.wait())
         try:
-            await asyncio.wait([ending, leaving, gone], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ending, stopping, disconnected], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 ended: Task = ending.result()
                 return ended
         finally:
-            leaving.cancel()
+            stopping.cancel()
             future.cancel()
-        return await self.ask(self.manager.get, task_id)
+        return await self.call(self.manager.get, task_id)
 
     async def _future_of(self, task_id: str) -> Future[Task]:
         registering = self._threads.submit(self.manager.future_of, task_id)
@@ -68,29 +70,29 @@ class AppState:
             registering.add_done_callback(_cancel_result)  # the thread may still be registering it
             raise
 
-    def require_place(self, kind: str, limit: int) -> None:
-        """What takes long has so many places, so that others find room beside it. Raises HTTPProblem (503)."""
-        if self._taken[kind] >= limit:
-            raise HTTPProblem(
-                503, f"{limit} clients are served by this already; try again", headers={"Retry-After": "5"}
-            )
+    def require_slot(self, kind: str, limit: int) -> None:
+        """Raise HTTPProblem (503) if `limit` long requests of this kind are being served: other requests need room."""
+        if self._slots_in_use[kind] >= limit:
+            detail = f"this server already serves {limit} such requests; try again later"
+            raise HTTPProblem(503, detail, headers={"Retry-After": "5"})
 
     @contextmanager
-    def place(self, kind: str) -> Iterator[None]:
-        self._taken[kind] += 1
+    def slot(self, kind: str) -> Iterator[None]:
+        """Count one long request of this kind while the context lasts."""
+        self._slots_in_use[kind] += 1
         try:
             yield
         finally:
-            self._taken[kind] -= 1
+            self._slots_in_use[kind] -= 1
 
-    def leave(self) -> None:
-        """The server stops: whoever waits or listens is answered now."""
-        self.leaving.set()
-        self.feed.close()
+    def stop(self) -> None:
+        """Answer the requests that wait, and end the streams."""
+        self.stopping.set()
+        self.events.close()
 
     async def close(self) -> None:
-        self.leave()
-        await self._combiner.close()
+        self.stop()
+        await self._batcher.close()
         self._threads.shutdown(wait=False)
 
 

@@ -26,7 +26,7 @@ from dtq import APIServer
 from dtq.api.app import create_app
 from dtq.api.auth import Tokens
 from dtq.api.connection import CoalescingTransport, Connection
-from dtq.api.http_server import Runner, Server, listen
+from dtq.api.http_server import Server, ServerThread, listen
 from dtq.api.rates import Rates
 from dtq.api.state import AppState
 
@@ -311,7 +311,7 @@ def test_a_token_may_do_what_its_scope_says(guarded, token, expected):
 
 
 def test_no_token_is_shown_in_what_is_printed(guarded):
-    shown = f"{guarded!r} {guarded._setup!r} {vars(guarded)}"
+    shown = f"{guarded!r} {guarded._config!r} {vars(guarded)}"
     assert not any(token in shown for token in TOKENS)
 
 
@@ -496,7 +496,7 @@ def test_a_process_that_starts_leaves_the_shared_socket_as_it_is(tmp_path, monke
     monkeypatch.setattr(uvicorn.Server, "startup", watched)
     with QueueManager(tmp_path / "queue.db") as manager, closing(Rates(None, 0)) as rates:
         app = create_app(manager, tokens=Tokens(None), rates=rates)
-        runner = Runner(Server(lambda on_desk: app, listener))
+        runner = ServerThread(Server(lambda on_state: app, listener))
         runner.start()
         runner.stop()
     assert seen == [False, False]
@@ -549,11 +549,18 @@ def test_dtq_serve_says_where_it_is_and_ends_cleanly(tmp_path):
     assert "stopping" in err
 
 
+def delete_when_waited_for(manager, id):
+    give_up_at = time.monotonic() + WAIT
+    while not manager._waiters and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    time.sleep(0.1)  # the store may not have been read yet
+    manager.delete(id)
+
+
 def test_waiting_for_a_task_that_is_deleted_is_answered_404_and_a_client_that_leaves_is_forgotten(tmp_path):
     with QueueManager(tmp_path / "q.db") as manager, APIServer(manager, port=0) as api:
         id, url = manager.add("a", delay=60).id, f"{api.url}/tasks"
-        deletion = threading.Timer(0.3, manager.delete, [id])
-        deletion.start()
+        threading.Thread(target=delete_when_waited_for, args=(manager, id)).start()
         assert problem(httpx.get(f"{url}/{id}/wait?timeout=30", timeout=10), 404)["detail"].startswith(f"task {id} was")
         id = manager.add("a", delay=60).id
         with pytest.raises(httpx.ReadTimeout):
@@ -577,7 +584,7 @@ def test_a_wait_that_is_cancelled_while_it_is_registered_waits_no_more(is_known)
 
     async def cancel_early(manager, id):
         state, gone = AppState(manager), asyncio.get_running_loop().create_future()
-        waiting = asyncio.create_task(state.ended(id, WAIT, gone))
+        waiting = asyncio.create_task(state.wait_for_end(id, WAIT, gone))
         await asyncio.to_thread(entered.wait, WAIT)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -588,4 +595,4 @@ def test_a_wait_that_is_cancelled_while_it_is_registered_waits_no_more(is_known)
 
     with SlowManager("memory:") as manager:
         asyncio.run(cancel_early(manager, manager.add("a", delay=60).id if is_known else "unknown"))
-        assert not manager._endings, "the future is kept until the task ends"
+        assert not manager._waiters, "the future is kept until the task ends"

@@ -15,7 +15,7 @@ pytest.importorskip("litestar")
 
 from dtq import APIServer, QueueManager
 from dtq.api.responses import TaskSummary
-from dtq.api.routes import tasks
+from dtq.api.routes import common
 from dtq.errors import UnknownTask
 from dtq.queue.flow import Flow
 from dtq.queue.handle import Waiters
@@ -120,7 +120,7 @@ def test_a_page_ends_at_its_bound_of_bytes_and_leads_on(path, client, manager, m
     sizes = [len(encode(TaskSummary.of(task))) for task in manager.find()]
 
     def pages(bound):
-        monkeypatch.setattr(tasks, "PAGE_BYTES", bound)
+        monkeypatch.setattr(common, "PAGE_BYTES", bound)
         page, found = client.get(f"{path}?limit=7").json(), []
         while True:
             found.append([task["id"] for task in page["tasks"]])
@@ -140,7 +140,7 @@ def test_a_page_of_the_largest_errors_stays_below_its_bound(client, manager):
     manager.add_many({"type": "some"} for _ in range(1000))
     die(manager, "\x00" * 4000)  # six bytes of JSON each
     page = client.get("tasks?limit=1000")
-    assert len(page.content) <= tasks.PAGE_BYTES + 200
+    assert len(page.content) <= common.PAGE_BYTES + 200
     assert len(page.json()["tasks"]) < 1000
     assert page.json()["next"] in page.headers["link"]
 

@@ -1,4 +1,4 @@
-"""The routes that are about the queue as a whole: its state, health, metrics, events, queues, and the pages."""
+"""The routes for the queue as a whole: its state, health, metrics, events, queues, and the HTML pages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from litestar import MediaType, Response, get, post
 from litestar.response import Stream
 
-from dtq.api.bodies import Asked
 from dtq.api.problems import LATER, HTTPProblem
+from dtq.api.requests import Asked
 from dtq.api.responses import Health, QueueView, StatsView
-from dtq.api.routes.tasks import NamePath, answer, desk_of, name_in
+from dtq.api.routes.common import NamePath, name_in, respond, state_of
 from dtq.api.state import MAX_STREAMS, AppState
 from dtq.errors import StoreError
 from dtq.monitor.prometheus import CONTENT_TYPE, exposition
@@ -27,64 +27,63 @@ PAGES = Path(__file__).parents[1] / "pages"
 
 @get("/stats", opt={"needs": "read"})
 async def get_stats(request: Asked) -> Response[StatsView]:
-    """How many tasks are where, who is at work, and since when the oldest task waits."""
-    return answer(StatsView.of(await desk_of(request).ask(desk_of(request).manager.stats)))
+    """Get the number of tasks by status, queue and type, the nodes, and since when the oldest task has waited."""
+    return respond(StatsView.of(await state_of(request).call(state_of(request).manager.stats)))
 
 
 @get("/health/live", opt={"needs": "nothing"})
 async def is_live() -> Response[Health]:
-    """200 while this process answers: for whoever would restart it otherwise."""
-    return answer(Health(True, "this process answers"))
+    """Return 200 while this process answers, for a supervisor that restarts processes which do not."""
+    return respond(Health(True, "this process answers"))
 
 
 @get("/health/ready", opt={"needs": "nothing"})
 async def is_ready(request: Asked) -> Response[Health]:
-    """200 while the store can be read, so that tasks can be taken; else 503."""
-    await _stats_or_503(desk_of(request))
-    return answer(Health(True, "the store can be read"))
+    """Return 200 while the store can be read, so that tasks can be added, and 503 otherwise."""
+    await _stats_or_503(state_of(request))
+    return respond(Health(True, "the store can be read"))
 
 
 @get("/health", opt={"needs": "nothing"})
 async def is_healthy(request: Asked) -> Response[Health]:
-    """200 while some node runs with a ready worker, so that tasks are worked on; else 503."""
-    stats = StatsView.of(await _stats_or_503(desk_of(request)))
+    """Return 200 while some node runs with a ready worker, so that tasks are run, and 503 otherwise."""
+    stats = StatsView.of(await _stats_or_503(state_of(request)))
     if not stats.workers.total:
-        raise HTTPProblem(
-            503, "no node runs with a ready worker: tasks are taken, but nobody works on them", headers=LATER
-        )
+        detail = "no node runs with a ready worker: tasks can be added, but none is run"
+        raise HTTPProblem(503, detail, headers=LATER)
     nodes = [node for node in stats.nodes if node.alive]
     troubled = sum("trouble" in node.metrics for node in nodes)
     detail = f"{stats.workers.total} workers on {len(nodes)} nodes"
-    return answer(Health(True, f"{detail}, {troubled} of them in trouble" if troubled else detail))
+    return respond(Health(True, f"{detail}, {troubled} of them in trouble" if troubled else detail))
 
 
-async def _stats_or_503(desk: AppState) -> Stats:
+async def _stats_or_503(state: AppState) -> Stats:
     try:
-        return await desk.ask(desk.manager.stats)
+        return await state.call(state.manager.stats)
     except StoreError:
         raise HTTPProblem(503, "the store cannot be read", headers=LATER) from None
 
 
 @get("/metrics", opt={"needs": "read"}, media_type=CONTENT_TYPE)
 async def get_metrics(request: Asked) -> Response[str]:
-    """The state of the queue in Prometheus' text format."""
-    desk = desk_of(request)
-    text = await desk.ask(lambda: exposition(desk.manager.stats()))
+    """Get the state of the queue in Prometheus' text format."""
+    state = state_of(request)
+    text = await state.call(lambda: exposition(state.manager.stats()))
     return Response(text, media_type=CONTENT_TYPE)
 
 
 @get("/events", opt={"needs": "read"}, media_type="text/event-stream")
 async def get_events(request: Asked) -> Stream:
-    """Server-sent events, while the connection lasts: `history` once, then `stats`, `nodes` and `finished` each second.
+    """Stream server-sent events: `history` once, then `stats`, `nodes` and `finished` each second.
 
-    `finished` has the tasks that have ended, up to 200 a second.
+    `finished` has the tasks that have ended, up to 200 per second.
     """
-    desk = desk_of(request)
-    desk.require_place("events", MAX_STREAMS)
+    state = state_of(request)
+    state.require_slot("events", MAX_STREAMS)
 
     async def events() -> AsyncIterator[bytes]:
-        with desk.place("events"):
-            async with aclosing(desk.feed.listen()) as messages:
+        with state.slot("events"):
+            async with aclosing(state.events.read()) as messages:
                 async for message in messages:
                     yield message
 
@@ -96,26 +95,26 @@ async def get_events(request: Asked) -> Stream:
 
 @get("/queues", opt={"needs": "read"})
 async def list_queues(request: Asked) -> Response[list[QueueView]]:
-    """The queues that have had tasks, or are paused."""
-    return answer(queues_of(await desk_of(request).ask(desk_of(request).manager.stats)))
+    """List the queues that have had tasks, and those that are paused."""
+    return respond(queues_of(await state_of(request).call(state_of(request).manager.stats)))
 
 
 @post("/queues/{queue:str}/pause", opt={"needs": "admin"}, status_code=200)
 async def pause_queue(request: Asked, queue: NamePath) -> Response[QueueView]:
-    """Nothing of this queue starts any more, on any node; what runs goes on."""
-    return await _set_paused(desk_of(request), name_in(queue), True)
+    """Pause a queue: no node starts its tasks; those that run go on."""
+    return await _set_paused(state_of(request), name_in(queue), True)
 
 
 @post("/queues/{queue:str}/resume", opt={"needs": "admin"}, status_code=200)
 async def resume_queue(request: Asked, queue: NamePath) -> Response[QueueView]:
-    """Tasks of this queue start again."""
-    return await _set_paused(desk_of(request), name_in(queue), False)
+    """Resume a queue: its tasks start again."""
+    return await _set_paused(state_of(request), name_in(queue), False)
 
 
-async def _set_paused(desk: AppState, queue: str, paused: bool) -> Response[QueueView]:
-    await desk.ask(desk.manager.pause if paused else desk.manager.resume, queue)
-    stats = await desk.ask(desk.manager.stats)
-    return answer(QueueView(queue, paused, stats.queues.get(queue, {})))
+async def _set_paused(state: AppState, queue: str, paused: bool) -> Response[QueueView]:
+    await state.call(state.manager.pause if paused else state.manager.resume, queue)
+    stats = await state.call(state.manager.stats)
+    return respond(QueueView(queue, paused, stats.queues.get(queue, {})))
 
 
 def queues_of(stats: Stats) -> list[QueueView]:
@@ -129,7 +128,7 @@ def queues_of(stats: Stats) -> list[QueueView]:
 
 @cache
 def page(name: str) -> tuple[bytes, str]:
-    """A page of ours, and its policy: it may run its own script and ask its own server, and nothing else."""
+    """Return an HTML page and its Content-Security-Policy: it may run its own script and call its own server only."""
     text = (PAGES / name).read_text()
     script, style = (" ".join(_hashes(tag, text)) for tag in ("script", "style"))
     policy = (
