@@ -78,7 +78,7 @@ def test_a_flow_that_is_there_is_given_cancelled_and_retried(client, manager):
 @pytest.mark.parametrize(
     ("flow", "status", "words"),
     [
-        ({"steps": {"a": {"type": "x", "after": ["b"]}, "b": {"type": "x", "after": ["a"]}}}, 409, ["circle"]),
+        ({"steps": {"a": {"type": "x", "after": ["b"]}, "b": {"type": "x", "after": ["a"]}}}, 409, ["cycle"]),
         ({"steps": {"a": {"type": "x", "after": ["nobody"]}}}, 409, ["nobody"]),
         ({"steps": {}}, 422, ["steps"]),
         ({"steps": {"a": {"type": "x", "id": "mine"}}}, 422, ["id"]),
