@@ -103,7 +103,7 @@ def test_the_chapters_pool_keeps_every_promise(ch03, my_pool):
 
 
 KERNEL = """
-with ch03.AppState(MyPool, within=30) as desk:
+with ch03.Desk(MyPool, within=30) as desk:
     endless = desk.task("hang")
     desk.pool.dispatch([endless])
     desk.started(endless)
