@@ -18,7 +18,7 @@ from math import inf
 from dtq.policy.limits import Entry, Gate, Head, Kind, Lane, Picked, Share, closed_until, pick
 from dtq.stores.sqlite import schema
 from dtq.stores.sqlite.lanes import read_gates, selector_of
-from dtq.stores.sqlite.rows import json_list
+from dtq.stores.sqlite.rows import about
 
 Row = tuple[int, float, float, int, int, str]  # first, mark, run_at, seq, id, key
 STEP = 64  # lanes, buckets, marks, and two for each task asked for, that a claim moves or forgets
@@ -36,14 +36,14 @@ class Choice:
         self.now = now
         self.step = STEP + 2 * n
         self.numbers: dict[Lane, int] = {}  # of the lanes that were read
-        rows = db.execute(schema.WAITING_KINDS, (json_list(types), now)).fetchall()
+        rows = about(db, schema.WAITING_KINDS, [*types], now).fetchall()
         self.share = Share(rows[0][3] if rows else 0.0)
         self.has_moves = any(row[4] for row in rows)  # lanes to be let in, or to be merged
         self.kinds = [row for row in rows if not queues or row[1] in queues]
 
     def doomed(self) -> list[int]:
         seqs: list[int] = []
-        for kind, *_, has_doomed, _, _ in self.kinds:
+        for kind, _, _, _, _, has_doomed, *_ in self.kinds:
             if has_doomed:
                 seqs += [seq for (seq,) in self.db.execute(schema.DOOMED_OF, (kind, self.n - len(seqs)))]
         return seqs
@@ -57,10 +57,11 @@ class Choice:
             self.db.execute(schema.LEVEL, (self.share.now, self.step))
         gates, now = read_gates(self.db), self.share.now
         lanes: dict[Kind, Iterator[Entry]] = {}
-        for kind, queue, type, *_, without_key, with_key in self.kinds:
-            for keyed, key, has_open in ((0, "", without_key), (1, "*", with_key)):
-                if has_open or self.has_moves:
-                    lanes[queue, type, key] = self._entries((queue, type), self._rows(kind, keyed, lowest, now), now)
+        for kind, queue, type, _, _, _, with_key, until, *plain in self.kinds:
+            if plain[0] is not None and plain[0] <= lowest and until <= self.now:
+                lanes[queue, type, ""] = self._entries((queue, type), iter([plain]), now)
+            if with_key or self.has_moves:
+                lanes[queue, type, "*"] = self._entries((queue, type), self._rows(kind, lowest, now), now)
         picked = pick(lanes, n, self.now, gates, self.share, lambda lane: self._behind(lane, -lowest))
         self._keep(picked, gates)
         return [head[2] for _, head in picked.heads]
@@ -75,35 +76,35 @@ class Choice:
                 self.share.ahead[key] = None
             yield first, max(mark, now), (first, run_at, seq), lane
 
-    def _rows(self, kind: int, keyed: int, lowest: float, now: float) -> Iterator[Row]:
+    def _rows(self, kind: int, lowest: float, now: float) -> Iterator[Row]:
         """Read a few; where these are all, sort them here, else read shelf by shelf."""
         some = self.n + 8
-        few: list[Row] = self.db.execute(schema.BEST_LANES, (kind, keyed, some)).fetchall()
+        few: list[Row] = self.db.execute(schema.BEST_LANES, (kind, some)).fetchall()
         few.sort(key=lambda row: (row[0], max(row[1], now), row[2], row[3]))
-        for row in few if len(few) < some else self._by_shelf(kind, keyed, now):
+        for row in few if len(few) < some else self._by_shelf(kind, now):
             if row[0] > lowest:
                 return
             yield row
 
-    def _by_shelf(self, kind: int, keyed: int, now: float) -> Iterator[Row]:
-        shelf = self._next_shelf(kind, keyed, (-inf, 0.0))
+    def _by_shelf(self, kind: int, now: float) -> Iterator[Row]:
+        shelf = self._next_shelf(kind, (-inf, 0.0))
         while shelf:
             priority = shelf[0]
             together: list[Iterator[Row]] = []
             while shelf and shelf[0] == priority and (shelf[1] <= now or not together):
-                together.append(self._of_shelf(kind, keyed, shelf))
-                is_ahead, shelf = shelf[1] > now, self._next_shelf(kind, keyed, shelf)
+                together.append(self._of_shelf(kind, shelf))
+                is_ahead, shelf = shelf[1] > now, self._next_shelf(kind, shelf)
                 if is_ahead:
                     break
             yield from merge(*together, key=lambda row: row[2:4])
 
-    def _next_shelf(self, kind: int, keyed: int, shelf: tuple[float, float]) -> tuple[float, float] | None:
-        row: tuple[float, float] | None = self.db.execute(schema.NEXT_MARK, (kind, keyed, *shelf)).fetchone()
-        return row or self.db.execute(schema.NEXT_PRIORITY, (kind, keyed, shelf[0])).fetchone()
+    def _next_shelf(self, kind: int, shelf: tuple[float, float]) -> tuple[float, float] | None:
+        row: tuple[float, float] | None = self.db.execute(schema.NEXT_MARK, (kind, *shelf)).fetchone()
+        return row or self.db.execute(schema.NEXT_PRIORITY, (kind, shelf[0])).fetchone()
 
-    def _of_shelf(self, kind: int, keyed: int, shelf: tuple[float, float]) -> Iterator[Row]:
+    def _of_shelf(self, kind: int, shelf: tuple[float, float]) -> Iterator[Row]:
         some, at = self.n + 1, (-inf, 0)
-        while rows := self.db.execute(schema.OF_SHELF, (kind, keyed, *shelf, *at, some)).fetchall():
+        while rows := self.db.execute(schema.OF_SHELF, (kind, *shelf, *at, some)).fetchall():
             yield from rows
             if len(rows) < some:
                 return

@@ -53,35 +53,35 @@ class Moves:
         self._changes[lane][_TOUCHED] += 0
 
     def write(self, db: sqlite3.Connection) -> None:
-        kinds: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        kinds: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
         for lane, changes in self._changes.items():
-            kind = _count(db, lane, changes)
-            kinds[kind].update(changes)
-        for kind, changes in kinds.items():
+            kinds[_count(db, lane, changes)].update(changes)
+        for (kind, waiting), changes in kinds.items():
             if moved := {name: by for name, by in changes.items() if by}:
                 db.execute(schema.count_kind(tuple(moved)), (*moved.values(), kind))
+            waits = waiting + sum(changes[status] for status in WAITING) > 0
+            if waits != (waiting > 0):
+                db.execute(schema.SET_WAITING, (waits, kind))
         self._changes.clear()
 
 
-def _count(db: sqlite3.Connection, lane: int, changes: Counter[str]) -> int:
-    """Write these changes to the row of the lane, with what is true of its waiting tasks now. Return its kind."""
-    tasks, processing, kind, key, doomed, *first = db.execute(schema.ROW_OF_LANE, (lane,)).fetchone()
+def _count(db: sqlite3.Connection, lane: int, changes: Counter[str]) -> tuple[int, int]:
+    """Write these changes to the row of the lane, with what is true of its waiting tasks now.
+
+    Return its kind, and how many tasks of that kind waited before.
+    """
+    query = schema.ROW_OF_LANE if changes.keys().isdisjoint(_WAITS) else schema.ROW_AND_FIRST
+    tasks, processing, key, kind, waiting, is_awaited, *first = db.execute(query, (lane,)).fetchone()
     counts = (tasks + changes.total(), processing + changes["processing"])
-    if changes["processing"] < 0:
+    if is_awaited and changes["processing"] < 0:
         db.execute(schema.FREE, (key, inf))
     if not counts[0]:
         db.execute(schema.DROP_LANE, (lane,))
-        return int(kind)
-    now = first
-    if not changes.keys().isdisjoint(_WAITS):
-        now = [*(db.execute(schema.FIRST, (lane,)).fetchone() or (None,) * 4)]
-        if (any_doomed := db.execute(schema.ANY_DOOMED, (lane,)).fetchone()[0]) != doomed:
-            db.execute(schema.SET_DOOMED, (any_doomed, lane))
-    if now == first:
+    elif first[:5] == first[5:]:
         db.execute(schema.COUNT, (*counts, lane))
     else:
-        db.execute(schema.COUNT_AND_PLACE, (*counts, *now, lane))
-    return int(kind)
+        db.execute(schema.COUNT_AND_PLACE, (*counts, *first[5:], lane))
+    return kind, waiting
 
 
 class Lanes:
@@ -158,7 +158,10 @@ def selector_of(limit: Limit) -> str:
 def oldest(db: sqlite3.Connection) -> float | None:
     """The earliest due time of all that waits: the first task of each lane by an index, then those behind a task of a
     higher priority in the same lane."""
-    times = [db.execute(query).fetchone()[0] for query in (schema.FIRST_LATER, schema.OLDEST_FIRST)]
+    times = [
+        db.execute(query).fetchone()[0]
+        for query in (schema.FIRST_LATER, schema.OLDEST_WITH_KEY, schema.OLDEST_WITHOUT_KEY)
+    ]
     for lane, below in db.execute(schema.MIXED_LANES).fetchall():
         while row := db.execute(schema.OLDEST_BELOW, (lane, below)).fetchone():
             below = row[0]

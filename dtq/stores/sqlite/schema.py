@@ -16,11 +16,14 @@ the lanes in the order in which they are served:
     lane_open      until = 0    by kind: priority, mark of the key, due time, insertion      a claim reads from here
     lane_closed    until > 0    by the time at which it may be open again (infinity: only something else opens it)
 
-Counters that statistics show are kept by `kind`: reading them does not grow with limit keys.
+Counters that statistics show are kept by `kind`: reading them does not grow with limit keys. A kind has one lane
+without a limit key, which a claim reads together with the kind. So that lane needs no index of its own, and a claim of
+one task writes fewer pages: each page that a transaction changes is written whole, which costs more than a statement.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from dtq.task.model import Status
@@ -60,13 +63,15 @@ INSERT INTO deleted (version) VALUES (0);
 
 # `first`, `run_at` and `seq` are the -priority, due time and number of the first ready task (NULL: none is ready);
 # `lowest` is the -priority of the last one; `doomed` tells whether a task is to be ended; `tasks` counts all of them.
+# `waiting` is 1 while a task of the kind is pending, retrying or blocked.
 LANES = f"""
 CREATE TABLE kind (
     id INTEGER PRIMARY KEY, queue TEXT NOT NULL, type TEXT NOT NULL,
     {", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COUNTERS)},
+    waiting INTEGER NOT NULL DEFAULT 0,
     UNIQUE (queue, type)
 );
-CREATE INDEX kind_waiting ON kind (type) WHERE pending + retrying + blocked > 0;
+CREATE INDEX kind_waiting ON kind (type) WHERE waiting = 1;
 CREATE TABLE lane (
     id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, type TEXT NOT NULL, key TEXT NOT NULL,
     kind INTEGER NOT NULL, keyed INTEGER NOT NULL,
@@ -75,10 +80,11 @@ CREATE TABLE lane (
     mark REAL NOT NULL DEFAULT 0, until REAL NOT NULL DEFAULT 0,
     UNIQUE (queue, type, key)
 );
-CREATE INDEX lane_open ON lane (kind, keyed, first, mark, run_at, seq) WHERE first IS NOT NULL AND until = 0;
+CREATE INDEX lane_open ON lane (kind, first, mark, run_at, seq)
+    WHERE keyed = 1 AND first IS NOT NULL AND until = 0;
 CREATE INDEX lane_closed ON lane (until) WHERE until > 0;
 CREATE INDEX lane_marked ON lane (mark) WHERE mark > 0;
-CREATE INDEX lane_oldest ON lane (run_at) WHERE first IS NOT NULL;
+CREATE INDEX lane_oldest ON lane (run_at) WHERE keyed = 1 AND first IS NOT NULL;
 CREATE INDEX lane_mixed ON lane (id) WHERE lowest > first;
 CREATE INDEX lane_doomed ON lane (kind) WHERE doomed > 0;
 CREATE INDEX lane_key ON lane (key);
@@ -104,8 +110,9 @@ PRAGMA user_version = {VERSION};
 """
 
 LOWEST = f"SELECT -min(priority) FROM task WHERE stage = {READY} AND lane = ?1"
-FIRST = f"""SELECT -priority, run_at, seq, ({LOWEST}) FROM task WHERE stage = {READY} AND lane = ?1
-    ORDER BY priority DESC, run_at, seq LIMIT 1"""
+_FIRST = f"FROM task WHERE stage = {READY} AND lane = ?1 ORDER BY priority DESC, run_at, seq LIMIT 1"
+FIRST = f"SELECT -priority, run_at, seq, ({LOWEST}) {_FIRST}"
+FIRST_SEQ = f"SELECT seq {_FIRST}"
 ANY_DOOMED = f"SELECT EXISTS (SELECT 1 FROM task WHERE stage = {DOOMED} AND lane = ?1)"
 
 _COLUMNS_1 = """seq, id, lane, key, stage, status, version, priority, run_at, expires, created_at, started_at,
@@ -130,8 +137,9 @@ INSERT OR IGNORE INTO edge (parent, child, strict, waits)
 DROP INDEX lane_waiting;
 ALTER TABLE lane RENAME TO lane_1;
 {LANES}{DELETED}
-INSERT INTO kind (queue, type, {", ".join(COUNTERS)})
-    SELECT queue, type, {", ".join(f"sum({name})" for name in COUNTERS)} FROM lane_1 GROUP BY queue, type;
+INSERT INTO kind (queue, type, {", ".join(COUNTERS)}, waiting)
+    SELECT queue, type, {", ".join(f"sum({name})" for name in COUNTERS)}, sum(pending + retrying + blocked) > 0
+    FROM lane_1 GROUP BY queue, type;
 INSERT INTO lane (id, queue, type, key, kind, keyed, tasks, processing)
     SELECT lane_1.id, queue, type, key, kind.id, key != '', {" + ".join(f"lane_1.{name}" for name in COUNTERS)},
     lane_1.processing FROM lane_1 JOIN kind USING (queue, type)
@@ -154,15 +162,13 @@ BRIEF_ROW = ROW.replace("outcome, payload", "NULL, NULL")  # they stand last, so
 # --- add
 INSERT = """INSERT INTO task
     (id, lane, key, stage, status, version, priority, run_at, expires, created_at, doom, options, payload)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, ?, (SELECT version + 1 FROM deleted), ?, ?, ?, ?, ?, ?, ?)"""
 TOGETHER = 64  # tasks that one statement inserts: a third faster than one by one
 INSERT_TOGETHER = INSERT + f", {INSERT.partition('VALUES ')[2]}" * (TOGETHER - 1)
-ID = "SELECT id FROM task WHERE id = ?"  # of one task: less than half the time of a list
 IDS_AMONG = "SELECT id FROM task WHERE id IN (SELECT value FROM json_each(?))"
 KEYS_AMONG = "SELECT key, id FROM task WHERE key IN (SELECT value FROM json_each(?)) AND key IS NOT NULL"
 STATUS_AMONG = "SELECT id, status FROM task WHERE id IN (SELECT value FROM json_each(?))"
 SEQS_AMONG = "SELECT id, seq FROM task WHERE id IN (SELECT value FROM json_each(?))"
-BEGINNING = "SELECT version + 1 FROM deleted"
 INSERT_EDGE = "INSERT INTO edge (parent, child, strict, waits) VALUES (?, ?, ?, ?)"
 LANE = "SELECT id FROM lane WHERE queue = ? AND type = ? AND key = ?"
 INSERT_KIND = "INSERT INTO kind (queue, type) VALUES (?, ?) ON CONFLICT DO NOTHING"
@@ -170,11 +176,19 @@ INSERT_LANE = """INSERT INTO lane (queue, type, key, kind, keyed, mark)
     SELECT ?1, ?2, ?3, id, ?3 != '', coalesce((SELECT mark FROM share WHERE key = ?3), 0)
     FROM kind WHERE queue = ?1 AND type = ?2 RETURNING id"""
 LANES_AMONG = "SELECT id, queue, type, key FROM lane WHERE id IN (SELECT value FROM json_each(?))"
-ROW_OF_LANE = "SELECT tasks, processing, kind, key, doomed, first, run_at, seq, lowest FROM lane WHERE id = ?"
+# Of a lane: its counters, how many tasks of its kind wait, and whether any lane waits for a task to end.
+_OF_LANE = """tasks, lane.processing, lane.key, kind, pending + retrying + blocked,
+    EXISTS (SELECT 1 FROM lane WHERE until > 0 AND until = 9e999)"""
+_LANE_AND_KIND = "FROM lane CROSS JOIN kind ON kind.id = lane.kind"
+ROW_OF_LANE = f"SELECT {_OF_LANE} {_LANE_AND_KIND} WHERE lane.id = ?"
+# The same; then what the row says about the waiting tasks; then what is true of them.
+ROW_AND_FIRST = f"""SELECT {_OF_LANE}, first, lane.run_at, lane.seq, lowest, doomed,
+    -priority, task.run_at, task.seq, ({LOWEST}), ({ANY_DOOMED})
+    {_LANE_AND_KIND} LEFT JOIN task ON task.seq = ({FIRST_SEQ}) WHERE lane.id = ?1"""
 COUNT = "UPDATE lane SET tasks = ?, processing = ? WHERE id = ?"
-COUNT_AND_PLACE = """UPDATE lane SET tasks = ?, processing = ?, first = ?, run_at = ?, seq = ?, lowest = ?
+COUNT_AND_PLACE = """UPDATE lane SET tasks = ?, processing = ?, first = ?, run_at = ?, seq = ?, lowest = ?, doomed = ?
     WHERE id = ?"""
-SET_DOOMED = "UPDATE lane SET doomed = ? WHERE id = ?"
+SET_WAITING = "UPDATE kind SET waiting = ? WHERE id = ?"
 DROP_LANE = "DELETE FROM lane WHERE id = ?"
 FREE = "UPDATE lane SET until = 0 WHERE key = ? AND until = ?"
 
@@ -192,18 +206,20 @@ OPEN_AGAIN = """UPDATE lane SET until = 0 WHERE id IN
 LEVEL = """UPDATE lane SET mark = 0 WHERE id IN (SELECT id FROM lane
     WHERE mark > 0 AND mark < ? ORDER BY mark DESC LIMIT ?)"""
 # What a claim has to look at: kinds in which something waits; the mark of the key served last; whether lanes may open
-# again, or have an old mark; and, of each kind, whether it has doomed tasks, and open lanes without and with a key.
+# again, or have an old mark; and, of each kind, whether it has doomed tasks and open lanes with a key; and its lane
+# without a key.
 _SHARE_NOW = "coalesce((SELECT mark FROM share WHERE key = char(0)), 0)"
-WAITING_KINDS = f"""SELECT id, queue, type, {_SHARE_NOW},
-    EXISTS (SELECT 1 FROM lane WHERE until > 0 AND until <= ?2)
+WAITING_KINDS = f"""SELECT kind.id, kind.queue, kind.type, {_SHARE_NOW},
+    EXISTS (SELECT 1 FROM lane WHERE until > 0 AND until <= ?1)
     OR EXISTS (SELECT 1 FROM lane WHERE mark > 0 AND mark < {_SHARE_NOW}),
     EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND doomed > 0),
-    EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND keyed = 0 AND first IS NOT NULL AND until = 0),
-    EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND keyed = 1 AND first IS NOT NULL AND until = 0)
-    FROM kind WHERE pending + retrying + blocked > 0 AND type IN (SELECT value FROM json_each(?1))"""
+    EXISTS (SELECT 1 FROM lane WHERE kind = kind.id AND keyed = 1 AND first IS NOT NULL AND until = 0),
+    until, first, mark, run_at, seq, plain.id, plain.key
+    FROM kind LEFT JOIN lane AS plain ON plain.queue = kind.queue AND plain.type = kind.type AND plain.key = ''
+    WHERE waiting = 1 AND kind.type IN (SELECT value FROM json_each(?2))"""
 DOOMED_OF = f"""SELECT task.seq FROM lane CROSS JOIN task ON task.lane = lane.id AND task.stage = {DOOMED}
     WHERE lane.doomed > 0 AND lane.kind = ? LIMIT ?"""
-_OPEN = "FROM lane WHERE kind = ? AND keyed = ? AND first IS NOT NULL AND until = 0"
+_OPEN = "FROM lane WHERE kind = ? AND keyed = 1 AND first IS NOT NULL AND until = 0"
 BEST_LANES = f"SELECT first, mark, run_at, seq, id, key {_OPEN} ORDER BY first, mark, run_at, seq LIMIT ?"
 NEXT_MARK = f"SELECT first, mark {_OPEN} AND first = ? AND mark > ? ORDER BY mark LIMIT 1"
 NEXT_PRIORITY = f"SELECT first, mark {_OPEN} AND first > ? ORDER BY first, mark LIMIT 1"
@@ -265,7 +281,8 @@ TAKE_OVER = f"""UPDATE task SET version = version + 1, worker = ?, lease_until =
 GET = f"SELECT {ROW} FROM task WHERE id IN (SELECT value FROM json_each(?))"
 GET_BRIEF = f"SELECT {BRIEF_ROW} FROM task WHERE id IN (SELECT value FROM json_each(?))"
 COUNTS = f"SELECT queue, type, {', '.join(COUNTERS)} FROM kind"
-OLDEST_FIRST = "SELECT min(run_at) FROM lane WHERE first IS NOT NULL"
+OLDEST_WITH_KEY = "SELECT min(run_at) FROM lane WHERE keyed = 1 AND first IS NOT NULL"
+OLDEST_WITHOUT_KEY = "SELECT min(run_at) FROM lane WHERE key = ''"
 MIXED_LANES = "SELECT id, -first FROM lane WHERE lowest > first"
 NEXT_OPENING = "SELECT min(until) FROM lane WHERE until > 0"
 FIRST_LATER = f"SELECT min(run_at) FROM task WHERE stage = {LATER}"
@@ -290,6 +307,12 @@ DROP_EDGES_TO = "DELETE FROM edge WHERE child IN (SELECT value FROM json_each(?)
 def count_kind(names: tuple[str, ...]) -> str:
     """Return the statement that changes these counters of a kind."""
     return f"UPDATE kind SET {', '.join(f'{name} = {name} + ?' for name in names)} WHERE id = ?"
+
+
+@cache
+def of_one(query: str) -> str:
+    """Return this statement about a list of values for a single value."""
+    return re.sub(r"\(SELECT value FROM json_each\((\?\d?)\)\)", r"(\1)", query)
 
 
 def find_query(

@@ -43,7 +43,7 @@ from dtq.stores.sqlite.dependencies import (
     settle,
 )
 from dtq.stores.sqlite.lanes import Lanes, Moves, change_limit, oldest, openings, read_limits
-from dtq.stores.sqlite.rows import json_list, new_row, state_row, task_of
+from dtq.stores.sqlite.rows import about, json_list, new_row, state_row, task_of
 from dtq.stores.sqlite.schema import find_query
 from dtq.sync.forks import Forkable
 from dtq.task.codec import to_json
@@ -88,13 +88,12 @@ class SQLiteStore(Forkable):
         if any(task.after for task in new):
             require_parents(db, new, {task.id for task in tasks})
             new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
-        (version,) = db.execute(schema.BEGINNING).fetchone()
         moves = Moves()
         rows: list[Row] = []
         numbers: dict[Lane, int] = {}
         for task in new:
             lane = numbers.get(task.lane) or numbers.setdefault(task.lane, self._lanes.number(db, task.lane))
-            rows.append(new_row(task, lane, version))
+            rows.append(new_row(task, lane))
             moves.enter(lane, task.status)
         _insert(db, rows)
         if any(task.after for task in new):
@@ -104,11 +103,7 @@ class SQLiteStore(Forkable):
 
     def _without_taken(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> tuple[list[str], list[Task]]:
         """For each task the id that stands for it, and the tasks whose id and key are free."""
-        found = (
-            db.execute(schema.ID, (tasks[0].id,))
-            if len(tasks) == 1
-            else db.execute(schema.IDS_AMONG, (json_list(task.id for task in tasks),))
-        )
+        found = about(db, schema.IDS_AMONG, [task.id for task in tasks])
         taken = {row[0] for row in found}
         keys = [task.key for task in tasks if task.key is not None]
         holders = dict(db.execute(schema.KEYS_AMONG, (json_list(keys),))) if keys else {}
@@ -150,10 +145,9 @@ class SQLiteStore(Forkable):
     def _take(self, db: sqlite3.Connection, seqs: list[int], claim: tuple[str, float, float]) -> list[Task]:
         if not seqs:
             return []
-        text = json_list(seqs)
         moves = Moves()
-        before = dict(db.execute(schema.STATUS_OF, (text,)).fetchall())
-        rows = {row[0]: row for row in db.execute(schema.TAKE, (*claim, text)).fetchall()}
+        before = dict(about(db, schema.STATUS_OF, seqs).fetchall())
+        rows = {row[0]: row for row in about(db, schema.TAKE, seqs, *claim).fetchall()}
         for seq, row in rows.items():
             moves.move(row[2], before[seq], Status.PROCESSING)
         moves.write(db)
@@ -165,8 +159,7 @@ class SQLiteStore(Forkable):
         return self.database.write(lambda db: self._update(db, outcomes), flush=True, wake="others")
 
     def _update(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> set[str]:
-        text = json_list(task.id for task, _ in outcomes)
-        standing = {row[0]: row[1:] for row in db.execute(schema.STANDING, (text,))}
+        standing = {row[0]: row[1:] for row in about(db, schema.STANDING, [task.id for task, _ in outcomes])}
         accepted: dict[str, Task] = {}
         successors: list[Task] = []
         revived: list[str] = []
