@@ -142,7 +142,7 @@ def test_a_lane_whose_making_was_taken_back_is_made_again(tmp_path):
         store = manager.store
 
         def make_a_lane_and_fail(db):
-            store._lanes.number(db, ("new", "a", ""))
+            store._lanes.find(db, ("new", "a", ""))
             raise StoreError("planted")
 
         with pytest.raises(StoreError, match="planted"):

@@ -11,7 +11,7 @@ another process may have removed the row, and made another one, since.
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from math import inf
@@ -24,25 +24,40 @@ from dtq.stores.shared.decoding import decode_or_skip
 from dtq.stores.sqlite import schema
 from dtq.stores.sqlite.rows import json_list
 from dtq.task.codec import to_json
-from dtq.task.model import WAITING
+from dtq.task.model import WAITING, Task
 
 _limit = msgspec.json.Decoder(Limit).decode
-_TOUCHED = ""  # in place of a status
-_WAITS = {*WAITING, _TOUCHED}
+Changes = defaultdict[str, int]  # status -> by how many more tasks
 REMEMBERED = 10_000  # lanes whose number a process remembers
 
 
+Found = tuple[int, int | None, float, int]  # of a lane: its number, and `first`, `run_at` and `lowest`
+
+
 class Moves:
-    """How many tasks of each lane have moved from status to status; written to the counters once a transaction."""
+    """How many tasks of each lane have moved from status to status; written to the counters once a transaction.
+
+    `_touched` are the lanes whose first, last or doomed task may be another one now.
+    """
 
     def __init__(self) -> None:
-        self._changes: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._changes: defaultdict[int, Changes] = defaultdict(partial(defaultdict, int))
+        self._touched: set[int] = set()
 
-    def enter(self, lane: int, status: str) -> None:
+    def add(self, lane: int, status: str) -> None:
+        """Count a task that is not before the first task of its lane, nor behind the last one, nor doomed."""
         self._changes[lane][status] += 1
 
+    def enter(self, lane: int, status: str) -> None:
+        self._change(lane, status, 1)
+
     def leave(self, lane: int, status: str) -> None:
-        self._changes[lane][status] -= 1
+        self._change(lane, status, -1)
+
+    def _change(self, lane: int, status: str, by: int) -> None:
+        self._changes[lane][status] += by
+        if status in WAITING:
+            self._touched.add(lane)
 
     def move(self, lane: int, old: str, new: str) -> None:
         self.leave(lane, old)
@@ -50,12 +65,15 @@ class Moves:
 
     def touch(self, lane: int) -> None:
         """A task of this lane has become ready or doomed, its status staying the same."""
-        self._changes[lane][_TOUCHED] += 0
+        self._touched.add(lane)
+        self._changes[lane]  # counts nothing, but makes `write` look at the lane
 
     def write(self, db: sqlite3.Connection) -> None:
-        kinds: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+        kinds: defaultdict[tuple[int, int], Changes] = defaultdict(partial(defaultdict, int))
         for lane, changes in self._changes.items():
-            kinds[_count(db, lane, changes)].update(changes)
+            of_kind = kinds[_count(db, lane, changes, lane in self._touched)]
+            for status, by in changes.items():
+                of_kind[status] += by
         for (kind, waiting), changes in kinds.items():
             if moved := {name: by for name, by in changes.items() if by}:
                 db.execute(schema.count_kind(tuple(moved)), (*moved.values(), kind))
@@ -63,17 +81,19 @@ class Moves:
             if waits != (waiting > 0):
                 db.execute(schema.SET_WAITING, (waits, kind))
         self._changes.clear()
+        self._touched.clear()
 
 
-def _count(db: sqlite3.Connection, lane: int, changes: Counter[str]) -> tuple[int, int]:
+def _count(db: sqlite3.Connection, lane: int, changes: Changes, is_touched: bool) -> tuple[int, int]:
     """Write these changes to the row of the lane, with what is true of its waiting tasks now.
 
     Return its kind, and how many tasks of that kind waited before.
     """
-    query = schema.ROW_OF_LANE if changes.keys().isdisjoint(_WAITS) else schema.ROW_AND_FIRST
+    query = schema.ROW_AND_FIRST if is_touched else schema.ROW_OF_LANE
     tasks, processing, key, kind, waiting, is_awaited, *first = db.execute(query, (lane,)).fetchone()
-    counts = (tasks + changes.total(), processing + changes["processing"])
-    if is_awaited and changes["processing"] < 0:
+    started = changes["processing"]
+    counts = (tasks + sum(changes.values()), processing + started)
+    if is_awaited and started < 0:
         db.execute(schema.FREE, (key, inf))
     if not counts[0]:
         db.execute(schema.DROP_LANE, (lane,))
@@ -84,21 +104,31 @@ def _count(db: sqlite3.Connection, lane: int, changes: Counter[str]) -> tuple[in
     return kind, waiting
 
 
+def is_between(task: Task, found: Found) -> bool:
+    """Return True if a new task is not before the first ready task of this lane, nor behind the last, nor doomed."""
+    _, first, run_at, lowest = found
+    return (
+        first is not None
+        and (first, run_at) <= (-task.priority, task.run_at)
+        and -task.priority <= lowest
+        and not task.doom
+    )
+
+
 class Lanes:
     """`names` maps numbers to lanes."""
 
     def __init__(self) -> None:
         self.names: dict[int, Lane] = {}
 
-    def number(self, db: sqlite3.Connection, lane: Lane) -> int:
-        """Return the number of this lane, which is made where there is none."""
-        row = db.execute(schema.LANE, lane).fetchone()
-        if row is None:
+    def find(self, db: sqlite3.Connection, lane: Lane) -> Found:
+        """Return the number of this lane, which is made where there is none, with the place of its ready tasks."""
+        found: Found | None = db.execute(schema.LANE, lane).fetchone()
+        if found is None:
             db.execute(schema.INSERT_KIND, lane[:2])
-            row = db.execute(schema.INSERT_LANE, lane).fetchone()
-        self.names[row[0]] = lane
-        number: int = row[0]
-        return number
+            found = (*db.execute(schema.INSERT_LANE, lane).fetchone(), None, 0.0, 0)
+        self.names[found[0]] = lane
+        return found
 
     def forget(self) -> None:
         self.names = {}

@@ -170,7 +170,7 @@ KEYS_AMONG = "SELECT key, id FROM task WHERE key IN (SELECT value FROM json_each
 STATUS_AMONG = "SELECT id, status FROM task WHERE id IN (SELECT value FROM json_each(?))"
 SEQS_AMONG = "SELECT id, seq FROM task WHERE id IN (SELECT value FROM json_each(?))"
 INSERT_EDGE = "INSERT INTO edge (parent, child, strict, waits) VALUES (?, ?, ?, ?)"
-LANE = "SELECT id FROM lane WHERE queue = ? AND type = ? AND key = ?"
+LANE = "SELECT id, first, run_at, lowest FROM lane WHERE queue = ? AND type = ? AND key = ?"
 INSERT_KIND = "INSERT INTO kind (queue, type) VALUES (?, ?) ON CONFLICT DO NOTHING"
 INSERT_LANE = """INSERT INTO lane (queue, type, key, kind, keyed, mark)
     SELECT ?1, ?2, ?3, id, ?3 != '', coalesce((SELECT mark FROM share WHERE key = ?3), 0)

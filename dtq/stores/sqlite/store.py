@@ -42,7 +42,7 @@ from dtq.stores.sqlite.dependencies import (
     require_parents,
     settle,
 )
-from dtq.stores.sqlite.lanes import Lanes, Moves, change_limit, oldest, openings, read_limits
+from dtq.stores.sqlite.lanes import Found, Lanes, Moves, change_limit, is_between, oldest, openings, read_limits
 from dtq.stores.sqlite.rows import about, json_list, new_row, state_row, task_of
 from dtq.stores.sqlite.schema import find_query
 from dtq.sync.forks import Forkable
@@ -90,11 +90,11 @@ class SQLiteStore(Forkable):
             new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
         moves = Moves()
         rows: list[Row] = []
-        numbers: dict[Lane, int] = {}
+        lanes: dict[Lane, Found] = {}
         for task in new:
-            lane = numbers.get(task.lane) or numbers.setdefault(task.lane, self._lanes.number(db, task.lane))
-            rows.append(new_row(task, lane))
-            moves.enter(lane, task.status)
+            lane = lanes.get(task.lane) or lanes.setdefault(task.lane, self._lanes.find(db, task.lane))
+            rows.append(new_row(task, lane[0]))
+            (moves.add if is_between(task, lane) else moves.enter)(lane[0], task.status)
         _insert(db, rows)
         if any(task.after for task in new):
             insert_edges(db, new)
