@@ -10,5 +10,5 @@ local ids, fresh = survey(news, {})
 local unknown = unknown_parent(news, fresh)
 if unknown then return cmsgpack.pack({false, unknown}) end
 plant(news, ids, fresh)
-tell(sender)
+publish(sender)
 return cmsgpack.pack({#fresh < #news and ids or NONE})

@@ -1,12 +1,12 @@
 -- claim.lua: takes waiting tasks for a worker, the doomed first.
 --
 -- KEYS[1]  the prefix of the namespace
--- ARGV[1]  {worker, n, now, end of the lease, types, queues, lowest place of a priority, name of this kind of claim,
+-- ARGV[1]  {worker, n, now, end of the lease, types, queues, lowest place of a priority, name of this call,
 --           token, seconds to keep the reply}
--- reply    {the tasks as they are claimed (records of lib.lua), best first; where they are less than n: times at which
+-- reply    {the tasks as they are claimed (records of lib.lua), best first; where they are fewer than n: times at which
 --          there may be more (due.lua)}
 --
--- Who has missed the reply asks again with the same token, and is given the same tasks.
+-- A retry after a lost reply carries the same token, and gets the same tasks.
 
 local STEP = 1000 -- tasks that come due, or expire, in one script
 local worker, n, now_text, lease_until, types, queues, lowest, kind, token, keep = unpack(input)
@@ -44,7 +44,7 @@ local function doom_expired()
   end
 end
 
-local function wanted(kinds) -- those that the worker serves
+local function wanted(kinds) -- returns the kinds that the worker serves
   local found = {}
   for _, kind in ipairs(kinds) do
     local queue, type_ = string.match(kind, "^(.-)\31([^\31]*)")
@@ -65,7 +65,7 @@ local function take_doomed()
   return ids
 end
 
--- What is picked is out of its r: already, and doomed ones are in neither `later` nor `exp`.
+-- What is picked was removed from its r: already, and doomed tasks are in neither `later` nor `exp`.
 local function take(ids, attempt)
   local claim = worker .. "\31" .. now_text .. "\31" .. lease_until .. "\31\31"
   preload(ids)
@@ -80,7 +80,7 @@ local function take(ids, attempt)
   end
 end
 
-local function upgrade() -- what a dtq without an order of lanes has left: `lanes`, and `n` and d: by lane
+local function upgrade() -- converts what an earlier dtq stored: `lanes`, and `n` and d: by lane
   for _, lane in ipairs(call("ZRANGE", root .. "lanes", 0, -1)) do touched[lane] = true end
   local counters = call("HGETALL", root .. "n")
   for i = 1, #counters, 2 do
@@ -114,7 +114,8 @@ flush()
 local ids = take_doomed()
 take(ids, 0)
 if #ids < n then
-  local picked = pick(wanted(all_kinds()), n - #ids, now, lowest .. "g") -- no place goes on with a letter behind f
+  -- A place is hexadecimal, so "g" sorts behind every place of the lowest priority.
+  local picked = pick(wanted(all_kinds()), n - #ids, now, lowest .. "g")
   send("ZREM", "exp", picked)
   take(picked, 1)
   for _, id in ipairs(picked) do ids[#ids + 1] = id end

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {ids, each once; sender}
--- reply    {how many were removed, how many parents have children that are still to be settled}
+-- reply    {how many were removed, how many parents have children that are left}
 
 local gone = {}
 preload(input[1])
@@ -19,5 +19,5 @@ for _, id in ipairs(gone) do
 end
 flush()
 keep_highest()
-tell(input[2])
+publish(input[2])
 return {#gone, call("HLEN", root .. "settle")}

@@ -1,4 +1,4 @@
--- due.lua: when a claim may find something that it does not find now.
+-- due.lua: when a later claim may find more.
 
 local function times_to_come(now_text) -- as text
   local now, times = tonumber(now_text), {}

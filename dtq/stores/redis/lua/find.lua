@@ -1,9 +1,9 @@
--- find.lua: tasks in the order of their ids, one stretch of the index a call.
+-- find.lua: tasks in the order of their ids, a part of the index in each call.
 --
 -- KEYS[1]  the prefix of the namespace
--- ARGV[1]  {status, or "open" for all that have not ended, queue, type, time after which they must have ended ("" each where it does not matter), id to begin
---           behind, how many at most, how many to look at, whether the tasks are to be brief}
--- reply    {the id to go on behind, or "" at the end; tasks (records of lib.lua)}
+-- ARGV[1]  {status, or "open" for all that have not ended; queue, type, time after which they must have ended ("" for
+--           any); the id after which to begin; how many at most; how many to look at; whether records are brief}
+-- reply    {the id after which to continue, or "" at the end; tasks (records of lib.lua)}
 
 local status, queue, type_, ended_after, after, limit, stretch, is_brief = unpack(input)
 local index = root .. (TERMINAL[status] and "s:" .. status or "open")

@@ -1,8 +1,8 @@
--- heartbeat.lua: a node lives, and still has these tasks.
+-- heartbeat.lua: a node is alive and still has these tasks.
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {node, its description (JSON), end of its lease or "" when it leaves, end of the tasks' lease, tasks}; a
---          task: {id, version, worker, what was heard of it (the end of CLAIM)}
+--          task: {id, version, worker, its progress and note (the end of CLAIM)}
 -- reply    {the ids that it has lost, the server's time}
 
 local node, description, until_, lease_until, held = unpack(input)

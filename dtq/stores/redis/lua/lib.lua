@@ -1,45 +1,45 @@
--- lib.lua: what every script of the Redis store begins with. Python puts it in front of each of them.
+-- lib.lua: the beginning of every script of the Redis store. Python puts it before each one.
 --
 -- KEYS[1]  the prefix of the namespace, "dtq:{name}:". Every key begins with it, so that all lie in one cluster slot.
--- ARGV[1]  what the script asks for, one MessagePack value. Numbers that must stay as they are come as text.
+-- ARGV[1]  the request, one MessagePack value. Numbers that must keep all digits come as text.
 --
--- t hash          id -> how far it is (see below)           b hash         id -> what a task is (JSON); written once
+-- t hash          id -> its state (see below)               b hash         id -> what the task is (JSON), written once
 -- o hash          id -> what its attempts left (JSON)       k hash         key -> id
--- open            ids that are not at their end, sorted     seq string     the number of the task that came last
+-- open            ids of tasks that have not ended, sorted  seq string     the number of the task that was added last
 -- deleted string  the highest version that any deleted task had
--- s:<status>      ids that are, sorted, by how they ended
--- later           id by due time, until that has come       exp            id by the time at which it expires
--- r:<lane>        what may be claimed: priority, due time and number as text that sorts, then the id
+-- s:<status>      ids of tasks that ended so, sorted
+-- later           id by due time, while in the future       exp            id by the time at which it expires
+-- r:<lane>        tasks that may be claimed: priority, due time and number as text that sorts, then the id
 -- kinds, w:<kind>, at, shut, marked, due, mixed             the order of the lanes: see order.lua
--- doomed, d:<..>  queue and type of the doomed, which are to be ended whatever the limits are; those of one queue and type
+-- doomed          queue and type of doomed tasks, which are ended whatever the limits; d:<queue and type> has their ids
 -- lease           id by the end of its lease                f:<status>     id by its end, terminal ones only
--- c:<id> set      children that wait for it                 p:<id> set     parents that are not at their end
--- u:<id> set      unfinished children that wait for it no more: they need it nevertheless
--- kept set        what has ended and is not in f:, since the clean-up found that an unfinished child needs it
--- n hash          "<queue> <type> <status>" -> how many     run   hash     lane -> how many are processing
--- settle hash     ended parent -> status, of those who have too many children to be told in one script
+-- c:<id> set      children that wait for it                 p:<id> set     parents that have not ended
+-- u:<id> set      children that no longer wait for it and have not ended: they still need its result
+-- kept set        tasks that ended and are not in f:, since purge found that a child that has not ended needs them
+-- n hash          "<queue> <type> <status>" -> tasks        run   hash     lane -> tasks that are processing
+-- settle hash     ended parent -> status, of parents with too many children for one script
 -- limits hash, tat:<selector>, share, share:now             see pick.lua
--- nodes hash, alive (node by the end of its lease)          last:<worker>:... the last claim, for who missed its reply
+-- nodes hash, alive (node by the end of its lease)          last:<worker>:... the last claim, to repeat a lost reply
 -- A lane is "queue \31 type \31 limit key".
 
 local root, call = KEYS[1], redis.call
 local input = cmsgpack.unpack(ARGV[1])
 
--- How far a task is: these ten values, in MessagePack.
+-- The state of a task: these ten values, in MessagePack.
 local STATUS, VERSION, ATTEMPTS = 1, 2, 3
 local TOKEN = 4 -- of the last change
 local LANE = 5
-local LEFT, CHILDREN = 6, 7 -- whether it has an o:, and has had children
--- Three texts with \31 between their fields. Most scripts pass them on as they are.
-local CLAIM = 8 --  worker, begin of the attempt, end of the lease, progress, note
+local LEFT, CHILDREN = 6, 7 -- whether it is in `o`; whether it ever had children
+-- Three texts with \31 between their fields. Most scripts pass them on unchanged.
+local CLAIM = 8 -- worker, start of the attempt, end of the lease, progress, note
 local COURSE = 9 -- end, place (priority and due time as text that sorts), due time, expiry, interruptions, doom
-local FIXED = 10 -- number, whether a parent's failure is its own ("1"), parents, key
+local FIXED = 10 -- number, "1" if it fails with a parent, parents, key
 
 local TERMINAL = {completed = true, failed = true, cancelled = true}
 local ZERO = "0" -- the score of what is sorted by name
 local SLICE = 1000 -- arguments of one command: unpack has a limit
 
-local function claim_of(t) -- worker, begin, end of the lease; progress and note
+local function claim_of(t) -- returns worker, start, end of the lease, progress and note
   return string.match(t[CLAIM], "^([^\31]*)\31([^\31]*)\31([^\31]*)\31(.*)$")
 end
 
@@ -47,7 +47,7 @@ local function course_of(t) -- end, place, due time, expiry, interruptions, doom
   return string.match(t[COURSE], "^([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31([^\31]*)\31(.*)$")
 end
 
-local function fixed_of(t) -- number, whether it is strict, parents, key
+local function fixed_of(t) -- returns number, "1" if it fails with a parent, parents, key
   return string.match(t[FIXED], "^([^\31]*)\31([^\31]*)\31([^\31]*)\31(.*)$")
 end
 
@@ -59,14 +59,14 @@ local function is_doomed(t)
   return string.sub(t[COURSE], -1) ~= "\31"
 end
 
-local function number(x) -- a float as text, exactly
+local function number(x) -- returns a float as text, with all digits
   return string.format("%.17g", x)
 end
 
--- All changes are collected, and written by flush: one command for many tasks.
+-- Changes are collected, and written by flush: one command for many tasks.
 local changes, counts = {}, {}
 
-local function set(key, member, score) -- score false: takes it out
+local function set(key, member, score) -- score false removes it
   local members = changes[key]
   if not members then
     members = {}
@@ -98,16 +98,16 @@ local function add_to(hash, field, by)
   if call("HINCRBY", root .. hash, field, by) <= 0 then call("HDEL", root .. hash, field) end
 end
 
-local function limit_of(body) -- nothing, where it cannot be read: it then holds nothing back
+local function limit_of(body) -- nil where it cannot be read: it then limits nothing
   local is_json, limit = pcall(cjson.decode, body)
   local function is_number(name) return type(limit[name]) == "number" end
   return is_json and type(limit) == "table" and is_number("rate") and is_number("burst") and is_number("max_running")
     and limit or nil
 end
 
-local tasks, packed = {}, {} -- by id: how far it is, or false; the same, packed
-local dirty = {} -- ids that are to be written
-local states, bodies, lefts = {}, {}, {} -- what is new in t, b and o: ids and values by turns
+local tasks, packed = {}, {} -- by id: the state, or false; the same, packed
+local dirty = {} -- ids of states to write
+local states, bodies, lefts = {}, {}, {} -- new values of t, b and o: id, value, ...
 
 local function read(hash, fields, use) -- use(position, value or false) for each
   for i = 1, #fields, SLICE do
@@ -135,7 +135,7 @@ local function preload(ids)
   end)
 end
 
-local function load(id) -- nil where there is none
+local function load(id) -- returns nil where there is none
   if tasks[id] == nil then preload({id}) end
   return tasks[id] or nil
 end
@@ -169,7 +169,7 @@ local function write_sets()
   changes = {}
 end
 
-local freed = {} -- limit keys of which tasks have ended
+local freed = {} -- limit keys whose tasks have ended
 
 local function write_counts()
   local of_kinds = {}
@@ -189,10 +189,10 @@ local function write_counts()
   counts = {}
 end
 
-local touched = {} -- lanes whose first ready task may be another one now
+local touched = {} -- lanes whose first ready task may have changed
 local place_lanes, open_full -- see order.lua
 
-local function flush() -- writes what has been collected
+local function flush() -- writes the collected changes
   write_hashes()
   write_sets()
   write_counts()
@@ -205,12 +205,12 @@ local function ready(id, lane, place, number)
   touched[lane] = true
 end
 
-local function enter_end(id, t) -- by when it ended: what the clean-up goes by
+local function enter_end(id, t) -- by the time at which it ended, for purge
   local ended = string.match(t[COURSE], "^[^\31]*")
   set("f:" .. t[STATUS], id, ended ~= "" and ended or ZERO)
 end
 
-local function enter(id, t, is_due) -- into every index where a task like this is looked for; it will be written
+local function enter(id, t, is_due) -- enters a task into its indexes; its state will be written
   local status = t[STATUS]
   dirty[id] = true
   count(t[LANE], status, 1)
@@ -236,7 +236,7 @@ local function enter(id, t, is_due) -- into every index where a task like this i
   end
 end
 
-local function leave(id, t) -- out of them
+local function leave(id, t) -- removes a task from its indexes
   local status = t[STATUS]
   count(t[LANE], status, -1)
   if TERMINAL[status] then
@@ -255,7 +255,7 @@ local function leave(id, t) -- out of them
   touched[t[LANE]] = true
 end
 
-local function wait_for_nobody(id)
+local function forget_parents(id)
   for _, parent in ipairs(call("SMEMBERS", root .. "p:" .. id)) do call("SREM", root .. "c:" .. parent, id) end
   call("DEL", root .. "p:" .. id)
 end
@@ -264,13 +264,13 @@ local function is_needed(id)
   return call("EXISTS", root .. "c:" .. id, root .. "u:" .. id) > 0
 end
 
-local function free(id) -- where no child needs it any more, the clean-up may have what it has kept
+local function free(id) -- lets purge remove a kept task that no child needs any more
   if is_needed(id) or call("SREM", root .. "kept", id) == 0 then return end
   local t = load(id)
   if t and TERMINAL[t[STATUS]] then enter_end(id, t) end
 end
 
-local function need_no_parent(id, t) -- the task has ended, or goes
+local function stop_needing_parents(id, t) -- the task has ended or is removed
   if string.byte(t[FIXED], string.byte(t[FIXED], 16) == 31 and 17 or 18) == 31 then return end -- it has none
   local _, _, parents = fixed_of(t)
   for parent in string.gmatch(parents, "[^,]+") do
@@ -278,14 +278,14 @@ local function need_no_parent(id, t) -- the task has ended, or goes
   end
 end
 
-local function among(list) -- a table of those in the list, to ask whether one is
+local function among(list) -- returns the members of a list as a set
   local found = {}
   for _, member in ipairs(list) do found[member] = true end
   return found
 end
 
 local function fall(id, t, reason)
-  if t[STATUS] == "processing" then -- it goes on, in its version, but will not run again
+  if t[STATUS] == "processing" then -- this attempt goes on, with its version, but is the last
     doom(t, reason)
     dirty[id] = true
     return
@@ -303,7 +303,7 @@ local function unblock(id, t)
   enter(id, t)
 end
 
-local function settle_child(id, t, parent, status) -- status "deleted" is for whatever needs the parent
+local function settle_child(id, t, parent, status) -- status "deleted" also applies to children that no longer wait
   local _, strict = fixed_of(t)
   local is_blocked = t[STATUS] == "blocked"
   if is_doomed(t) or not is_blocked and status ~= "deleted" then return end
@@ -314,7 +314,7 @@ local function settle_child(id, t, parent, status) -- status "deleted" is for wh
   end
 end
 
--- A parent has ended: up to `budget` of its children are unblocked or doomed; what is left is for settle.lua.
+-- A parent has ended: unblocks or dooms up to `budget` of its children. settle.lua does the others.
 local function settle(parent, status, budget)
   status = call("HGET", root .. "settle", parent) or status
   local key = root .. "c:" .. parent
@@ -338,7 +338,7 @@ local function settle(parent, status, budget)
   return #children
 end
 
-local function settle_some(budget) -- goes on with what was left
+local function settle_some(budget) -- continues with children that were left
   if call("EXISTS", root .. "settle") == 0 then return 0 end
   local left = call("HGETALL", root .. "settle")
   for i = 1, #left, 2 do
@@ -349,12 +349,12 @@ local function settle_some(budget) -- goes on with what was left
   return call("HLEN", root .. "settle")
 end
 
-local function without_payload(body) -- the payload is written last (records.py)
+local function without_payload(body) -- the payload comes last (records.py)
   local at = string.find(body, ',"payload":', 1, true)
   return at and string.sub(body, 1, at - 1) .. "}" or body
 end
 
-local function error_alone(left) -- of what attempts left; the error is written first (records.py), quotes in it escaped
+local function error_alone(left) -- the error comes first (records.py), with quotes escaped
   if string.sub(left, 1, 9) ~= '{"error":' then return "" end
   local last = #left - 1
   for _, name in ipairs({"result", "history", "log"}) do
@@ -364,8 +364,8 @@ local function error_alone(left) -- of what attempts left; the error is written 
   return string.sub(left, 1, last) .. "}"
 end
 
--- Of each task that is there: id, how far it is, what it is, what its attempts left. A brief record has neither payload,
--- result, history nor log.
+-- Returns, for each task that is stored: id, state, what it is, what its attempts left. A brief record has no payload,
+-- result, history or log.
 local function records(ids, is_brief)
   preload(ids)
   local there, left, found = {}, {}, {}
@@ -386,14 +386,14 @@ local function records(ids, is_brief)
   return found
 end
 
-local function time() -- the server's, in seconds, as text
+local function time() -- returns the server's time in seconds, as text
   local now = call("TIME")
   return now[1] .. "." .. string.format("%06d", now[2])
 end
 
--- Those who listen are told; each knows his own messages. Who listens alone is not: he has a channel of his own to say
--- that he is there (not on a cluster, where the others may listen elsewhere).
-local function tell(sender)
+-- Publishes a change, unless the sender is the only subscriber. It subscribes to a second channel of its own, so that
+-- it can be counted (not on a cluster, where others may subscribe on other nodes). Subscribers ignore what they sent.
+local function publish(sender)
   local channel = root .. "changed"
   local n = redis.pcall("PUBSUB", "NUMSUB", channel, channel .. ":" .. sender)
   local is_alone = n[4] and n[4] > 0 and n[2] <= n[4]

@@ -1,4 +1,4 @@
--- next_due.lua: when a claim may find something that it does not find now.
+-- next_due.lua: when a later claim may find more.
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  now

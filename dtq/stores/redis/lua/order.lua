@@ -1,4 +1,4 @@
--- order.lua: the lanes that have a task ready, in the order in which they are served. Every script has it behind lib.lua.
+-- order.lua: the lanes that have a task ready, in the order in which they are served. Part of every script.
 --
 --   kind: queue \31 type \31 "*" (lanes with a limit key) or "" (the one without)
 --
@@ -8,13 +8,13 @@
 --     |   v
 --   shut       closed lanes by the time at which they may open (infinity: the end of a task, or another limit, opens them)
 --
--- kinds   every kind there has been            at hash   lane -> "m" if its tasks differ in priority, else "-"; its text
+-- kinds   every kind that ever was             at hash   lane -> "m" if its tasks differ in priority, else "-"; then its text
 -- marked  lanes by the mark of their key       due       due time of the first task, and lane       mixed   lanes with "m"
 --
--- A mark that is not ahead of share:now counts as share:now. Old marks become 0, some lanes in each claim (level), so
+-- A mark that is not ahead of share:now counts as share:now. Each claim sets some old marks to 0 (level), so
 -- there are few different ones.
 
-local ORDER_OF_KEY = 49 -- where the limit key begins in the text of a lane
+local ORDER_OF_KEY = 49 -- the position of the limit key in the text of a lane
 local NO_MARK = string.rep("0", 14)
 local kinds -- every kind
 
@@ -22,7 +22,7 @@ local function split(lane)
   return string.match(lane, "^(.-)\31(.-)\31(.*)$")
 end
 
-local function with_key(lane) -- its kind
+local function with_key(lane) -- returns its kind and its limit key
   local queue, type_, key = split(lane)
   return queue .. "\31" .. type_ .. "\31" .. (key ~= "" and "*" or ""), key
 end
@@ -32,7 +32,7 @@ local function all_kinds()
   return kinds
 end
 
-local function lanes_of(key) -- those with this limit key that have a task ready: lane and value of `at` by turns
+local function lanes_of(key) -- returns the lanes with this limit key that have a task ready: lane, value of `at`, ...
   local names, found = {}, {}
   for _, kind in ipairs(all_kinds()) do
     local is_keyed = string.sub(kind, -1) == "*"
@@ -66,7 +66,7 @@ local function put_in(lane, kind, value)
   if not call("ZSCORE", root .. "shut", lane) then call("ZADD", root .. "w:" .. kind, 0, string.sub(value, 2)) end
 end
 
-local function place_lane(lane, mark) -- where its first task is; a mark of nil stays as it is
+local function place_lane(lane, mark) -- enters it by its first task; with mark nil, its mark stays
   local kind, key = with_key(lane)
   local old = call("HGET", root .. "at", lane)
   local first = call("ZRANGE", root .. "r:" .. lane, 0, 0)[1]
@@ -99,7 +99,7 @@ local function let_in(lane)
   if value then call("ZADD", root .. "w:" .. with_key(lane), 0, string.sub(value, 2)) end
 end
 
-local function shut(lane, value, until_) -- `value` is the one in `at`
+local function shut(lane, value, until_) -- `value` is its value in `at`
   call("ZADD", root .. "shut", until_ == math.huge and "inf" or number(until_), lane)
   call("ZREM", root .. "w:" .. with_key(lane), string.sub(value, 2))
 end
@@ -120,7 +120,7 @@ local function open_again(now, most)
   for _, lane in ipairs(call("ZRANGEBYSCORE", root .. "shut", "-inf", number(now), "LIMIT", 0, most)) do let_in(lane) end
 end
 
-local function level(now, most) -- the newest of the old marks first
+local function level(now, most) -- sets old marks to 0, the newest first
   for _, lane in ipairs(call("ZREVRANGEBYSCORE", root .. "marked", "(" .. number(now), "-inf", "LIMIT", 0, most)) do
     place_lane(lane, NO_MARK)
   end

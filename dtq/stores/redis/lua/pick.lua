@@ -1,8 +1,8 @@
--- pick.lua: which waiting task is next; dtq/limits.py says it in Python, with the sources.
+-- pick.lua: which waiting task is next; dtq/policy/limits.py does the same in Python, and names the sources.
 --
 -- limits hash        selector (JSON) -> limit (JSON)
--- tat:<selector>     sorted set: bucket by the time at which it is full again (GCRA), while that is to come
--- share, share:now   sorted set: limit key by its mark, while that is ahead of the mark of the one served last
+-- tat:<selector>     sorted set: bucket by the time at which it is full again (GCRA), while that is in the future
+-- share, share:now   sorted set: limit key by its mark, while that is ahead of the mark of the key that was served last
 
 local ORDER = 34 -- characters of a member that say its place: priority 4, due time 16, number 14
 local IN_LINE, ROUNDING = 1, 0.01 -- see dtq/limits.py
@@ -30,7 +30,7 @@ local function fits(limit, queue, type_)
   return (limit.queue == cjson.null or limit.queue == queue) and (limit.type == cjson.null or limit.type == type_)
 end
 
-local function holds_all_of(limit, kind) -- every lane of this kind is counted together by it, or paused by it
+local function holds_all_of(limit, kind) -- whether it counts all lanes of this kind together, or pauses all
   local queue, type_, key = split(kind)
   return fits(limit, queue, type_)
     and (limit.key == cjson.null or limit.paused and limit.key == "*" and key == "*")
@@ -75,7 +75,7 @@ local function closed_until(gates) -- pairs of a gate and a bucket
   return latest
 end
 
-local function own_gates(gates, kind, lane) -- of this lane, without those that hold all of its kind
+local function own_gates(gates, kind, lane) -- the gates of this lane, without those of its whole kind
   local queue, type_, key = split(lane)
   local found = {}
   for _, gate in ipairs(gates) do
@@ -90,7 +90,7 @@ local function byte(hex)
   return string.char(tonumber(hex, 16))
 end
 
-local function counts_from(member, now) -- when the task has started, for the rate
+local function counts_from(member, now) -- the time at which the task starts, for the rate
   local run_at = struct.unpack(">d", (string.gsub(string.sub(member, 5, 20), "..", byte)))
   return now < run_at and run_at <= now + IN_LINE and run_at or now
 end
@@ -106,7 +106,7 @@ local function enter_all(gates, at)
   end
 end
 
-local function start(contender, now) -- lets its head through the gates; says whether they were open
+local function start(contender, now) -- counts its head in the gates; returns false where one is closed
   local way = contender.way
   if #contender.gates == 0 and #way.shared == 0 then return true end
   local at = counts_from(contender.head, now)
@@ -120,7 +120,7 @@ local function start(contender, now) -- lets its head through the gates; says wh
   return true
 end
 
-local function forget(key, upto, most) -- some of what no longer matters
+local function forget(key, upto, most) -- removes some entries that no longer matter
   send("ZREM", key, call("ZRANGEBYSCORE", root .. key, "-inf", number(upto), "LIMIT", 0, most))
 end
 
@@ -136,44 +136,44 @@ local function keep_gates(gates, now, most)
   end
 end
 
--- A shelf holds the open lanes of one kind, priority and mark. They are read a few at a time.
+-- A group: the open lanes of one kind with the same priority and mark. A few lanes are read at a time.
 local function look_into(way, name)
   return {from = "[" .. name, to = "(" .. name .. "g", key = "w:" .. way.kind, lanes = {}, at = 0, step = way.step}
 end
 
-local function top_of(shelf)
-  if not shelf.lanes[shelf.at] then
-    shelf.lanes = call("ZRANGEBYLEX", root .. shelf.key, shelf.from, shelf.to, "LIMIT", 0, shelf.step)
-    shelf.at, shelf.step = 1, math.min(shelf.step * 4, 512)
-    if shelf.lanes[1] then shelf.from = "(" .. shelf.lanes[#shelf.lanes] end
+local function top_of(group)
+  if not group.lanes[group.at] then
+    group.lanes = call("ZRANGEBYLEX", root .. group.key, group.from, group.to, "LIMIT", 0, group.step)
+    group.at, group.step = 1, math.min(group.step * 4, 512)
+    if group.lanes[1] then group.from = "(" .. group.lanes[#group.lanes] end
   end
-  return shelf.lanes[shelf.at]
+  return group.lanes[group.at]
 end
 
-local function next_shelf(way) -- the name of the one behind way.name: priority and mark
+local function next_group(way) -- returns the name of the group behind way.name: priority and mark
   local from = way.name and "(" .. way.name .. "g" or "-"
   local lane = call("ZRANGEBYLEX", root .. "w:" .. way.kind, from, "+", "LIMIT", 0, 1)[1]
   return lane and string.sub(lane, 1, 18)
 end
 
-local function open_shelves(way, now, last) -- those that are served next, side by side
-  way.shelves = {}
-  local name = next_shelf(way)
+local function open_groups(way, now, last) -- reads the groups that are served next, side by side
+  way.groups = {}
+  local name = next_group(way)
   if not name or name >= last then return end
   local priority = string.sub(name, 1, 4)
   while name and string.sub(name, 1, 4) == priority do
     way.mark = math.max(tonumber(string.sub(name, 5)), now)
-    if way.mark > now and way.shelves[1] then
+    if way.mark > now and way.groups[1] then
       way.mark = now
       break
     end
-    way.shelves[#way.shelves + 1], way.name = look_into(way, name), name
+    way.groups[#way.groups + 1], way.name = look_into(way, name), name
     if way.mark > now then break end
-    name = next_shelf(way)
+    name = next_group(way)
   end
 end
 
-local function few_lanes(way, now) -- all lanes of the kind in turn, if they are few, else nothing
+local function few_lanes(way, now) -- returns all lanes of the kind in turn, if they are few, else nil
   local lanes, turn = call("ZRANGEBYLEX", root .. "w:" .. way.kind, "-", "+", "LIMIT", 0, way.step), {}
   if #lanes == way.step then return false end
   for _, lane in ipairs(lanes) do
@@ -184,7 +184,7 @@ local function few_lanes(way, now) -- all lanes of the kind in turn, if they are
   return lanes
 end
 
-local function next_lane(way, now, last) -- the text of the lane that is served next among those of a kind
+local function next_lane(way, now, last) -- returns the text of the lane of this kind that is served next
   if way.few == nil then way.few = few_lanes(way, now) end
   if way.few then
     local lane = not way.is_closed and table.remove(way.few, 1) or nil
@@ -193,21 +193,21 @@ local function next_lane(way, now, last) -- the text of the lane that is served 
   end
   while not way.is_closed do
     local best, best_at
-    for _, shelf in ipairs(way.shelves) do
-      local lane = top_of(shelf)
+    for _, group in ipairs(way.groups) do
+      local lane = top_of(group)
       local order = lane and string.sub(lane, 19, 48)
-      if order and (not best or order < best) then best, best_at = order, shelf end
+      if order and (not best or order < best) then best, best_at = order, group end
     end
     if best then
       best_at.at = best_at.at + 1
       return best_at.lanes[best_at.at - 1]
     end
-    open_shelves(way, now, last)
-    if not way.shelves[1] then return nil end
+    open_groups(way, now, last)
+    if not way.groups[1] then return nil end
   end
 end
 
--- Tasks of a lane are read a few at a time, and more as it goes on winning. Those from `last` on are not wanted.
+-- Tasks of a lane are read a few at a time, and more as it keeps being served. Those from `last` on are excluded.
 local function advance(contender, last)
   contender.at = contender.at + 1
   if contender.at > #contender.heads then
@@ -254,14 +254,15 @@ local function by_turn(a, b) -- priority, then the mark of the key, then the hea
   return a.head < b.head
 end
 
--- Takes out the up to n tasks that go next: their ids, best first. `names` are the kinds, `last` what is not wanted.
+-- Removes the up to n tasks that go next from their lanes. Returns their ids, best first. `names` are the kinds; tasks
+-- from `last` on are excluded.
 local function pick(names, n, now, last)
   if n <= 0 then return {} end
   local most = 64 + 2 * n
   local share_now = tonumber(call("GET", root .. "share:now") or 0)
   local share = {now = share_now, ahead = {}}
   local order, picked, taken, closed = {}, {}, {}, {}
-  local marks, served, keys, n_keys = {}, {}, {}, 0 -- of keys: as they are served; now; in `order`; how many these are
+  local marks, served, keys, n_keys = {}, {}, {}, 0 -- by key: mark in this claim; new mark; whether in `order`
   local gates, ways = gates_of_limits(), {}
   open_again(now, most)
   level(share_now, most)
@@ -270,10 +271,10 @@ local function pick(names, n, now, last)
     for _, gate in ipairs(gates) do
       if holds_all_of(gate.limit, kind) then shared[#shared + 1] = {gate, ""} end
     end
-    local way = {kind = kind, shared = shared, shelves = {}, step = n + 8}
+    local way = {kind = kind, shared = shared, groups = {}, step = n + 8}
     if closed_until(shared) <= now then ways[#ways + 1] = way end
   end
-  local function read_next(way) -- enters the next lane of this kind that is open
+  local function read_next(way) -- enters the next open lane of this kind
     local text = next_lane(way, share_now, last)
     while text do
       local key = string.sub(text, ORDER_OF_KEY)
@@ -312,7 +313,7 @@ local function pick(names, n, now, last)
     local contender = pop(order, by_turn)
     local key = contender.key
     if contender == contender.way.last then read_next(contender.way) end
-    if (marks[key] or contender.mark) > contender.mark then -- another lane of this key had its turn since
+    if (marks[key] or contender.mark) > contender.mark then -- another lane of this key was served since
       contender.mark = marks[key]
       push(order, contender, by_turn)
     elseif start(contender, now) then
@@ -322,7 +323,7 @@ local function pick(names, n, now, last)
       end
       serve(contender)
       local has_more = #picked < n and advance(contender, last)
-      while has_more and #order == 0 and start(contender, now) do -- there is no other
+      while has_more and #order == 0 and start(contender, now) do -- no other lane competes
         serve(contender)
         has_more = #picked < n and advance(contender, last)
       end

@@ -1,12 +1,13 @@
 -- plant.lua: new tasks, for add and for the successors of update.
 --
--- A new task: {id, key, lane, place if it is ready now and does not expire, else "", how far it is (packed) from
--- ATTEMPTS up to the number in FIXED, and behind that number, body, parents if it has any}
+-- A new task: {id, key, lane, place if it is ready now and does not expire, else "", packed state from ATTEMPTS
+-- up to the number in FIXED, packed state after that number, body, parents if it has any}
 
 local NONE = {}
 local ID, KEY, PLACE, BODY, PARENTS = 1, 2, 4, 7, 8
 
--- The id that now stands for each, and those that are to be stored; keys that are `freed` count as not taken.
+-- Returns the id that each one has (that of the task with its key, if there is one), and those to store. Keys in
+-- `freed` count as free.
 local function survey(news, freed)
   local ids, fresh, mine, keys = {}, {}, {}, {}
   for i, new in ipairs(news) do ids[i] = new[ID] end
@@ -26,7 +27,7 @@ local function survey(news, freed)
   return ids, fresh
 end
 
-local function unknown_parent(news, fresh) -- the first by name, or nil
+local function unknown_parent(news, fresh) -- returns the first by name, or nil
   local named, worst = {}, nil
   for _, new in ipairs(news) do named[new[ID]] = true end
   for _, new in ipairs(fresh) do
@@ -39,7 +40,7 @@ local function unknown_parent(news, fresh) -- the first by name, or nil
   return worst
 end
 
-local function begin(strict, parents) -- status, doom, and the parents that it waits for
+local function begin(strict, parents) -- returns status, doom, and the parents that it waits for
   if #parents == 0 then return "pending", "", parents end
   local waits = {}
   for _, parent in ipairs(parents) do
@@ -55,7 +56,7 @@ local function begin(strict, parents) -- status, doom, and the parents that it w
   return #waits > 0 and "blocked" or "pending", "", waits
 end
 
-local function hold(id, parents, waits) -- the parents that it names, and those of them that it waits for
+local function hold(id, parents, waits) -- all its parents, and those that it waits for
   for _, parent in ipairs(waits) do
     call("SADD", root .. "p:" .. id, parent)
     call("SADD", root .. "c:" .. parent, id)
@@ -68,7 +69,7 @@ local function hold(id, parents, waits) -- the parents that it names, and those 
   end
 end
 
-local function place_anew(id, t) -- one that has come back from its end; parents that are gone count no more
+local function place_anew(id, t) -- a task that was revived; deleted parents no longer count
   local _, strict, named = fixed_of(t)
   if named == "" then return end
   local all, parents = {}, {}
@@ -81,19 +82,19 @@ local function place_anew(id, t) -- one that has come back from its end; parents
   t[STATUS] = status
   doom(t, reason)
   enter(id, t)
-  wait_for_nobody(id)
+  forget_parents(id)
   hold(id, all, waits)
 end
 
-local function store(new, front, number) -- one that waits for nobody, and is ready: as most are
+local function store(new, front, number) -- stores a task without parents that is ready, as most are
   local id, _, lane, place, head, tail = unpack(new, 1, 6)
   put(states, id, front .. head .. number .. tail)
-  tasks[id] = nil -- to be read again, should somebody ask
+  tasks[id] = nil -- to be read again if needed
   count(lane, "pending", 1)
   ready(id, lane, place, number)
 end
 
-local function store_any(new, front, number, parents) -- gives the parents that it waits for
+local function store_any(new, front, number, parents) -- stores any task; returns the parents that it waits for
   local id, _, _, _, head, tail = unpack(new, 1, 6)
   local t = {cmsgpack.unpack(front .. head .. number .. tail)}
   local _, strict, _, key = fixed_of(t)
@@ -105,7 +106,7 @@ local function store_any(new, front, number, parents) -- gives the parents that 
   return waits
 end
 
-local function parents_of(new, stands_for) -- those of the same call may have given way to others
+local function parents_of(new, stands_for) -- parents of the same call may be replaced by tasks with their keys
   if not new[PARENTS] then return NONE end
   local parents = {}
   for _, parent in ipairs(new[PARENTS]) do

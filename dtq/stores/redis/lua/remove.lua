@@ -1,16 +1,16 @@
--- remove.lua: tasks go, for delete and purge.
+-- remove.lua: removes tasks, for delete and purge.
 
-local highest = 0 -- version of those that go
+local highest = 0 -- version of the removed tasks
 
-local function note_version(t) -- of a task that is to go, before another one that goes changes it
+local function note_version(t) -- before the removal of another task changes it
   highest = math.max(highest, t[VERSION])
 end
 
-local function keep_highest() -- new tasks begin above it
+local function keep_highest() -- versions of new tasks begin above it
   if highest > tonumber(call("GET", root .. "deleted") or 0) then call("SET", root .. "deleted", highest) end
 end
 
-local function orphan(id) -- it is deleted: for children that wait for anything it is as if cancelled
+local function orphan(id) -- a deleted parent counts as cancelled for its children
   if not is_needed(id) then return end
   local waiting, needing = root .. "c:" .. id, root .. "u:" .. id
   call("SUNIONSTORE", waiting, waiting, needing)
@@ -20,8 +20,8 @@ local function orphan(id) -- it is deleted: for children that wait for anything 
 end
 
 local function remove(id, t)
-  wait_for_nobody(id)
-  if not TERMINAL[t[STATUS]] then need_no_parent(id, t) end
+  forget_parents(id)
+  if not TERMINAL[t[STATUS]] then stop_needing_parents(id, t) end
   local _, _, _, key = fixed_of(t)
   if key ~= "" and call("HGET", root .. "k", key) == id then call("HDEL", root .. "k", key) end
   leave(id, t)

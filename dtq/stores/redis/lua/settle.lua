@@ -1,9 +1,9 @@
--- settle.lua: goes on unblocking the children of parents who have very many.
+-- settle.lua: continues to unblock or doom the children of parents that have very many.
 --
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {sender}
--- reply    how many parents have children that are still to be settled
+-- reply    how many parents have children that are left
 
 local left = settle_some(500)
-tell(input[1])
+publish(input[1])
 return left

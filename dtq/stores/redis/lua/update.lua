@@ -3,16 +3,16 @@
 -- KEYS[1]  the prefix of the namespace
 -- ARGV[1]  {outcomes, sender}; an outcome: {id, version, token, status, attempts, JSON of what the attempts left or "",
 --           CLAIM, COURSE, successors if there are any (see plant.lua)}
--- reply    {refused ids, how many parents have children that are still to be settled},
+-- reply    {refused ids, how many parents have children that are left},
 --          or {false, an unknown parent}: then nothing was changed
 --
--- Who has missed the reply sends the same tokens again, and what they did the first time is not refused.
+-- A retry after a lost reply carries the same tokens; what it did the first time is not refused.
 
-local CHILDREN_AT_ONCE = 500 -- settled in one script
+local CHILDREN_AT_ONCE = 500 -- unblocked or doomed in one script
 local SUCCESSORS = 9
 local outcomes, sender = unpack(input)
 local current, accepted, planted = {}, {}, {} -- `accepted` by id
-local freed, disinherited = {}, {} -- keys that go over to a successor, and the tasks that had them
+local freed, disinherited = {}, {} -- keys that pass to a successor, and the tasks that had them
 
 local function hand_over_key(id, t, successors)
   local _, _, _, key = fixed_of(t)
@@ -22,7 +22,7 @@ local function hand_over_key(id, t, successors)
   end
 end
 
-local function sort_out() -- which outcomes are of the version that is stored
+local function sort_out() -- finds the outcomes of the stored version
   local named = {}
   for i, outcome in ipairs(outcomes) do named[i] = outcome[1] end
   preload(named)
@@ -47,7 +47,7 @@ local function refused()
   return ids
 end
 
-local function replace(t, outcome) -- says whether it has come back from its end
+local function replace(t, outcome) -- returns whether a terminal task waits again
   local id, version, token, status, attempts, left, claim, course = unpack(outcome, 1, 8)
   local is_back = TERMINAL[t[STATUS]] and not TERMINAL[status]
   local reason -- its parent was deleted while it ran
@@ -62,7 +62,7 @@ local function replace(t, outcome) -- says whether it has come back from its end
   t[LEFT], t[CLAIM], t[COURSE] = left ~= "", claim, course
   if reason and not is_doomed(t) then doom(t, reason) end
   enter(id, t)
-  if TERMINAL[status] then need_no_parent(id, t) end
+  if TERMINAL[status] then stop_needing_parents(id, t) end
   return is_back
 end
 
@@ -89,5 +89,5 @@ plant(planted, ids, fresh)
 local budget = CHILDREN_AT_ONCE
 for _, id in ipairs(parents) do budget = budget - settle(id, tasks[id][STATUS], math.max(budget, 0)) end
 flush()
-tell(sender)
+publish(sender)
 return cmsgpack.pack({refused(), call("HLEN", root .. "settle")})
