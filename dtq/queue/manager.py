@@ -320,5 +320,5 @@ def _refuse_cycles(tasks: Sequence[Task]) -> None:
         try:
             TopologicalSorter({task.id: task.after for task in tasks}).prepare()
         except CycleError as error:
-            circle = " -> ".join(error.args[1])
-            raise InvalidTask(f"after makes a circle, in which nothing could ever start: {circle}") from None
+            cycle = " -> ".join(error.args[1])
+            raise InvalidTask(f"after makes a cycle, in which no task could ever start: {cycle}") from None

@@ -172,10 +172,10 @@ def test_a_store_failure_while_results_are_read_loses_no_task(monkeypatch):
 # --- the whole of it
 
 
-def test_unknown_parents_and_circles_are_refused_at_add_and_nothing_is_stored(manager):
+def test_unknown_parents_and_cycles_are_refused_at_add_and_nothing_is_stored(manager):
     with pytest.raises(InvalidTask, match="'typo'"):
         manager.flow({"a": step("value"), "b": step("value", after=["typo"])})
-    with pytest.raises(InvalidTask, match="circle"):
+    with pytest.raises(InvalidTask, match="cycle"):
         manager.flow({"a": step("value", after=["b"]), "b": step("value", after=["a"])})
     assert manager.stats().total == 0
 

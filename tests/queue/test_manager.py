@@ -113,8 +113,8 @@ def test_a_task_with_the_options_of_another_is_checked_too(manager):
     assert [task.payload for task in manager.find()] == [None, "of its own"]
 
 
-def test_a_circle_of_tasks_is_refused(manager):
-    with pytest.raises(InvalidTask, match="circle"):
+def test_a_cycle_of_tasks_is_refused(manager):
+    with pytest.raises(InvalidTask, match="cycle"):
         manager.add_many([Task(type="a", id="x", after=("y",)), Task(type="a", id="y", after=("x",))])
     assert manager.stats().total == 0
 
