@@ -29,6 +29,7 @@ from dtq.errors import IllegalTransition
 from dtq.lab.curves import STYLES
 from dtq.lab.figures import OKABE_ITO, show_figure, stamp
 from dtq.task import model as real
+from dtq.task import transitions
 from dtq.testing.conformance import Broken, expect
 
 Moves = dict[str, Callable[..., Any]]
@@ -49,7 +50,7 @@ def compare_moves(mine: Moves, my_task: Any, error: ErrorInfo) -> tuple[list[tup
         options = {"status": status, "attempts": attempts, "retry_backoff": shape, "retry_jitter": jitter}
         got, wanted = (
             _outcome(move, kind(type="mail", id="t1", **options), arguments[name], my_task.__struct_fields__)
-            for move, kind in ((mine[name], my_task), (getattr(real, name), Task))
+            for move, kind in ((mine[name], my_task), (getattr(transitions, name), Task))
         )
         if got != wanted:
             differ.append((name, options, got, wanted))
@@ -72,7 +73,7 @@ def fire_all(error: ErrorInfo) -> pd.DataFrame:
     arguments = {"succeed": (42, 9.0), "fail": (error, 9.0, random.random), "release": ()}
     arguments |= {"interrupt": (9.0,), "cancel": (9.0,), "revive": (9.0,)}
     return pd.DataFrame(
-        [[_target(getattr(real, move), status, args) for move, args in arguments.items()] for status in Status],
+        [[_target(getattr(transitions, move), status, args) for move, args in arguments.items()] for status in Status],
         index=[*Status], columns=[*arguments],
     )  # fmt: skip
 
@@ -173,7 +174,7 @@ def _expect_refusal(cancel: Any, task: Task) -> None:
 def _expect_cancelled(cancel: Any, task: Task) -> None:
     given = cancel(task, 9.0, "no longer needed")
     expect(str(getattr(given, "status", given)), "cancelled", f"status after cancel of a task that is {task.status}")
-    wanted = real.cancel(task, 9.0, "no longer needed")
+    wanted = transitions.cancel(task, 9.0, "no longer needed")
     for field in ("finished_at", "lease_until", "error", "result", "worker", "attempts", "version"):
         expect(getattr(given, field), getattr(wanted, field), f"{field} after cancel of a task that is {task.status}")
     expect(given, cancel(task, 9.0, "no longer needed"), "the same call once more")
