@@ -1,11 +1,13 @@
-"""Choice: which waiting tasks of a SQLite database go next. It reads the index of each kind of lane from its beginning.
+"""Choice: choose the waiting tasks that a claim takes from a SQLite database.
 
-    lanes of a kind  --BEST_LANES--> a few more than the tasks that are wanted; if that is not all of them:
-    shelf (5, mark 8), shelf (5, mark 7), shelf (1, mark 0) ...  --OF_SHELF--> merged by priority and by turn, in parts
+It reads the lanes of each kind (queue and type, with a limit key or without) in the order of an index:
 
-A shelf holds the lanes of one priority whose keys have the same mark. Marks up to `now` count as `now`, so their
-shelves are read side by side, by due time and insertion; lanes whose mark is ahead follow. LEVEL sets old marks to 0,
-some in each claim, so there are few shelves. See dtq.policy.limits for the rule.
+    BEST_LANES    a few more lanes than the claim wants tasks; enough if the kind has no more lanes than that
+    OF_TIER       else tier after tier: (priority 5, mark 7), (priority 5, mark 8), (priority 1, mark 0), ...
+
+A tier holds the lanes of one priority whose keys have the same mark. Marks up to `now` count as `now`, so their tiers
+are merged by due time and insertion; tiers with a mark ahead follow. LEVEL sets old marks to 0, some in each claim, so
+there are few tiers. See dtq.policy.limits for the rule.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from dtq.stores.sqlite.lanes import read_gates, selector_of
 from dtq.stores.sqlite.rows import about
 
 Row = tuple[int, float, float, int, int, str]  # first, mark, run_at, seq, id, key
-STEP = 64  # lanes, buckets, marks, and two for each task asked for, that a claim moves or forgets
-NOW = "\0"  # in the table of shares, what is no key: the mark of the key served last
+ROWS_PER_CLAIM = 64  # lanes, buckets and marks that a claim moves or drops, and two more for each task asked for
+NOW = "\0"  # in place of a key, in the table of shares: the mark of the key served last
 
 
 class Choice:
-    """One claim at work, within its transaction."""
+    """The choice of one claim, within its transaction."""
 
     def __init__(
         self, db: sqlite3.Connection, n: int, now: float, types: Collection[str], queues: Collection[str]
@@ -34,14 +36,15 @@ class Choice:
         self.db = db
         self.n = n
         self.now = now
-        self.step = STEP + 2 * n
-        self.numbers: dict[Lane, int] = {}  # of the lanes that were read
+        self.step = ROWS_PER_CLAIM + 2 * n
+        self.numbers: dict[Lane, int] = {}  # the lanes that were read
         rows = about(db, schema.WAITING_KINDS, [*types], now).fetchall()
         self.share = Share(rows[0][3] if rows else 0.0)
-        self.has_moves = any(row[4] for row in rows)  # lanes to be let in, or to be merged
+        self.has_moves = any(row[4] for row in rows)  # some lanes must be opened, or merged into the first tier
         self.kinds = [row for row in rows if not queues or row[1] in queues]
 
     def doomed(self) -> list[int]:
+        """Return the sequence numbers of up to n doomed tasks."""
         seqs: list[int] = []
         for kind, _, _, _, _, has_doomed, *_ in self.kinds:
             if has_doomed:
@@ -49,7 +52,7 @@ class Choice:
         return seqs
 
     def pick(self, n: int, lowest: float) -> list[int]:
-        """Return the sequence numbers of the up to n tasks that go next, down to this -priority."""
+        """Return the sequence numbers of up to n ready tasks, best first, down to the -priority `lowest`."""
         if n <= 0 or not self.kinds:
             return []
         if self.has_moves:
@@ -77,41 +80,41 @@ class Choice:
             yield first, max(mark, now), (first, run_at, seq), lane
 
     def _rows(self, kind: int, lowest: float, now: float) -> Iterator[Row]:
-        """Read a few; where these are all, sort them here, else read shelf by shelf."""
+        """Read a few lanes. If these are all, sort them here, else read tier by tier."""
         some = self.n + 8
         few: list[Row] = self.db.execute(schema.BEST_LANES, (kind, some)).fetchall()
         few.sort(key=lambda row: (row[0], max(row[1], now), row[2], row[3]))
-        for row in few if len(few) < some else self._by_shelf(kind, now):
+        for row in few if len(few) < some else self._by_tier(kind, now):
             if row[0] > lowest:
                 return
             yield row
 
-    def _by_shelf(self, kind: int, now: float) -> Iterator[Row]:
-        shelf = self._next_shelf(kind, (-inf, 0.0))
-        while shelf:
-            priority = shelf[0]
+    def _by_tier(self, kind: int, now: float) -> Iterator[Row]:
+        tier = self._next_tier(kind, (-inf, 0.0))
+        while tier:
+            priority = tier[0]
             together: list[Iterator[Row]] = []
-            while shelf and shelf[0] == priority and (shelf[1] <= now or not together):
-                together.append(self._of_shelf(kind, shelf))
-                is_ahead, shelf = shelf[1] > now, self._next_shelf(kind, shelf)
+            while tier and tier[0] == priority and (tier[1] <= now or not together):
+                together.append(self._of_tier(kind, tier))
+                is_ahead, tier = tier[1] > now, self._next_tier(kind, tier)
                 if is_ahead:
                     break
             yield from merge(*together, key=lambda row: row[2:4])
 
-    def _next_shelf(self, kind: int, shelf: tuple[float, float]) -> tuple[float, float] | None:
-        row: tuple[float, float] | None = self.db.execute(schema.NEXT_MARK, (kind, *shelf)).fetchone()
-        return row or self.db.execute(schema.NEXT_PRIORITY, (kind, shelf[0])).fetchone()
+    def _next_tier(self, kind: int, tier: tuple[float, float]) -> tuple[float, float] | None:
+        row: tuple[float, float] | None = self.db.execute(schema.NEXT_MARK, (kind, *tier)).fetchone()
+        return row or self.db.execute(schema.NEXT_PRIORITY, (kind, tier[0])).fetchone()
 
-    def _of_shelf(self, kind: int, shelf: tuple[float, float]) -> Iterator[Row]:
+    def _of_tier(self, kind: int, tier: tuple[float, float]) -> Iterator[Row]:
         some, at = self.n + 1, (-inf, 0)
-        while rows := self.db.execute(schema.OF_SHELF, (kind, *shelf, *at, some)).fetchall():
+        while rows := self.db.execute(schema.OF_TIER, (kind, *tier, *at, some)).fetchall():
             yield from rows
             if len(rows) < some:
                 return
             at, some = rows[-1][2:4], 4 * some
 
     def _behind(self, lane: Lane, lowest: float) -> Iterator[Head]:
-        """Yield the ready tasks of a lane after its first: a few at a time, and more as it goes on being served."""
+        """Yield the ready tasks of a lane after its first: a few at first, more with each further read."""
         number, at = self.numbers[lane], 1
         some = max(4, self.n // len(self.numbers))
         while heads := self.db.execute(schema.HEADS, (number, lowest, some, at)).fetchall():
@@ -120,7 +123,7 @@ class Choice:
                 return
             at, some = at + len(heads), min(4 * some, 512)
 
-    # --- what is remembered
+    # --- store the result
 
     def _keep(self, picked: Picked, gates: list[Gate]) -> None:
         closed = [(until, self.numbers[lane]) for lane, until in picked.closed.items()]
@@ -137,7 +140,7 @@ class Choice:
                 self.db.execute(schema.DROP_FULL, (selector, self.now, self.step))
 
     def _used_up(self, keys: set[str], gates: list[Gate]) -> Iterator[tuple[float, int]]:
-        """Yield the lanes of served keys that limits close now, each behind the time until when."""
+        """Yield the lanes of served keys that limits close now, as (closed until, number of the lane)."""
         for key in keys:
             for number, queue, type in self.db.execute(schema.LANES_OF_KEY, (key,)).fetchall():
                 if (until := closed_until((queue, type, key), gates)) > self.now:

@@ -1,8 +1,8 @@
-"""Which task needs which in a SQLite database: one edge from each parent that a task names, until the task has ended.
+"""Dependencies: parents and children in a SQLite database: one edge from each parent to a task, until that task ends.
 
-An edge `waits` until its parent has ended. A task whose last edge ceases to wait becomes pending; one whose parent did
-not complete is doomed, unless it said that it would run all the same (the edge is not `strict` then). The clean-up
-keeps a task from which an edge goes out.
+An edge `waits` until its parent has ended. A task becomes pending when none of its edges waits any more. If a parent
+did not complete, a child with a `strict` edge is doomed (`on_parent_failure` is "fail"). The clean-up keeps every task
+that still has an edge to a child.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from dtq.errors import InvalidTask
 from dtq.stores.protocol import doom_from, parents_of
 from dtq.stores.sqlite import schema
-from dtq.stores.sqlite.lanes import Moves
+from dtq.stores.sqlite.lanes import StatusChanges
 from dtq.stores.sqlite.rows import json_list, stage_of
 from dtq.task.model import TERMINAL, Status, Task
 
 
 def require_parents(db: sqlite3.Connection, tasks: Sequence[Task], given: set[str]) -> None:
-    """Raises InvalidTask where a parent of these tasks is neither stored nor among the ids `given` by the same call."""
+    """Raise InvalidTask if a parent of these tasks is neither stored nor among the ids `given` by the same call."""
     parents = {parent for task in tasks for parent in task.after} - given
     known = {row[0] for row in db.execute(schema.IDS_AMONG, (json_list(parents),))}
     if unknown := parents - known:
@@ -30,17 +30,19 @@ def require_parents(db: sqlite3.Connection, tasks: Sequence[Task], given: set[st
         )
 
 
-def place(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str]) -> list[Task]:
-    """The tasks as they begin: blocked by unfinished parents, or doomed by those that failed. A parent of the same call
-    whose key was taken is waited for in the task that `stands_for` it."""
+def with_first_status(db: sqlite3.Connection, tasks: list[Task], stands_for: dict[str, str]) -> list[Task]:
+    """Return the new tasks, each blocked by its unfinished parents, doomed by one that failed, or else pending.
+
+    `stands_for` maps the ids of the same call to the ids that stand for them (see `parents_of`).
+    """
     tasks = [replace(task, after=parents_of(task, stands_for)) for task in tasks]
     parents = {parent for task in tasks for parent in task.after}
     standing: dict[str, str] = dict.fromkeys((task.id for task in tasks), Status.PENDING)
     standing.update(db.execute(schema.STATUS_AMONG, (json_list(parents),)))
-    return [_begun(task, standing) for task in tasks]
+    return [_with_first_status(task, standing) for task in tasks]
 
 
-def _begun(task: Task, standing: dict[str, str]) -> Task:
+def _with_first_status(task: Task, standing: dict[str, str]) -> Task:
     ended = [(parent, standing[parent]) for parent in task.after if standing[parent] in TERMINAL]
     for parent, status in ended:
         if doom := doom_from(parent, status, task.on_parent_failure == "fail"):
@@ -48,19 +50,21 @@ def _begun(task: Task, standing: dict[str, str]) -> Task:
     return replace(task, status=Status.PENDING if len(ended) == len(task.after) else Status.BLOCKED)
 
 
-def place_anew(db: sqlite3.Connection, tasks: list[Task]) -> list[Task]:
-    """These tasks have come back from their end: they are blocked or doomed by those of their parents that are still
-    there. Gives them as they stand now."""
+def block_again(db: sqlite3.Connection, tasks: list[Task]) -> list[Task]:
+    """Block or doom terminal tasks that wait again, by those of their parents that still exist. Return them."""
     parents = json_list({parent for task in tasks for parent in task.after})
     standing: dict[str, str] = dict(db.execute(schema.STATUS_AMONG, (parents,)))
-    placed = [_begun(replace(task, after=tuple(p for p in task.after if p in standing)), standing) for task in tasks]
+    placed = [
+        _with_first_status(replace(task, after=tuple(p for p in task.after if p in standing)), standing)
+        for task in tasks
+    ]
     db.executemany(schema.PLACE, [(stage_of(task), task.status, task.doom, task.id) for task in placed])
     insert_edges(db, placed)
     return placed
 
 
 def insert_edges(db: sqlite3.Connection, tasks: list[Task]) -> None:
-    """Insert an edge from each parent to each of these tasks, which are stored and have not ended."""
+    """Insert an edge from each parent to each of these tasks, which are stored and unfinished."""
     children = [task for task in tasks if task.after]
     seqs = dict(db.execute(schema.SEQS_AMONG, (json_list(task.id for task in children),)))
     parents = json_list({parent for task in children if task.status == Status.BLOCKED for parent in task.after})
@@ -74,44 +78,44 @@ def insert_edges(db: sqlite3.Connection, tasks: list[Task]) -> None:
 
 
 def drop_edges_to(db: sqlite3.Connection, seqs: Iterable[int]) -> None:
-    """These tasks have ended, or are gone: the clean-up may have a parent that no other one needs."""
+    """Remove the edges to tasks that have ended or are deleted. The clean-up may then remove their parents."""
     if parents := {parent for (parent,) in db.execute(schema.DROP_EDGES_TO, (json_list(seqs),))}:
         db.execute(schema.UNKEEP, (json_list(parents),))
 
 
-def settle(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], moves: Moves) -> None:
-    """These tasks (id, status) have come to their end: their children are unblocked or doomed."""
+def unblock_children(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], changes: StatusChanges) -> None:
+    """Unblock or doom the children of these tasks (id, status), which have ended."""
     if not db.execute(schema.ANY_EDGE).fetchone():
         return
     for parent, status in ended:
         for child, strict in db.execute(schema.EDGES_OF, (parent,)).fetchall():
-            _settle_child(db, child, doom_from(parent, status, strict), moves)
+            _unblock_child(db, child, doom_from(parent, status, strict), changes)
 
 
-def _settle_child(db: sqlite3.Connection, seq: int, doom: str | None, moves: Moves) -> None:
+def _unblock_child(db: sqlite3.Connection, seq: int, doom: str | None, changes: StatusChanges) -> None:
     blocked = db.execute(schema.IS_BLOCKED, (seq,)).fetchone()
     if blocked and doom:
-        _doom(db, seq, doom, moves)
+        _doom(db, seq, doom, changes)
     elif blocked and not blocked[1]:
         db.execute(schema.UNBLOCK, (seq,))
-        moves.move(blocked[0], Status.BLOCKED, Status.PENDING)
+        changes.move(blocked[0], Status.BLOCKED, Status.PENDING)
 
 
-def orphan(db: sqlite3.Connection, parents: Iterable[str], moves: Moves) -> None:
-    """These tasks are deleted: a child that waits for anything is as if they had been cancelled. One that runs goes on,
-    in its version, but will not run again."""
+def detach_children(db: sqlite3.Connection, parents: Iterable[str], changes: StatusChanges) -> None:
+    """Treat waiting children of deleted tasks as if these were cancelled. A running child keeps its version, and is
+    doomed when it waits again."""
     if not db.execute(schema.ANY_EDGE).fetchone():
         return
     for parent in parents:
         for child, strict in db.execute(schema.ALL_EDGES_OF, (parent,)).fetchall():
             if doom := doom_from(parent, Status.CANCELLED, strict):
-                _doom(db, child, doom, moves)
+                _doom(db, child, doom, changes)
                 db.execute(schema.DOOM_RUNNING, (doom, child))
             else:
-                _settle_child(db, child, None, moves)
+                _unblock_child(db, child, None, changes)
 
 
-def _doom(db: sqlite3.Connection, seq: int, doom: str, moves: Moves) -> None:
+def _doom(db: sqlite3.Connection, seq: int, doom: str, changes: StatusChanges) -> None:
     """Doom the task if it waits."""
     for (lane,) in db.execute(schema.DOOM, (doom, seq)).fetchall():
-        moves.touch(lane)
+        changes.touch(lane)

@@ -1,11 +1,11 @@
-"""The lanes of a SQLite database: their numbers, their counters, their limits.
+"""Lanes: the lanes of a SQLite database, with their numbers, counters and limits.
 
-A lane is (queue, type, limit key); its row goes with its last task. A number is never given again, so each process may
-remember which lane a number stands for. The number of a lane is looked up within the transaction that adds to it:
-another process may have removed the row, and made another one, since.
+A lane is (queue, type, limit key); its row is removed with its last task. A number is never used again, so each process
+may cache which lane a number means. The number of a lane is looked up within the transaction that adds to it, because
+another process may have removed the row and inserted a new one.
 
-    a task changes --> Moves --write--> lane: tasks, processing, first ready task     removed when no task is left
-                                        kind: tasks by status
+    a task changes --> StatusChanges --write--> lane: tasks, processing, first ready task
+                                                kind: tasks by status
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from dtq.task.model import WAITING, Task
 
 _limit = msgspec.json.Decoder(Limit).decode
 Changes = defaultdict[str, int]  # status -> by how many more tasks
-REMEMBERED = 10_000  # lanes whose number a process remembers
-
-
+MAX_CACHED = 10_000  # lanes
 Found = tuple[int, int | None, float, int]  # of a lane: its number, and `first`, `run_at` and `lowest`
 
 
-class Moves:
-    """How many tasks of each lane have moved from status to status; written to the counters once a transaction.
+class StatusChanges:
+    """Counts how many tasks of each lane change their status, and writes that to the counters once a transaction.
 
-    `_touched` are the lanes whose first, last or doomed task may be another one now.
+    `_touched` holds the lanes whose first, last or doomed task may have changed.
     """
 
     def __init__(self) -> None:
@@ -45,7 +43,7 @@ class Moves:
         self._touched: set[int] = set()
 
     def add(self, lane: int, status: str) -> None:
-        """Count a task that is not before the first task of its lane, nor behind the last one, nor doomed."""
+        """Count a new task for which `is_between` is True: the first and last task of its lane stay the same."""
         self._changes[lane][status] += 1
 
     def enter(self, lane: int, status: str) -> None:
@@ -64,9 +62,9 @@ class Moves:
         self.enter(lane, new)
 
     def touch(self, lane: int) -> None:
-        """A task of this lane has become ready or doomed, its status staying the same."""
+        """Note that a task of this lane became ready or doomed, with the same status."""
         self._touched.add(lane)
-        self._changes[lane]  # counts nothing, but makes `write` look at the lane
+        self._changes[lane]  # counts nothing, but makes `write` update the lane
 
     def write(self, db: sqlite3.Connection) -> None:
         kinds: defaultdict[tuple[int, int], Changes] = defaultdict(partial(defaultdict, int))
@@ -85,7 +83,7 @@ class Moves:
 
 
 def _count(db: sqlite3.Connection, lane: int, changes: Changes, is_touched: bool) -> tuple[int, int]:
-    """Write these changes to the row of the lane, with what is true of its waiting tasks now.
+    """Update the counters and, if `is_touched`, the first ready task in the row of the lane.
 
     Return its kind, and how many tasks of that kind waited before.
     """
@@ -116,13 +114,13 @@ def is_between(task: Task, found: Found) -> bool:
 
 
 class Lanes:
-    """`names` maps numbers to lanes."""
+    """A cache of lanes: `names` maps their numbers to lanes."""
 
     def __init__(self) -> None:
         self.names: dict[int, Lane] = {}
 
     def find(self, db: sqlite3.Connection, lane: Lane) -> Found:
-        """Return the number of this lane, which is made where there is none, with the place of its ready tasks."""
+        """Return the number of this lane and the place of its ready tasks. Insert the lane if it is new."""
         found: Found | None = db.execute(schema.LANE, lane).fetchone()
         if found is None:
             db.execute(schema.INSERT_KIND, lane[:2])
@@ -134,9 +132,9 @@ class Lanes:
         self.names = {}
 
     def learn(self, db: sqlite3.Connection, numbers: Iterable[int]) -> None:
-        """Read those of these lanes that are not known yet."""
+        """Read the lanes with these numbers that are not cached yet."""
         if missing := {number for number in numbers if number not in self.names}:  # `-` would look at all names
-            if len(self.names) > REMEMBERED:
+            if len(self.names) > MAX_CACHED:
                 missing = set(numbers)
                 self.forget()
             for number, *lane in db.execute(schema.LANES_AMONG, (json_list(missing),)).fetchall():
@@ -167,7 +165,7 @@ def read_limits(db: sqlite3.Connection) -> list[Limit]:
 def change_limit(
     db: sqlite3.Connection, selector: tuple[str | None, str | None, str | None], changes: dict[str, Any]
 ) -> None:
-    """Changes what is not None; a limit that limits nothing any more goes. A new rate starts with a clean slate."""
+    """Change every setting that is not None. Remove a limit without settings. A new rate starts with full buckets."""
     known = next((known for known in read_limits(db) if known.selector == selector), Limit(*selector))
     limit = known.with_changes(changes)
     if limit.rate != known.rate or limit.is_void:
@@ -177,7 +175,7 @@ def change_limit(
         db.execute(
             "INSERT INTO lane_limit (selector, body) VALUES (?, ?)", (selector_of(limit), to_json(limit).decode())
         )
-    if limit.key is not None:  # the next claims find out, some lanes each, which are closed still
+    if limit.key is not None:  # the next claims check which lanes are still closed, some lanes each
         db.execute(schema.REOPEN, (limit.queue or "", limit.type or "", limit.key))
 
 
@@ -186,8 +184,8 @@ def selector_of(limit: Limit) -> str:
 
 
 def oldest(db: sqlite3.Connection) -> float | None:
-    """The earliest due time of all that waits: the first task of each lane by an index, then those behind a task of a
-    higher priority in the same lane."""
+    """Return the earliest due time of all waiting tasks: of the first task of each lane, from an index, and of tasks
+    behind one of a higher priority in the same lane."""
     times = [
         db.execute(query).fetchone()[0]
         for query in (schema.FIRST_LATER, schema.OLDEST_WITH_KEY, schema.OLDEST_WITHOUT_KEY)
@@ -200,7 +198,7 @@ def oldest(db: sqlite3.Connection) -> float | None:
 
 
 def openings(db: sqlite3.Connection, now: float) -> list[float]:
-    """Return when rates let more tasks start, and a time long past where claims have not let in all that is open."""
+    """Return the times at which rates let more tasks start; a time in the past if claims still have lanes to open."""
     times = []
     for limit in read_limits(db):
         full_at = db.execute(schema.FIRST_FULL, (selector_of(limit), now + limit.ahead)).fetchone()[0]

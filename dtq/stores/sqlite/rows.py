@@ -1,8 +1,8 @@
-"""Between tasks and rows: which field is a column of its own, and which ones share a JSON column.
+"""Rows: convert between tasks and rows.
 
-What queries ask for has its own column. What is set once (`options`) and what an attempt leaves behind (`outcome`) are
-JSON, and NULL where nothing differs from the defaults, as for most tasks; the payload is never written again. The
-`error` of the latest attempt is apart from the rest of its outcome, so that lists need not read results and logs.
+A field that queries use has its own column. Fields that are set once (`options`), and those that an attempt leaves
+behind (`outcome`), share a JSON column each, which is NULL if all are defaults, as for most tasks. The payload is
+written once. The `error` of the latest attempt has its own column, so that lists need not read results and logs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _json(value: msgspec.Struct) -> str | None:
 
 
 def json_list(values: Iterable[Any]) -> str:
-    """Many values as one parameter: `IN (SELECT value FROM json_each(?))`."""
+    """Return many values as one parameter, for `IN (SELECT value FROM json_each(?))`."""
     return to_json(list(values)).decode()
 
 
@@ -79,13 +79,13 @@ def outcome_of(task: Task) -> str | None:
 
 
 def stage_of(task: Task) -> int | None:
-    """Where a task stands after a transition; one that is added and due already is READY instead of LATER."""
+    """Return the stage of a task after a transition (see schema.py). For a new task that is already due it is READY."""
     stage = _STAGE.get(task.status)
     return DOOMED if task.doom and stage is not None else stage
 
 
 def new_row(task: Task, lane: int) -> tuple[Any, ...]:
-    """What INSERT binds. `task` has its status and doom."""
+    """Return the values for INSERT. `task` has its first status and doom."""
     stage = stage_of(task)
     if stage == LATER and task.run_at <= task.created_at:
         stage = READY
@@ -97,7 +97,7 @@ def new_row(task: Task, lane: int) -> tuple[Any, ...]:
 
 
 def state_row(task: Task, seq: int) -> tuple[Any, ...]:
-    """What REPLACE binds."""
+    """Return the values for REPLACE."""
     return (
         stage_of(task), task.status, task.priority, task.expires, task.run_at, task.started_at, task.finished_at,
         task.attempts, task.interruptions, task.worker, task.lease_until, task.doom, task.progress, task.note,
@@ -106,7 +106,8 @@ def state_row(task: Task, seq: int) -> tuple[Any, ...]:
 
 
 def task_of(row: tuple[Any, ...], lanes: Mapping[int, Lane]) -> Task:
-    """The task of a row of FIELDS."""
+    """Return the task of a row of FIELDS. `lanes` maps numbers to lanes. A damaged row becomes
+    a task that cannot run (see `unreadable`)."""
     (
         _, id, lane, key, status, version, priority, run_at, expires, created_at, started_at, finished_at, attempts,
         interruptions, worker, lease_until, doom, progress, note, options, error, outcome, payload,
@@ -117,22 +118,22 @@ def task_of(row: tuple[Any, ...], lanes: Mapping[int, Lane]) -> Task:
         state = _STATUS[status]
         o = NO_OPTIONS if options is None else _options(options)
         r = NO_OUTCOME if outcome is None else _outcome(outcome)
-        told = None if error is None else _error(error)
-        given = None if payload is None else from_json(payload)
-    except Exception as why:  # another version of dtq wrote it, or a hand: the others must not suffer for it
+        failure = None if error is None else _error(error)
+        data = None if payload is None else from_json(payload)
+    except Exception as why:  # written by another version of dtq, or by hand: all other tasks must stay readable
         problem = why
         queue, type, limit_key = lanes.get(lane, ("unreadable", "unreadable", ""))
         state = _STATUS.get(status, Status.FAILED)
         o, r = _or_else(_options, options, NO_OPTIONS), _or_else(_outcome, outcome, NO_OUTCOME)
-        told, given = _or_else(_error, error, None), _or_else(from_json, payload, None)
+        failure, data = _or_else(_error, error, None), _or_else(from_json, payload, None)
     task = Task(
         id=id, queue=queue, type=type, limit_key=limit_key, key=key, status=state, version=version,
         priority=priority, run_at=run_at, expires=expires, created_at=created_at, started_at=started_at,
         finished_at=finished_at, attempts=attempts, interruptions=interruptions, worker=worker, lease_until=lease_until,
-        doom=doom, progress=progress, note=note, payload=given,
+        doom=doom, progress=progress, note=note, payload=data,
         max_attempts=o.max_attempts, timeout=o.timeout, retry_delay=o.retry_delay, retry_backoff=o.retry_backoff,
         retry_jitter=o.retry_jitter, retry_cap=o.retry_cap, after=o.after, on_parent_failure=o.on_parent_failure,
-        webhook=o.webhook, result=r.result, history=r.history, log=r.log, error=told,
+        webhook=o.webhook, result=r.result, history=r.history, log=r.log, error=failure,
     )  # fmt: skip
     return task if problem is None else unreadable(task, problem)
 

@@ -1,24 +1,24 @@
-"""The tables of SQLiteStore, and every statement that it runs.
+"""Schema: the tables of SQLiteStore, and every statement that it runs.
 
-`stage` says where a task stands in the waiting room, and is what the indexes are for: each of them holds only the tasks
-that its question is about, so that what is finished, or waits for something else, costs nothing.
+`stage` is what a waiting task waits for. Each index holds only the tasks of one stage, so that a query costs nothing
+for finished tasks, and for those that wait for something else:
 
     0 blocked    waits for its parents
     1 later      waits for its time                  task_later: by time
     2 ready      may be claimed                      task_ready: by lane, priority, time, insertion
-    3 doomed     to be claimed only to be ended      task_doomed
-    NULL         processing, or terminal             task_held: by who has it; task_finished: by time
+    3 doomed     a claim takes it only to end it     task_doomed
+    NULL         processing, or terminal             task_held: by worker; task_finished: by time
 
-A row of `lane` stands for all tasks of one queue, type and limit key, and goes with the last of them. It repeats what a
-claim needs of its first ready task, so that the index of each kind (queue and type, with a limit key or without) has
-the lanes in the order in which they are served:
+A row of `lane` represents all tasks of one queue, type and limit key, and is removed with the last of them. It repeats
+what a claim needs to know of its first ready task, so that the index of each kind (queue and type, with a limit key or
+without) has the lanes in the order in which they are served:
 
     lane_open      until = 0    by kind: priority, mark of the key, due time, insertion      a claim reads from here
     lane_closed    until > 0    by the time at which it may be open again (infinity: only something else opens it)
 
-Counters that statistics show are kept by `kind`: reading them does not grow with limit keys. A kind has one lane
-without a limit key, which a claim reads together with the kind. So that lane needs no index of its own, and a claim of
-one task writes fewer pages: each page that a transaction changes is written whole, which costs more than a statement.
+The counters of the statistics are in `kind`: reading them costs the same for any number of limit keys. A kind has one
+lane without a limit key, which a claim reads together with the kind. So that lane needs no index, and a claim of one
+task writes fewer pages: each page that a transaction changes is written whole, which costs more than a statement.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ INSERT INTO deleted (version) VALUES (0);
 """
 
 # `first`, `run_at` and `seq` are the -priority, due time and number of the first ready task (NULL: none is ready);
-# `lowest` is the -priority of the last one; `doomed` tells whether a task is to be ended; `tasks` counts all of them.
+# `lowest` is the -priority of the last one; `doomed` is 1 if a task is doomed; `tasks` counts all of them.
 # `waiting` is 1 while a task of the kind is pending, retrying or blocked.
 LANES = f"""
 CREATE TABLE kind (
@@ -119,7 +119,7 @@ _COLUMNS_1 = """seq, id, lane, key, stage, status, version, priority, run_at, ex
     finished_at, attempts, interruptions, worker, lease_until, doom, progress, note, options, outcome, payload"""
 _ENDED = "('completed', 'failed', 'cancelled')"
 
-# What makes a file of each older version one of the next.
+# The statements that upgrade a file from each older version to the next.
 UPGRADES = {
     1: f"""
 ALTER TABLE task RENAME TO task_1;
@@ -205,7 +205,7 @@ OPEN_AGAIN = """UPDATE lane SET until = 0 WHERE id IN
     (SELECT id FROM lane WHERE until > 0 AND until <= ? ORDER BY until LIMIT ?)"""
 LEVEL = """UPDATE lane SET mark = 0 WHERE id IN (SELECT id FROM lane
     WHERE mark > 0 AND mark < ? ORDER BY mark DESC LIMIT ?)"""
-# What a claim has to look at: kinds in which something waits; the mark of the key served last; whether lanes may open
+# What a claim needs first: kinds with waiting tasks; the mark of the key served last; whether lanes may open
 # again, or have an old mark; and, of each kind, whether it has doomed tasks and open lanes with a key; and its lane
 # without a key.
 _SHARE_NOW = "coalesce((SELECT mark FROM share WHERE key = char(0)), 0)"
@@ -223,7 +223,7 @@ _OPEN = "FROM lane WHERE kind = ? AND keyed = 1 AND first IS NOT NULL AND until 
 BEST_LANES = f"SELECT first, mark, run_at, seq, id, key {_OPEN} ORDER BY first, mark, run_at, seq LIMIT ?"
 NEXT_MARK = f"SELECT first, mark {_OPEN} AND first = ? AND mark > ? ORDER BY mark LIMIT 1"
 NEXT_PRIORITY = f"SELECT first, mark {_OPEN} AND first > ? ORDER BY first, mark LIMIT 1"
-OF_SHELF = f"""SELECT first, mark, run_at, seq, id, key {_OPEN} AND first = ? AND mark = ? AND (run_at, seq) > (?, ?)
+OF_TIER = f"""SELECT first, mark, run_at, seq, id, key {_OPEN} AND first = ? AND mark = ? AND (run_at, seq) > (?, ?)
     ORDER BY run_at, seq LIMIT ?"""
 HEADS = f"""SELECT -priority, run_at, seq FROM task WHERE stage = {READY} AND lane = ? AND priority >= ?
     ORDER BY priority DESC, run_at, seq LIMIT ? OFFSET ?"""

@@ -1,15 +1,17 @@
 """SQLiteStore: the default store. One database file, any number of threads and processes on one machine.
 
-    SQLiteStore   the protocol of dtq.stores, one method a transaction     (this file)
-      Database    how the file is written, read and watched
-      Lanes       lanes, their counters and limits
-      Choice      which tasks go next
-      edges       who waits for whom
-      rows        between tasks and rows
-      schema      the tables, and every statement
+    SQLiteStore       the protocol of dtq.stores, one transaction for each method     (this file)
+      Database        how the file is written, read and watched
+      adding          new tasks
+      Choice          the tasks that a claim takes
+      Lanes           lanes, their counters and limits
+      dependencies    parents and children
+      removal         delete and purge
+      rows            convert between tasks and rows
+      schema          the tables, and every statement
 
-What was acknowledged is on the disk: `add` and `update` wait for the flush (WAL, synchronous=FULL). `claim` and
-`heartbeat` do not, because losing one in a power cut only means that a task is given out again.
+`add` and `update` return when their commit is on the disk (WAL, synchronous=FULL). `claim` and `heartbeat` do not wait
+for the disk: if a power cut loses one, the task is only claimed again.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -26,42 +27,38 @@ import msgspec
 from msgspec.structs import replace
 
 from dtq.errors import StoreError
-from dtq.policy.limits import Lane
 from dtq.stores.protocol import Node, Outcome, Stats, sum_counts
 from dtq.stores.shared.decoding import decode_or_skip
 from dtq.stores.shared.peers import LostNodes, Peers
 from dtq.stores.sqlite import schema
+from dtq.stores.sqlite.adding import add_tasks
 from dtq.stores.sqlite.choice import Choice
 from dtq.stores.sqlite.database import Database
-from dtq.stores.sqlite.dependencies import (
-    drop_edges_to,
-    insert_edges,
-    orphan,
-    place,
-    place_anew,
-    require_parents,
-    settle,
-)
-from dtq.stores.sqlite.lanes import Found, Lanes, Moves, change_limit, is_between, oldest, openings, read_limits
-from dtq.stores.sqlite.rows import about, json_list, new_row, state_row, task_of
+from dtq.stores.sqlite.dependencies import block_again, drop_edges_to, unblock_children
+from dtq.stores.sqlite.lanes import Lanes, StatusChanges, change_limit, oldest, openings, read_limits
+from dtq.stores.sqlite.removal import TASKS_PER_PURGE, delete_tasks, purge_some
+from dtq.stores.sqlite.rows import about, json_list, state_row, task_of
 from dtq.stores.sqlite.schema import find_query
 from dtq.sync.forks import Forkable
 from dtq.task.codec import to_json
 from dtq.task.model import TERMINAL, WAITING, Status, Task
 from dtq.task.transitions import brief_of
 
-PURGE = 1000  # tasks that one step of `purge` looks at
-BRIEF_ROWS = 100  # that are read at once: each may carry the traceback of an error
+ROWS_PER_READ = 100  # of brief tasks: each row may hold the traceback of an error
 Row = tuple[Any, ...]
 _node = msgspec.json.Decoder(Node).decode
 
 
 class SQLiteStore(Forkable):
-    """Keeps the protocol of dtq.stores in the SQLite database at `path`, which is made where it is missing.
+    """Keeps tasks in the SQLite database at `path`, which is created if it is missing.
 
-    `durability="relaxed"` acknowledges without waiting for the disk: faster, and a power cut may take the last
-    seconds. A killed process loses nothing either way. Raises StoreError where the file is no database of ours, or
-    from a newer dtq.
+    Args:
+        path: The file. Its log, lock and nodes are beside it: `path-wal`, `path-lock`, `path-nodes`.
+        durability: "full" waits for the disk before `add` and `update` return. "relaxed" does not: faster, but a power
+            cut may lose the last seconds. A killed process loses nothing either way.
+
+    Raises:
+        StoreError: The file is not a database of dtq, or is one of a newer dtq.
     """
 
     def __init__(self, path: str | Path, durability: Literal["full", "relaxed"] = "full") -> None:
@@ -81,42 +78,7 @@ class SQLiteStore(Forkable):
     # --- add
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
-        return self.database.write(lambda db: self._add(db, tasks), flush=True)
-
-    def _add(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> list[str]:
-        ids, new = self._without_taken(db, tasks)
-        if any(task.after for task in new):
-            require_parents(db, new, {task.id for task in tasks})
-            new = place(db, new, dict(zip((task.id for task in tasks), ids, strict=True)))
-        moves = Moves()
-        rows: list[Row] = []
-        lanes: dict[Lane, Found] = {}
-        for task in new:
-            lane = lanes.get(task.lane) or lanes.setdefault(task.lane, self._lanes.find(db, task.lane))
-            rows.append(new_row(task, lane[0]))
-            (moves.add if is_between(task, lane) else moves.enter)(lane[0], task.status)
-        _insert(db, rows)
-        if any(task.after for task in new):
-            insert_edges(db, new)
-        moves.write(db)
-        return ids
-
-    def _without_taken(self, db: sqlite3.Connection, tasks: Sequence[Task]) -> tuple[list[str], list[Task]]:
-        """For each task the id that stands for it, and the tasks whose id and key are free."""
-        found = about(db, schema.IDS_AMONG, [task.id for task in tasks])
-        taken = {row[0] for row in found}
-        keys = [task.key for task in tasks if task.key is not None]
-        holders = dict(db.execute(schema.KEYS_AMONG, (json_list(keys),))) if keys else {}
-        ids, new = [], []
-        for task in tasks:
-            holder = task.id if task.id in taken else holders.get(task.key)
-            if holder is None:
-                new.append(task)
-                taken.add(task.id)
-                if task.key is not None:
-                    holders[task.key] = task.id
-            ids.append(holder or task.id)
-        return ids, new
+        return self.database.write(lambda db: add_tasks(db, self._lanes, tasks), flush=True)
 
     # --- claim
 
@@ -136,21 +98,21 @@ class SQLiteStore(Forkable):
     def _move_due(self, db: sqlite3.Connection, now: float) -> None:
         if not db.execute(schema.ANY_MOVES, (now,)).fetchone()[0]:
             return
-        moves = Moves()
+        changes = StatusChanges()
         for query in (schema.MOVE_DUE, schema.DOOM_EXPIRED):
             for (lane,) in db.execute(query, (now,)).fetchall():
-                moves.touch(lane)
-        moves.write(db)
+                changes.touch(lane)
+        changes.write(db)
 
     def _take(self, db: sqlite3.Connection, seqs: list[int], claim: tuple[str, float, float]) -> list[Task]:
         if not seqs:
             return []
-        moves = Moves()
+        changes = StatusChanges()
         before = dict(about(db, schema.STATUS_OF, seqs).fetchall())
         rows = {row[0]: row for row in about(db, schema.TAKE, seqs, *claim).fetchall()}
         for seq, row in rows.items():
-            moves.move(row[2], before[seq], Status.PROCESSING)
-        moves.write(db)
+            changes.move(row[2], before[seq], Status.PROCESSING)
+        changes.write(db)
         return self._tasks(db, [rows[seq] for seq in seqs])
 
     # --- update
@@ -163,8 +125,8 @@ class SQLiteStore(Forkable):
         accepted: dict[str, Task] = {}
         successors: list[Task] = []
         revived: list[str] = []
-        freed: list[int] = []  # children that have ended
-        rows, moves = [], Moves()
+        freed: list[int] = []  # the children among the tasks that end
+        rows, changes = [], StatusChanges()
         for task, planted in outcomes:
             version, seq, lane, status, key, doom = standing.get(task.id, (None, 0, 0, "", None, None))
             if version == task.version and task.id not in accepted:
@@ -175,7 +137,7 @@ class SQLiteStore(Forkable):
                 rows.append(state_row(task, seq))
                 if task.after and task.is_terminal:
                     freed.append(seq)
-                moves.move(lane, status, task.status)
+                changes.move(lane, status, task.status)
                 if status in TERMINAL and task.after and not task.is_terminal:
                     revived.append(task.id)
                 if planted and key is not None:
@@ -184,11 +146,11 @@ class SQLiteStore(Forkable):
         if freed:
             drop_edges_to(db, freed)
         if revived:
-            self._place_anew(db, revived, moves)
+            self._block_again(db, revived, changes)
         if successors:
-            self._add(db, successors)
-        settle(db, [(task.id, task.status) for task in accepted.values() if task.is_terminal], moves)
-        moves.write(db)
+            add_tasks(db, self._lanes, successors)
+        unblock_children(db, [(task.id, task.status) for task in accepted.values() if task.is_terminal], changes)
+        changes.write(db)
         return set(accepted)
 
     def _hand_over_key(self, db: sqlite3.Connection, seq: int, key: str, successors: Sequence[Task]) -> None:
@@ -197,10 +159,10 @@ class SQLiteStore(Forkable):
         if heirs - taken:
             db.execute(schema.LET_KEY_GO, (seq,))
 
-    def _place_anew(self, db: sqlite3.Connection, ids: list[str], moves: Moves) -> None:
+    def _block_again(self, db: sqlite3.Connection, ids: list[str], changes: StatusChanges) -> None:
         rows = db.execute(schema.GET, (json_list(ids),)).fetchall()
-        for row, task in zip(rows, place_anew(db, self._tasks(db, rows)), strict=True):
-            moves.move(row[2], row[4], task.status)
+        for row, task in zip(rows, block_again(db, self._tasks(db, rows)), strict=True):
+            changes.move(row[2], row[4], task.status)
 
     # --- leases
 
@@ -215,7 +177,7 @@ class SQLiteStore(Forkable):
         return lost
 
     def _is_published(self, node: Node) -> bool:
-        """Whether the node is in the store as it is, its time aside."""
+        """Return True if the store has this node with the same facts, except its time."""
         known = self._published.get(node.id)
         if known is None or replace(node, seen_at=0) != replace(known, seen_at=0):
             return False
@@ -288,7 +250,7 @@ class SQLiteStore(Forkable):
             if not brief:
                 return self._tasks(db, rows.fetchall())
             tasks: list[Task] = []
-            while some := rows.fetchmany(BRIEF_ROWS):
+            while some := rows.fetchmany(ROWS_PER_READ):
                 tasks += map(brief_of, self._tasks(db, some))
             return tasks
 
@@ -313,42 +275,14 @@ class SQLiteStore(Forkable):
         self.database.write(lambda db: change_limit(db, (queue, type, key), changes), flush=True)
 
     def delete(self, ids: Iterable[str]) -> int:
-        ids = list(ids)  # the work may be done again
-        return self.database.write(lambda db: self._delete(db, ids), flush=True)
-
-    def _delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
-        order = {id: at for at, id in enumerate(dict.fromkeys(ids))}  # the first to go is the one that children name
-        moves = Moves()
-        gone = sorted(self._remove(db, list(order), moves), key=order.__getitem__)
-        orphan(db, gone, moves)
-        moves.write(db)
-        return len(gone)
-
-    def _remove(self, db: sqlite3.Connection, ids: list[str], moves: Moves) -> list[str]:
-        """Remove those of these tasks that do not run; return their ids."""
-        rows = db.execute(schema.DELETE, (json_list(ids),)).fetchall()
-        for _, _, lane, status, _ in rows:
-            moves.leave(lane, status)
-        if rows:
-            db.execute(schema.RAISE_DELETED, (max(row[4] for row in rows),))
-            drop_edges_to(db, [row[0] for row in rows])
-        return [row[1] for row in rows]
+        ids = list(ids)  # the work may run twice
+        return self.database.write(lambda db: delete_tasks(db, ids), flush=True)
 
     def purge(self, before: float, statuses: Collection[str]) -> int:
         wanted = json_list(set(statuses) & TERMINAL)
-
-        def work(db: sqlite3.Connection) -> tuple[int, int]:
-            found = db.execute(schema.FINISHED_BEFORE, (before, wanted, PURGE)).fetchall()
-            if needed := [id for id, is_needed in found if is_needed]:
-                db.execute(schema.KEEP, (json_list(needed),))  # it is not found again until its children have ended
-            moves = Moves()
-            gone = self._remove(db, [id for id, is_needed in found if not is_needed], moves)
-            moves.write(db)
-            return len(gone), len(found)
-
         while True:
-            removed, looked_at = self.database.write(work, flush=True, wake=None)
-            if removed or looked_at < PURGE:
+            removed, looked_at = self.database.write(lambda db: purge_some(db, before, wanted), flush=True, wake=None)
+            if removed or looked_at < TASKS_PER_PURGE:
                 return removed
 
     def fileno(self) -> int:
@@ -360,22 +294,22 @@ class SQLiteStore(Forkable):
     def close(self) -> None:
         if not self._closed:
             for node in list(self._published.values()):
-                with suppress(StoreError):  # a full disk, say: the others will see that the lock is gone
+                with suppress(StoreError):  # a full disk, for example: other processes will see that its lock is free
                     self.heartbeat(node, [], 0, node.seen_at)
             leave = Peers.close if self._is_gone() else Peers.abandon
             self.database.close(leave)
             self._closed = True
 
     def _is_gone(self) -> bool:
-        """Return whether nothing speaks through this process any more. A node that still has tasks, or that could not
-        be removed, stays in the store: its file has to show that it is dead."""
+        """Return True if no node of this process is left in the store. A node that still holds tasks, or could not be
+        removed, stays: the unlocked file of this process then shows that it is dead."""
         with suppress(StoreError):
             return self.database.read(
                 lambda db: db.execute(schema.HAS_PEER, (self.database.watch.name,)).fetchone() is None
             )
         return False
 
-    # --- forks: the nodes are the parent's, and a child opens the file again when it needs it
+    # --- forks: the nodes belong to the parent; a child opens the file again on its next use
 
     def before_fork(self) -> None:
         self.database.before_fork()
@@ -388,7 +322,7 @@ class SQLiteStore(Forkable):
         self.database.in_child()
 
     def abandon(self) -> None:
-        """Lets go of everything without a word to anybody, as a killed process would; for tests of crashes."""
+        """Close everything as the end of a killed process would, for tests of crashes."""
         self.database.close(Peers.abandon)
         self._closed = True
 
@@ -398,10 +332,3 @@ def _stats(db: sqlite3.Connection) -> Stats:
     rows = ((q, t, status, n) for q, t, *counts in lanes for status, n in zip(schema.COUNTERS, counts, strict=True))
     nodes = decode_or_skip(_node, (body for _, _, body in db.execute(schema.NODES)), "a node")
     return Stats(*sum_counts(rows), oldest(db), nodes, read_limits(db))
-
-
-def _insert(db: sqlite3.Connection, rows: list[Row]) -> None:
-    whole = len(rows) // schema.TOGETHER * schema.TOGETHER
-    for at in range(0, whole, schema.TOGETHER):
-        db.execute(schema.INSERT_TOGETHER, list(chain.from_iterable(rows[at : at + schema.TOGETHER])))
-    db.executemany(schema.INSERT, rows[whole:])
