@@ -10,7 +10,11 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_workflow_runs_the_hourly_tests_of_every_room():
     text = {path: path.read_text() for path in (ROOT / "tests").glob("*/test_*.py")}
-    rooms = {path.parent.name for path, code in text.items() if re.search(r"mark\.hourly|@small_and_large", code)}
+    rooms = {
+        path.parent.name
+        for path, code in text.items()
+        if re.search(r"mark\.hourly|@small_and_large|@long_and_hourly", code)
+    }
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     (listed,) = re.findall(r"^ +room: \[(.+)\]$", workflow, re.M)
     assert set(listed.split(", ")) == rooms

@@ -100,7 +100,9 @@ for place, code in json.load(open("blocks.json")):
 """
 
 
-@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
+@pytest.mark.parametrize(
+    "shuffled", [pytest.param(False, id="in order"), pytest.param(True, id="shuffled", marks=pytest.mark.long)]
+)
 def test_the_blocks_run_twice_in_any_order_in_one_kernel_and_folder(shuffled, tmp_path):
     """They share what they define, as the cells of a notebook do. No block leaves work, a limit or a schedule in the
     queue."""

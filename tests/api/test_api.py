@@ -16,6 +16,7 @@ from contextlib import closing
 import httpx
 import pytest
 import servers
+from sizes import long_and_hourly
 
 from dtq import DTQError, QueueManager, TaskQueue
 
@@ -502,9 +503,7 @@ def test_a_process_that_starts_leaves_the_shared_socket_as_it_is(tmp_path, monke
     assert seen == [False, False]
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(3, marks=pytest.mark.long), pytest.param(30, marks=pytest.mark.hourly)]
-)
+@long_and_hourly("seconds", 3, 30)
 @pytest.mark.parametrize("url", ["sqlite:///{}/queue.db", "file:{}/queue", "valkey"])
 def test_processes_that_are_killed_lose_no_task_that_was_acknowledged(tmp_path, url, seconds):
     """Each second, one of four processes is killed."""

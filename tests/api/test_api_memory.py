@@ -27,6 +27,7 @@ TASKS, KIB = 150, 100
 ALLOWED = 40  # MB beyond what the process has when it has answered once; the tasks of one page of 100 would take more
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("store", ["sqlite", "valkey"])
 def test_an_api_process_stays_small_while_every_list_of_large_tasks_is_read(store, tmp_path):
     url = servers.url_of("valkey") if store == "valkey" else f"{tmp_path}/queue.db"

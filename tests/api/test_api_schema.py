@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("litestar")
 
-from sizes import small_and_large
+from sizes import long_and_hourly
 
 from dtq import APIServer, QueueManager, TaskQueue
 
@@ -41,7 +41,7 @@ def double(payload, context):
     return 2 * payload["n"]
 
 
-@small_and_large("examples", 3, 120)
+@long_and_hourly("examples", 3, 120)
 @pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")
 def test_whatever_is_sent_is_answered_as_the_document_says(tmp_path, examples):
     """Every operation but /events, which does not end. No answer is a 5xx, each fits its schema, and what the schema

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sizes import small_and_large
+from sizes import long_and_hourly, small_and_large
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.stores.file.journal import parse
@@ -185,7 +185,7 @@ def spoiled_by(directory: Path, path: Path, before: bytes, after: bytes) -> set[
     return spoiled | {child for child, parents in CHILDREN.items() if parents & spoiled}
 
 
-@small_and_large("damaged", 250, 5000)
+@long_and_hourly("damaged", 250, 5000)
 def test_a_start_never_fails_for_a_damaged_file_and_its_neighbours_are_as_they_were(healthy, tmp_path, caplog, damaged):
     template, tasks, limits = healthy
     caplog.set_level(logging.CRITICAL, "dtq")

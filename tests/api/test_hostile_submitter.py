@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("litestar")
 import hostile_submitter
-from sizes import small_and_large
+from sizes import long_and_hourly
 
 
-@small_and_large("requests", 400, 20_000)
+@long_and_hourly("requests", 400, 20_000)
 @pytest.mark.parametrize("store", ["sqlite", "file", "valkey"])
 def test_a_hostile_submitter_harms_nobody(tmp_path, store, requests):
     seed = random.randrange(1_000_000)

@@ -52,6 +52,7 @@ def free_port_taken():
         yield server.getsockname()[1]
 
 
+@pytest.mark.long
 def test_the_demo_over_http_has_the_same_outcome():
     code, out, err = run("demo", "--tasks", "5", "--workers", "2", "--api", "--port", "0")
     assert (code, err) == (0, "")
@@ -72,6 +73,7 @@ def test_the_demo_reports_the_worker_that_it_kills(printed):
     assert "is replaced by process" in replacement
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", ["1", "20"])
 def test_a_demo_of_one_picture_is_complete(workers):
     code, out, _ = run("demo", "--tasks", "1", "--workers", workers)

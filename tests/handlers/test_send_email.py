@@ -166,6 +166,7 @@ def test_an_encoded_word_cannot_become_a_header_or_another_text(handler, sink, f
     assert sink.mails == []
 
 
+@pytest.mark.long
 def test_any_subject_arrives_as_given_and_adds_no_header(handler):
     """Compose subjects at random from pieces that have a meaning in a header; check the message as it would be sent."""
     pieces = [
@@ -474,6 +475,7 @@ class DeadlySink(Sink):
             await asyncio.sleep(0.002)  # the queue hears of it in a moment
 
 
+@pytest.mark.long
 def test_killed_workers_lose_no_mail_and_repeat_only_mails_that_had_arrived(tmp_path, monkeypatch):
     with (
         serving(DeadlySink(kills=16), monkeypatch) as sink,

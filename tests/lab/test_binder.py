@@ -97,6 +97,7 @@ def page():
         thread.join()
 
 
+@pytest.mark.long
 def test_a_page_on_a_port_of_ours_is_seen_through_the_jupyter_server(page, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/")
     address = lab.url(page)

@@ -205,6 +205,7 @@ def notebook_of(text):
     )
 
 
+@pytest.mark.long
 def test_what_is_wrong_with_a_notebook_is_found(open_notebook):
     notebook = open_notebook(notebook_of(FLAWED), "flawed.ipynb")
     notebook.run_all(LIMIT)
@@ -220,6 +221,7 @@ def test_what_is_wrong_with_a_notebook_is_found(open_notebook):
         assert any(flaw.startswith(found) for flaw in flaws), (found, flaws)
 
 
+@pytest.mark.long
 def test_a_bar_counts_as_moved_only_when_it_has_moved(open_notebook):
     notebook = open_notebook(notebook_of(LIVE), "live.ipynb")
     notebook.run_all(LIMIT)

@@ -123,6 +123,7 @@ def test_a_worker_that_computes_for_ever_goes_with_its_kernel():
     assert not left
 
 
+@pytest.mark.long
 def test_the_packages_pool_keeps_every_promise_of_the_chapter(ch03):
     found = ch03.promises(WorkerPool)
     assert found.kept, found

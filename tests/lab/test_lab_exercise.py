@@ -379,6 +379,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("notebook_loop")
 def test_in_a_notebook_an_exercise_is_shown_once_and_can_be_proven_there():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])

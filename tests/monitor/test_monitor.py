@@ -16,7 +16,7 @@ from contextlib import suppress
 import pytest
 from full_disks import disk, fill  # noqa: F401
 from monitor_lab import NOW, Clock, ToldNode
-from sizes import small_and_large
+from sizes import long_and_hourly
 
 from dtq import DTQError, Monitor, QueueManager, StoreError, TaskQueue
 from dtq.monitor import logs
@@ -372,7 +372,7 @@ def test_history_survives_processes_that_are_killed(manager, tmp_path):
     assert times == sorted(times)
 
 
-@small_and_large("intervals", 2000, 100_000)
+@long_and_hourly("intervals", 2000, 100_000)
 def test_memory_is_flat_over_very_many_intervals(watch, manager, clock, intervals):
     """Nodes come and go all the while."""
     life = intervals // 10

@@ -143,6 +143,7 @@ def total(samples, name, by, **labels):
     return found
 
 
+@pytest.mark.long
 def test_whichever_process_of_the_api_is_scraped_while_two_nodes_run_the_sums_are_right(nodes, api):
     asked = [{"type": "obey", "payload": {"seconds": 0.03}} for _ in range(200)]
     asked += [{"type": "obey", "payload": {"seconds": 0.03, "fails": 1}, "retry_delay": 0} for _ in range(40)]

@@ -88,6 +88,7 @@ def wait_for_all(manager):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_no_more_run_than_may_run_over_four_nodes_and_no_fewer(four_nodes):
     manager, log = four_nodes
     manager.limit(type="w", max_running=3)

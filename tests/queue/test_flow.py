@@ -268,6 +268,7 @@ def test_a_task_that_is_not_in_the_flow_is_refused_by_name(manager):
         flow["x"]
 
 
+@pytest.mark.long
 def test_a_graph_of_ten_thousand_tasks_is_added_in_one_call_and_cancelled_in_one(tmp_path):
     with QueueManager(tmp_path / "q.db") as manager:
         layer = [step("value", n) for n in range(4999)]

@@ -28,8 +28,7 @@ WAIT = 120.0
 TASKS = 1000
 SQLITE, FILE = "{}/queue.db", "file:{}/queue"
 GRAPHS = [
-    (0, SQLITE),
-    pytest.param(0, FILE, marks=pytest.mark.long),
+    *(pytest.param(0, url, marks=pytest.mark.long) for url in (SQLITE, FILE)),
     *(pytest.param(seed, url, marks=pytest.mark.hourly) for seed in range(1, 20) for url in (SQLITE, FILE)),
 ]
 

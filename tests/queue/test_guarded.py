@@ -407,6 +407,7 @@ def test_a_broken_store_ends_a_node_and_raises_in_all_waiters(executor, tmp_path
     store.close()
 
 
+@pytest.mark.long
 def test_a_node_without_hints_polls_the_store(tmp_path, monkeypatch, caplog):
     store = SQLiteStore(tmp_path / "queue.db")
     with TaskQueue(store, {"echo": echo}, pool_size=1) as queue, QueueManager(tmp_path / "queue.db") as other:

@@ -121,6 +121,7 @@ def test_two_hundred_kills_of_workers_fail_only_running_tasks(path, tmp_path):
     assert all(task.attempts - len(task.history) <= ran[task.id] <= task.attempts for task in found)
 
 
+@pytest.mark.long
 def test_twenty_kills_of_a_node_lose_no_task_and_fail_none_that_never_ran(path, tmp_path):
     log, chance, tasks = tmp_path / "log", random.Random(2), 600
     with QueueManager(path) as manager:
@@ -143,7 +144,7 @@ def test_twenty_kills_of_a_node_lose_no_task_and_fail_none_that_never_ran(path, 
         assert task.status == "completed" or task.interruptions == MAX_INTERRUPTIONS
 
 
-@pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
+@pytest.mark.parametrize("url", ["{}/queue.db", pytest.param("file:{}/queue", marks=pytest.mark.long)])
 def test_fifty_kills_of_workers_and_nodes_lose_no_task_of_four_nodes(url, tmp_path):
     url, log, chance, tasks = url.format(tmp_path), tmp_path / "log", random.Random(3), 5000
     with QueueManager(url) as manager:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sizes import small_and_large
+from sizes import long_and_hourly
 from stepped_loop import ScriptedPool, make
 
 from dtq import InvalidTask, QueueManager, TaskQueue, UnknownSchedule, UnknownType, open_store
@@ -378,7 +378,7 @@ class Node:
         self.process.stdout.close()
 
 
-@small_and_large("wanted", 150, 5000)
+@long_and_hourly("wanted", 150, 5000)
 def test_each_tick_fires_exactly_once_while_nodes_are_killed(tmp_path, wanted):
     """Two nodes at a time, one killed about every half second: there is exactly one task for each tick."""
     path, log = str(tmp_path / "queue.db"), tmp_path / "log"

@@ -492,6 +492,7 @@ def test_the_first_failure_reads_well():
     assert first.detail == "ids: expected ['a', 'c'], got ['b', 'c']"
 
 
+@pytest.mark.long
 def test_of_a_task_a_failure_shows_only_what_is_not_as_expected():
     failures = {result.name: result.detail for result in conformance.run(ClaimsTwice) if result.status == "failed"}
     detail = failures["a_claimed_task_says_who_has_it_and_until_when"]

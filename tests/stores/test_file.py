@@ -389,7 +389,10 @@ def crash_after_each_write(directory: Path, disk: Recording, seed: int) -> int:
     return tried
 
 
-@pytest.mark.parametrize("seed", [3, *(pytest.param(seed, marks=pytest.mark.hourly) for seed in (4, 5, 6))])
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(3, marks=pytest.mark.long), *(pytest.param(seed, marks=pytest.mark.hourly) for seed in (4, 5, 6))],
+)
 def test_a_kill_after_any_write_loses_nothing_that_was_acknowledged_and_a_power_cut_nothing_either(tmp_path, seed):
     """The four lives have more than 2,600 writes. Each is cut off twice, with and without what was not flushed."""
     assert crash_after_each_write(tmp_path, Recording(), seed) > 1000
@@ -417,6 +420,7 @@ def filled(directory: Path) -> FileStore:
     return store
 
 
+@pytest.mark.long
 def test_a_journal_that_is_cut_at_any_byte_gives_all_that_was_before(tmp_path):
     store = filled(tmp_path / "queue")
     store.abandon()
@@ -448,6 +452,7 @@ def test_a_line_that_is_damaged_costs_itself_alone_and_is_kept(tmp_path, caplog)
     store.close()
 
 
+@pytest.mark.long
 def test_a_task_file_that_is_cut_at_any_byte_is_put_aside_and_its_neighbours_stay(tmp_path, caplog):
     store = opened(tmp_path / "queue")
     store.add([task(n) for n in range(3)])

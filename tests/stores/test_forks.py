@@ -486,7 +486,7 @@ PARENT = """
 """
 
 
-@pytest.mark.parametrize("kill", range(5))
+@pytest.mark.parametrize("kill", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 5))])
 def test_an_orphan_holds_no_lock_of_its_killed_parent(url, kill, neighbour, tmp_path):
     parent = script(PARENT, url, tmp_path / "log")
     orphan = int(parent.stdout.readline())

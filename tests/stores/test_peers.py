@@ -69,6 +69,7 @@ def start_node():
 # --- one queue under two names ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_nodes_that_open_the_queue_by_two_names_leave_each_others_tasks_alone(scheme, tmp_path, start_node):
     """A symlink to the queue, a symlinked directory, and a relative path whose process changes its directory."""
     (tmp_path / "real").mkdir()
@@ -124,6 +125,7 @@ def test_an_error_names_the_place_that_a_relative_path_meant_at_the_beginning(tm
 # --- files that are removed ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["the files", "the directory"])
 def test_removed_files_of_living_nodes_cost_no_task(scheme, what, tmp_path, start_node):
     queue, log = tmp_path / "queue", tmp_path / "log"

@@ -314,6 +314,7 @@ time.time = lambda: real() + float(os.environ["SKEW"])
 """
 
 
+@pytest.mark.long
 def test_clocks_that_are_hours_apart_do_no_harm(tmp_path):
     """A task longer than the lease is neither taken from a node whose clock is behind, nor kept from the others."""
     (tmp_path / "sitecustomize.py").write_text(SKEWED)

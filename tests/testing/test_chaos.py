@@ -28,7 +28,8 @@ from dtq.testing.chaos.plan import KILLS, ON_APIS, ON_SERVERS, WEIGHTS, draw, ki
 SEED = 1
 
 
-@pytest.mark.parametrize("url", ["{}/queue.db", pytest.param("file:{}/queue", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("url", ["{}/queue.db", "file:{}/queue"])
 def test_a_small_run_breaks_no_promise(url, tmp_path):
     result = run(url.format(tmp_path), SEED, PROFILES["small"])
     assert result.broken == {}, f"again: dtq chaos {url.format('.')} --seed {SEED}"
@@ -59,9 +60,8 @@ def test_a_server_that_cannot_be_started_is_named():
         run("redis://127.0.0.1:1/0", 1, PROFILES["small"], server="no-such-server --port 1")
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.long) for s in (signal.SIGTERM, signal.SIGINT))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_outlives_a_run_that_is_ended_from_outside(number, tmp_path):
     port = servers.free_port()
     server = f"{servers.program('valkey')} --port {port} --bind 127.0.0.1 --dir {tmp_path} --save ''"
