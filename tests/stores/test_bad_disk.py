@@ -41,7 +41,7 @@ def ids(store) -> list[str]:
 
 @contextmanager
 def no_more_writes():
-    """The kernel refuses every write to a file, as a disk that has become read-only does."""
+    """Make the kernel refuse every write to a file, as on a disk that became read-only."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that they fail, and do not kill
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
@@ -54,7 +54,7 @@ def no_more_writes():
 
 @contextmanager
 def no_more_descriptors():
-    """EMFILE for whoever opens anything."""
+    """Make every call that opens a file raise EMFILE."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/dev/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, before[1]))
@@ -71,7 +71,7 @@ def no_more_descriptors():
 
 
 @refused
-def test_a_disk_that_refuses_to_write_acknowledges_nothing_and_all_goes_on_when_it_writes_again(url, tmp_path):
+def test_a_disk_that_refuses_writes_acknowledges_nothing_and_recovers(url, tmp_path):
     store = open_store(url.format(tmp_path))
     store.add([task(1)])
     with no_more_writes():
@@ -117,7 +117,7 @@ def test_without_descriptors_add_raises_or_stores_and_nothing_opens(url, tmp_pat
 
 
 @refused
-def test_a_store_on_a_read_only_disk_says_so(url, tmp_path):
+def test_a_store_on_a_read_only_disk_raises_an_error_that_names_the_path(url, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(
@@ -153,7 +153,7 @@ def add(client: httpx.Client, n: object) -> int:
 
 @contextmanager
 def limited(process: int, what: int, most: int):
-    """That another process is short of something."""
+    """Lower a resource limit of another process."""
     if not hasattr(resource, "prlimit"):
         pytest.skip("only Linux changes the limits of another process")
     before = resource.prlimit(process, what)
@@ -165,7 +165,7 @@ def limited(process: int, what: int, most: int):
 
 
 @refused
-def test_the_api_says_503_while_the_disk_refuses_to_write_and_goes_on_when_it_writes_again(url, tmp_path):
+def test_the_api_answers_503_while_the_disk_refuses_writes_and_recovers(url, tmp_path):
     with servers.serving(url.format(tmp_path), tmp_path / "log") as (process, client):
         assert add(client, 1) == 201
         with limited(process, resource.RLIMIT_FSIZE, 0):
@@ -180,9 +180,7 @@ def test_the_api_says_503_while_the_disk_refuses_to_write_and_goes_on_when_it_wr
 
 
 @refused
-def test_the_api_lets_nobody_in_without_descriptors_serves_who_is_in_and_lets_others_in_when_there_are_some(
-    url, tmp_path
-):
+def test_without_descriptors_the_api_serves_open_connections_and_later_accepts_new_ones(url, tmp_path):
     with servers.serving(url.format(tmp_path), tmp_path / "log") as (process, client):
         taken = set(map(int, os.listdir(f"/proc/{process}/fd")))
         with limited(process, resource.RLIMIT_NOFILE, min(set(range(len(taken) + 1)) - taken)):
@@ -218,7 +216,7 @@ store.close()
 
 
 def unflushed(url: str, directory) -> int:
-    """Of so many acknowledgements, those before which nothing was flushed since the one before."""
+    """Return how many acknowledgements had no flush since the one before."""
     if not shutil.which("strace"):
         pytest.skip("counts system calls with strace, which is not installed")
     trace = directory / "trace"
@@ -238,6 +236,6 @@ def test_each_acknowledged_batch_was_flushed_to_the_disk(url, tmp_path):
 
 
 @refused
-def test_a_store_that_does_not_flush_is_found_out(url, tmp_path):
+def test_the_flush_test_detects_a_store_that_does_not_flush(url, tmp_path):
     separator = "sqlite:///" if not url.startswith("file") else ""
     assert unflushed(f"{separator}{url.format(tmp_path)}?durability=relaxed", tmp_path) > BATCHES

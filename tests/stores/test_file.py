@@ -245,7 +245,7 @@ def test_what_a_transition_may_change_is_what_the_journal_says_of_a_known_task()
 
 
 class Recording(Disk):
-    """Remembers what was done, in order."""
+    """Records what was done, in order."""
 
     def __init__(self) -> None:
         self.done: list[tuple] = []
@@ -399,13 +399,13 @@ def test_a_kill_after_any_write_loses_nothing_that_was_acknowledged_and_a_power_
 
 
 class Hasty(Recording):
-    """Says that all is on the disk, and does not flush it."""
+    """Reports that everything is on the disk, and does not flush it."""
 
     def flush(self, descriptor):
         pass
 
 
-def test_a_disk_that_is_not_flushed_is_found_out(tmp_path):
+def test_the_crash_test_detects_a_disk_that_is_not_flushed(tmp_path):
     with pytest.raises(AssertionError, match="writes, the last"):
         crash_after_each_write(tmp_path, Hasty(), 3)
 
@@ -470,7 +470,7 @@ def test_a_task_file_that_is_cut_at_any_byte_is_put_aside_and_its_neighbours_sta
     assert "is damaged, or is not a file of this queue, and was moved to" in caplog.text
 
 
-def test_a_file_that_took_the_number_or_the_id_of_another_task_does_that_one_no_harm(tmp_path, caplog):
+def test_a_file_with_the_number_or_id_of_another_task_does_not_replace_that_task(tmp_path, caplog):
     store = opened(tmp_path)
     store.add([task(n) for n in range(4)])
     store.close()
@@ -485,7 +485,7 @@ def test_a_file_that_took_the_number_or_the_id_of_another_task_does_that_one_no_
     store.close()
 
 
-def test_what_else_lies_among_the_tasks_is_put_aside(tmp_path, caplog):
+def test_other_files_among_the_tasks_are_quarantined(tmp_path, caplog):
     store = filled(tmp_path)
     store.close()
     folder = task_files(tmp_path)[0].parent
@@ -518,7 +518,7 @@ def test_a_damaged_file_changes_no_limit(damaged, change, tmp_path):
     store.close()
 
 
-def test_limits_that_nobody_can_read_are_put_aside_and_said_to_be_lost(tmp_path, caplog):
+def test_unreadable_limits_are_quarantined_and_their_loss_is_logged(tmp_path, caplog):
     store = filled(tmp_path)
     store.close()
     for name in ("queue.json", "queue-copy.json"):
@@ -538,7 +538,7 @@ def test_limits_that_nobody_can_read_are_put_aside_and_said_to_be_lost(tmp_path,
         (('"max_attempts": 3', '"max_attempts": 3000'), "max_attempts is 3000; allowed"),
     ],
 )
-def test_a_task_file_that_says_what_no_task_says_is_put_aside(change, said, tmp_path, caplog):
+def test_a_task_file_with_an_unknown_field_or_a_bad_value_is_quarantined(change, said, tmp_path, caplog):
     store = opened(tmp_path)
     store.add([task(1, max_attempts=3)])
     (claimed,) = store.claim("w", 1, 30, NOW, {"a"})
@@ -555,7 +555,7 @@ def test_a_task_file_that_says_what_no_task_says_is_put_aside(change, said, tmp_
 
 
 @pytest.mark.parametrize(("on_parent_failure", "status"), [("fail", "blocked"), ("run", "pending")])
-def test_nobody_waits_for_a_parent_whose_file_is_damaged(on_parent_failure, status, tmp_path):
+def test_no_task_waits_for_a_parent_whose_file_is_damaged(on_parent_failure, status, tmp_path):
     store = opened(tmp_path)
     store.add([task(1), task(2, after=("t1",), on_parent_failure=on_parent_failure)])
     store.close()
@@ -596,7 +596,7 @@ def test_a_dead_neighbours_tasks_are_taken_over_at_once_and_a_living_ones_are_no
     assert list((tmp_path / "nodes").iterdir()) == []
 
 
-def test_who_has_slept_through_many_journals_sees_what_is(tmp_path):
+def test_a_process_that_missed_many_journals_reads_the_current_state(tmp_path):
     sleeper, busy = opened(tmp_path), opened(tmp_path)
     busy.add([task(1)])
     assert ids(sleeper) == ["t1"]
@@ -611,7 +611,7 @@ def test_who_has_slept_through_many_journals_sees_what_is(tmp_path):
     sleeper.close()
 
 
-def test_what_a_killed_writer_has_left_half_written_is_cut_off_by_the_next(tmp_path):
+def test_the_next_writer_cuts_off_the_torn_line_of_a_killed_one(tmp_path):
     one, other = opened(tmp_path), opened(tmp_path)
     one.add([task(1)])
     with open(tmp_path / "journal-1", "ab") as journal:
@@ -624,7 +624,7 @@ def test_what_a_killed_writer_has_left_half_written_is_cut_off_by_the_next(tmp_p
     other.close()
 
 
-def test_a_process_that_only_looks_does_not_pile_up_what_has_gone_stale(tmp_path):
+def test_a_process_that_only_reads_does_not_keep_stale_entries(tmp_path):
     watching, busy = opened(tmp_path), opened(tmp_path, durability="relaxed")
     for n in range(30):
         busy.add([task(f"{n}-{m}", expires=NOW + 1e6) for m in range(200)])
@@ -641,7 +641,7 @@ def test_a_process_that_only_looks_does_not_pile_up_what_has_gone_stale(tmp_path
 
 
 class Failing(Disk):
-    """Fails when it is told to, in what it is told."""
+    """Fails in the operation that `fails` names."""
 
     fails = ""
 
@@ -658,7 +658,7 @@ class Failing(Disk):
 
 
 @pytest.mark.parametrize("what", ["append", "flush"])
-def test_what_cannot_be_written_is_not_stored_and_all_goes_on_when_it_can(tmp_path, what):
+def test_a_failed_write_stores_nothing_and_later_writes_succeed(tmp_path, what):
     disk = Failing()
     store, other = opened(tmp_path, disk=disk), opened(tmp_path)
     store.add([task(1)])
@@ -674,7 +674,7 @@ def test_what_cannot_be_written_is_not_stored_and_all_goes_on_when_it_can(tmp_pa
     other.close()
 
 
-def test_who_has_read_what_was_taken_back_reads_anew(tmp_path):
+def test_a_reader_of_an_undone_append_reads_everything_again(tmp_path):
     disk = Failing()
     store, other = opened(tmp_path, disk=disk), opened(tmp_path)
 
@@ -713,11 +713,11 @@ def test_a_line_that_is_not_whole_is_not_parsed(line):
     assert parse(line) is None
 
 
-def test_a_line_is_what_was_made():
+def test_a_formatted_line_is_parsed_to_the_same_number_and_body():
     assert parse(format_line(7, b'{"gone":["x y"]}')[:-1]) == (7, b'{"gone":["x y"]}')
 
 
-def test_a_reader_sees_that_the_story_is_another_one(tmp_path):
+def test_a_reader_notices_a_journal_that_does_not_continue_what_it_read(tmp_path):
     writer, reader = Journal(tmp_path, Disk()), Journal(tmp_path, Disk())
     writer.read_all()
     writer.append([b"one", b"two"], flush=False)

@@ -1,4 +1,4 @@
-"""A disk that is really full (a small tmpfs): what is acknowledged is stored, and all goes on when there is room."""
+"""A disk that is really full (a small tmpfs): acknowledged changes are stored, and work goes on with new room."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAIT = 30.0
 
 
 @pytest.mark.parametrize(("url", "why"), [("{}/q.db", "database or disk is full"), ("file:{}/q", ".*No space left")])
-def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_room(disk, caplog, url, why):  # noqa: F811
+def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_recovers(disk, caplog, url, why):  # noqa: F811
     with TaskQueue(url.format(disk), {"work": "queue_handlers:sleep_if_asked"}, 2) as queue:
         handles = queue.add_many({"type": "work", "payload": 0.05} for _ in range(40))
         handles[0].result(WAIT)
@@ -28,7 +28,7 @@ def test_a_full_disk_refuses_new_tasks_keeps_outcomes_and_goes_on_when_there_is_
 
 
 @pytest.mark.parametrize("url", ["{}/q.db", "file:{}/q"])
-def test_the_api_says_503_while_the_disk_is_full_and_goes_on_when_there_is_room(disk, url, tmp_path_factory):  # noqa: F811
+def test_the_api_answers_503_while_the_disk_is_full_and_recovers(disk, url, tmp_path_factory):  # noqa: F811
     log = tmp_path_factory.mktemp("log") / "log"
     with servers.serving(url.format(disk), log) as (_, client):
 
