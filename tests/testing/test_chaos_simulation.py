@@ -1,4 +1,4 @@
-"""Simulated schedules: every promise is kept in all of them, and each of these planted bugs is found by them."""
+"""Simulated schedules: every promise is kept in all of them, and they find each of these planted bugs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def overrides_what_exists(part: type) -> None:
 
 @breaks("no_stale_write_is_accepted")
 class FencingOff(MemoryStore):
-    """Accepts an outcome of whatever version."""
+    """Accepts an outcome of any version."""
 
     def _current(self, outcomes):
         return {task.id: (task, planted) for task, planted in outcomes if task.id in self._tasks}
@@ -57,7 +57,7 @@ class LeaseNeverRenewed(MemoryStore):
 
 @breaks("only_faulty_nodes_lose_tasks")
 class ReapIgnoresLiveNodes(MemoryStore):
-    """Takes over from everybody, dead or alive."""
+    """Takes over the tasks of all nodes, dead or alive."""
 
     def reap(self, worker, n, lease, now, dead=()):
         return super().reap(worker, n, lease, now, {task.worker for task in self._tasks.values()} - {worker})
@@ -71,7 +71,7 @@ class NothingIsReaped(MemoryStore):
 
 @breaks("completed_means_done")
 class AcknowledgesBeforeItRuns(Loop):
-    """At most once instead of at least once: what is given to a worker counts as done."""
+    """Completes a task when a worker gets it: at most once instead of at least once."""
 
     def _take(self, pool, tasks, now):
         super()._take(pool, tasks, now)
@@ -79,8 +79,8 @@ class AcknowledgesBeforeItRuns(Loop):
 
 
 @breaks("no_stale_write_is_accepted")
-class GivesTwice(MemoryStore):
-    """Gives a task out and leaves it where it was."""
+class ClaimsTwice(MemoryStore):
+    """Claims a task and leaves it in the ready queue."""
 
     def _take(self, task, *claim):
         taken = super()._take(task, *claim)
@@ -90,7 +90,7 @@ class GivesTwice(MemoryStore):
 
 @breaks("nothing_acknowledged_is_lost")
 class AddsLater(MemoryStore):
-    """Says that all is stored, and keeps the last one back until the next call."""
+    """Returns the ids of all tasks, but stores the last one with the next call."""
 
     _kept: tuple | list = ()
 
@@ -114,7 +114,7 @@ class ForgetsLimits(MemoryStore):
 
 @breaks("only_faulty_nodes_lose_tasks")
 class DropsOutcomes(Loop):
-    """When the store refuses outcomes, they are gone."""
+    """Loses its outcomes when the store fails."""
 
     def _back_off(self, error):
         self._outcomes.clear()
@@ -123,7 +123,7 @@ class DropsOutcomes(Loop):
 
 @breaks("only_accepted_outcomes_are_announced")
 class SweepsBeforeItCommits(Loop):
-    """Takes over its own tasks while their results still wait to be stored, and keeps those results."""
+    """Takes over its own tasks while their outcomes still wait to be stored, and keeps those outcomes."""
 
     def _heartbeat(self, now):
         beats = super()._heartbeat(now)
@@ -136,7 +136,7 @@ class SweepsBeforeItCommits(Loop):
 
 @breaks("every_run_is_counted")
 class InterruptsForNothing(Loop):
-    """Gives back what a dead node had as if it had never been touched."""
+    """Returns the tasks of a dead node to the queue without counting the interruption."""
 
     def _reap(self, now):
         super()._reap(now)
@@ -151,22 +151,22 @@ def test_a_planted_bug_is_found(parts, promise):
 
 
 class LooksAtTheClockOnce(Loop):
-    """Was frozen in its turn, and goes on with its claim as if it were still the time before."""
+    """After a freeze in the middle of a turn, it claims by the time at which the turn began."""
 
     def _by_now(self, now):
         return now
 
 
 def test_a_freeze_between_the_clock_and_the_claim_costs_one_repeat_and_not_two():
-    """It takes a rare schedule, which a long run has found."""
+    """A long run found this rare schedule."""
     seed = 6734
     assert "only_faulty_nodes_lose_tasks" in simulate(seed, make_loop=LooksAtTheClockOnce).broken
     assert simulate(seed).broken == {}
 
 
 @pytest.mark.parametrize("seed", [554, 5131, 10024, 15005])
-def test_of_a_task_that_was_lost_and_has_come_back_only_the_last_outcome_counts(seed):
-    """While a claim is under way it is heard how a lost attempt has ended, and the claim gives the task anew."""
+def test_only_the_last_outcome_of_a_task_that_was_lost_and_claimed_again_counts(seed):
+    """During a claim that returns the task again, the report of its lost attempt arrives."""
     assert simulate(seed).broken == {}
 
 
@@ -183,7 +183,7 @@ def test_a_machine_that_sleeps_costs_no_node_its_tasks(schedules):
 
 
 class SleepsOver(Loop):
-    """Does not notice that the machine has slept."""
+    """Does not notice that the machine slept."""
 
     def _notice_leap(self, now):
         self._now, self._began = now, self._monotonic()
@@ -196,13 +196,13 @@ def test_a_loop_that_does_not_notice_a_sleep_is_found():
 
 
 def test_the_schedules_are_rich():
-    """A check that finds nothing proves nothing, unless there was something to find."""
-    violations = [simulate(seed).record for seed in range(40)]
-    assert sum(len(list(record.of("taken over"))) for record in violations) > 30
-    assert sum(record.repeats() for record in violations) > 20
-    assert sum(record.deaths for record in violations) > 10
-    assert any(not record.faults and not record.deaths for record in violations)
-    ends = {task.status for record in violations for task in record.tasks.values()}
+    """The schedules prove something only if they contain faults, repeats, deaths and every terminal status."""
+    records = [simulate(seed).record for seed in range(40)]
+    assert sum(len(list(record.of("taken over"))) for record in records) > 30
+    assert sum(record.repeats() for record in records) > 20
+    assert sum(record.deaths for record in records) > 10
+    assert any(not record.faults and not record.deaths for record in records)
+    ends = {task.status for record in records for task in record.tasks.values()}
     assert ends == {"completed", "failed", "cancelled"}
 
 
@@ -213,16 +213,16 @@ def test_without_faults_each_attempt_runs_once():
         assert record.repeats() == 0
 
 
-def test_a_seed_gives_the_same_story_in_every_process():
+def test_a_seed_makes_the_same_story_in_every_process():
     code = "from dtq.testing.chaos.simulation import simulate; print(simulate(3))"
-    told = {
+    stories = {
         subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
         ).stdout
         for seed in "123"
     }
-    assert len(told) == 1
-    assert b"every promise was kept" in told.pop()
+    assert len(stories) == 1
+    assert b"every promise was kept" in stories.pop()
 
 
 @in_schedules
@@ -232,14 +232,14 @@ def test_no_attempt_reaches_a_later_task_of_its_id(schedules):
 
 
 class CountsVersionsAnew(MemoryStore):
-    """Begins every task at version 1, also one whose id was used before."""
+    """Begins every task at version 1, even if its id was used before."""
 
     def _add(self, tasks):
         self._deleted = 0
         return super()._add(tasks)
 
 
-def test_a_store_whose_versions_recur_is_found():
+def test_a_store_that_repeats_versions_is_found():
     found = hunt(range(ENOUGH), make_store=CountsVersionsAnew, reuse_ids=True)
     assert found is not None
     assert {"no_stale_write_is_accepted", "completed_means_done"} & found.broken.keys()
