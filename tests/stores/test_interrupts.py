@@ -143,6 +143,16 @@ def test_a_job_that_fails_in_the_hands_of_another_thread_is_done_again_by_its_ow
     assert tries == [["mine"], ["mine"]]
 
 
+def test_a_read_that_was_interrupted_right_before_its_end_does_not_break_the_next(tmp_path):
+    store = open_store(tmp_path / "queue.db")
+    (task_id,) = store.add([Task(type="a", id="x", created_at=1.0, run_at=1.0)])
+    store.database.reader.execute("BEGIN")  # as the interrupt leaves it: after the query, before the COMMIT
+    assert store.database.reader.execute("SELECT count(*) FROM task").fetchone() == (1,)
+    store.add([Task(type="a", id="y", created_at=1.0, run_at=1.0)])
+    assert [task.id for task in store.get([task_id, "y"])] == ["x", "y"]
+    store.close()
+
+
 def test_a_cursor_in_the_traceback_of_an_interrupt_does_not_hold_the_database(tmp_path):
     """A notebook keeps the last traceback. A read that it holds open would see old tasks for ever, and the next write
     would find the database locked."""

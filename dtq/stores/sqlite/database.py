@@ -189,6 +189,8 @@ class Database:
             pass
         with self._named_errors("read"), self._read_lock:
             try:
+                if self.reader.in_transaction:  # an interrupt came right before the COMMIT of the last read
+                    self.reader.execute("ROLLBACK")
                 self.reader.execute("BEGIN")
                 try:
                     return query(self.reader)
