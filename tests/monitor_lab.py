@@ -1,4 +1,4 @@
-"""What the tests of the monitor share: clocks that are moved by hand, and nodes that do what the test says."""
+"""Helpers for the tests of the monitor: a manual clock, and nodes whose work the test scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOW = 1_700_000_000.0
 
 
 class Clock:
-    """Both clocks of a monitor."""
+    """Both clocks of a monitor, moved by hand."""
 
     def __init__(self):
         self.wall, self.tick = NOW, 0.0
@@ -23,8 +23,8 @@ class Clock:
         self.tick += seconds
 
 
-class ToldNode:
-    """Counts with a true meter, and publishes with a true heartbeat."""
+class ScriptedNode:
+    """A node that counts with real NodeMetrics and publishes with real heartbeats."""
 
     def __init__(self, store, clock, id="n1", workers=1):
         self.store, self.clock, self.id, self.workers = store, clock, id, workers
@@ -32,7 +32,7 @@ class ToldNode:
         self.beat()
 
     def run(self, seconds=0.0, n=1, status="completed", waited=0.0):
-        """So many attempts that have just ended, one after the other on one worker."""
+        """Let `n` attempts end, one after the other on one worker."""
         now = self.clock.wall
         task = Task(type="a", id="x", created_at=now - waited, run_at=now - waited)
         for _ in range(n):
@@ -41,7 +41,7 @@ class ToldNode:
         self.beat()
 
     def begin(self):
-        """An attempt that runs on."""
+        """Start an attempt that goes on running."""
         task = Task(type="a", id="y", created_at=self.clock.wall, run_at=self.clock.wall)
         self.meter.record([Started(task, "w1", self.clock.wall)])
         self.beat(busy=1)

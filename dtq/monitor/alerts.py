@@ -1,5 +1,5 @@
-"""Alerts: when a figure has been beyond its threshold for long enough, one; when it has been well for long enough, the
-end of it. Nothing between, however it jumps about.
+"""Alerts: raised once when a metric has been beyond its threshold for long enough, and cleared once when it has been
+back for long enough. A metric that jumps about in between changes nothing.
 
     value over `value` for `duration` s --> raised ... --> at most `clear` for `cooldown` s --> cleared
 """
@@ -23,9 +23,19 @@ DEFAULTS: Mapping[str, float] = {
 
 
 class Threshold(msgspec.Struct, frozen=True):
-    """Above `value` for `duration` seconds the alert is raised (with `below`: under it); it is cleared when the figure
-    has kept to `clear` (by default 10 % on the good side of `value`) for `cooldown` seconds. A figure that has no
-    value, as nothing ran, is well."""
+    """When an alert is raised and cleared. A metric without a value, as nothing ran, counts as good.
+
+    Args:
+        value: the alert is raised when the metric has been above this value for `duration` seconds.
+        duration: seconds.
+        clear: the alert is cleared when the metric has been at this value or better for `cooldown` seconds; None: 10 %
+            better than `value`.
+        cooldown: seconds.
+        below: raise the alert when the metric is below `value`, not above it.
+
+    Raises:
+        DTQError: a number is not allowed.
+    """
 
     value: float
     duration: float = 0.0
@@ -39,18 +49,19 @@ class Threshold(msgspec.Struct, frozen=True):
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
                 raise DTQError(f"a threshold's {name} is {number!r}; allowed: a number, 0 or more")
         if self.clear is not None and (self.clear < self.value if self.below else self.clear > self.value):
-            raise DTQError(f"a threshold's clear is {self.clear!r}, on the bad side of its value {self.value!r}")
+            side = "or more" if self.below else "or less"
+            raise DTQError(f"a threshold's clear is {self.clear!r}; allowed: its value, {self.value!r}, {side}")
 
     def is_broken_by(self, value: float | None) -> bool:
         return value is not None and (value < self.value if self.below else value > self.value)
 
-    def is_well(self, value: float | None) -> bool:
+    def is_good(self, value: float | None) -> bool:
         clear = self.value * (1.1 if self.below else 0.9) if self.clear is None else self.clear
         return value is None or (value >= clear if self.below else value <= clear)
 
 
 class Alert(Event, frozen=True):
-    """What listeners of "alert:raised" and "alert:cleared" get: the metric, its value now, and the threshold."""
+    """The event of "alert:raised" and "alert:cleared": the metric, its present value, and the threshold."""
 
     metric: str = ""
     value: float | None = None
@@ -59,18 +70,19 @@ class Alert(Event, frozen=True):
 
 
 class AlertState:
-    """One metric and its threshold; `tick` is a clock that nobody sets."""
+    """The state of one metric's alert. `tick` is the time of a monotonic clock."""
 
     def __init__(self, metric: str, threshold: Threshold) -> None:
         self.metric = metric
         self.threshold = threshold
-        self.raised_at: float | None = None  # UTC, while it is raised
-        self._since: float | None = None  # when what would change the state began
+        self.raised_at: float | None = None  # UTC seconds while the alert is raised
+        self._since: float | None = None  # the tick since when the metric calls for a change of state
 
     def step(self, value: float | None, at: float, tick: float) -> Alert | None:
+        """Take the metric's present value. Return the alert if it is raised or cleared now."""
         raised = self.raised_at is not None
-        tends = self.threshold.is_well(value) if raised else self.threshold.is_broken_by(value)
-        if not tends:
+        calls_for_change = self.threshold.is_good(value) if raised else self.threshold.is_broken_by(value)
+        if not calls_for_change:
             self._since = None
             return None
         self._since = tick if self._since is None else self._since
@@ -91,8 +103,8 @@ class AlertState:
         )  # fmt: skip
 
 
-def watches(thresholds: Mapping[str, float | Threshold]) -> list[AlertState]:
-    """Raises DTQError where a metric is unknown."""
+def alert_states(thresholds: Mapping[str, float | Threshold]) -> list[AlertState]:
+    """Return a state for each threshold. Raises DTQError if a metric is unknown."""
     if unknown := thresholds.keys() - METRICS:
         raise DTQError(f"no metric is named {min(unknown)!r}; there are: {', '.join(sorted(METRICS))}")
     return [

@@ -1,4 +1,4 @@
-"""The history as a table and as a picture. pandas and matplotlib are loaded when somebody asks for them."""
+"""The history as a table and as a figure. pandas and matplotlib are imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dtq.monitor.readings import Point
 
 
 def frame(points: Sequence[Point]) -> Any:
-    """A pandas DataFrame: a row for each interval, a column for each metric, by the time (UTC) at its end."""
+    """Return a pandas DataFrame: a row for each interval, by the time of its end (UTC), a column for each metric."""
     import pandas as pd
 
     rows = [msgspec.structs.asdict(point) for point in points]
@@ -24,18 +24,18 @@ def frame(points: Sequence[Point]) -> Any:
 
 
 def plot(points: Sequence[Point]) -> Any:
-    """A matplotlib Figure of four panels above each other: tasks, throughput, times, and parts of 1."""
+    """Return a matplotlib Figure with four panels: tasks, throughput, durations, and ratios from 0 to 1."""
     from matplotlib import pyplot
 
     table = frame(points)
     figure, panels = pyplot.subplots(4, 1, sharex=True, figsize=(10, 9), layout="constrained")
-    pyplot.close(figure)  # a notebook shows what the cell returns, and nothing keeps it alive
+    pyplot.close(figure)  # the notebook shows the returned figure; pyplot need not keep it
     for axes, (label, columns) in zip(panels, _PANELS.items(), strict=True):
         for name in columns:
             axes.plot(table.index, table[name], label=name.replace("_", " "))
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)  # beside, not above them
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)  # beside the axes
     panels[-1].set_xlabel("time (UTC)")
     figure.autofmt_xdate()
     return figure

@@ -1,6 +1,6 @@
-"""Files that take lines and never grow too large or too old: `name`, and behind it `name.1`, `name.2`, ...
+"""RotatingFile: JSON lines in `name`, rotated to `name.1`, `name.2`, ... by size and age.
 
-A line is there whole or not at all: what a full disk took half of is cut off again.
+A line is written whole or not at all: a part that a full disk took is cut off again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ import msgspec
 
 
 class RotatingFile:
-    """Appends JSON lines, of which each has the time `at`; for one thread. Raises OSError, and tries anew with the next
-    call."""
+    """Appends JSON lines, each with the field `at` (UTC seconds). Not thread-safe. After an OSError the next call opens
+    the file again.
+
+    Args:
+        path: the file.
+        max_bytes: it is rotated before it would grow beyond this size.
+        keep: how many rotated files are kept.
+        clock: returns the time, UTC seconds.
+        max_age: seconds from the first line after which it is rotated.
+    """
 
     def __init__(
         self, path: Path, max_bytes: int, keep: int, clock: Callable[[], float], max_age: float = float("inf")
@@ -27,12 +35,12 @@ class RotatingFile:
         self._max_age = max_age
         self._file: int | None = None
         self._size = 0
-        self._born = 0.0
+        self._first_at = 0.0
 
     def write(self, text: bytes) -> None:
-        """Some whole lines."""
+        """Append one or more whole lines. Raises OSError; then none of them was written."""
         file = self._open()
-        if self._size and (self._size + len(text) > self._max_bytes or self._clock() - self._born > self._max_age):
+        if self._size and (self._size + len(text) > self._max_bytes or self._clock() - self._first_at > self._max_age):
             self.close()
             self._rotate()
             file = self._open()
@@ -53,11 +61,11 @@ class RotatingFile:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
             self._size = os.fstat(self._file).st_size
             self._end_last_line(self._file)
-            self._born = _first_time(self.path) or self._clock()
+            self._first_at = _first_time(self.path) or self._clock()
         return self._file
 
     def _end_last_line(self, file: int) -> None:
-        """A process that was killed, or a power cut, may have left half a line."""
+        """End a line that a killed process or a power cut has left unfinished."""
         if self._size:
             os.lseek(file, -1, os.SEEK_END)
             if os.read(file, 1) != b"\n":
@@ -72,7 +80,7 @@ class RotatingFile:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
 
     def read(self) -> Iterator[bytes]:
-        """All lines that are there, oldest first."""
+        """Yield all lines, oldest first."""
         for number in range(self._keep, -1, -1):
             with suppress(FileNotFoundError), self._numbered(number).open("rb") as file:
                 yield from file

@@ -1,4 +1,4 @@
-"""Health: what goes wrong with watching itself. Each trouble is told of when it begins, and shown until it is over."""
+"""MonitorHealth: problems of the monitor itself. Each is logged when it begins, and reported until it is over."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 
 log = logging.getLogger("dtq")
 
-STEP = 1.0  # seconds by which the wall clock may drift from the other between two looks before it counts as set
+MIN_CLOCK_STEP = 1.0  # seconds; a smaller difference between the two clocks counts as drift
 
 
-class Health:
+class MonitorHealth:
+    """The monitor's trouble with its store and its history, and the steps of the wall clock."""
+
     def __init__(self) -> None:
         self.troubles: dict[str, str | None] = {"store": None, "history": None}
         self.clock_steps = 0
-        self._last: tuple[float, float] | None = None  # wall clock and tick of the last look
+        self._last: tuple[float, float] | None = None  # wall clock and monotonic clock at the last sample
 
     @contextmanager
     def noting(self, subject: str, errors: type[Exception]) -> Iterator[None]:
-        """Lets no such error out of what is done within: it is the trouble of this subject, until it goes well
-        again."""
+        """Catch these errors in the body of the context. The error is the trouble of this subject until a body
+        succeeds."""
         try:
             yield
             self.troubles[subject] = None
@@ -31,13 +33,13 @@ class Health:
             self.troubles[subject] = f"{type(error).__name__}: {error}"
 
     def step(self, at: float, tick: float) -> float:
-        """By how many seconds the wall clock was set since the last look; 0 where it was not."""
+        """Return by how many seconds the wall clock was set since the last sample; 0 if it was not."""
         step = 0.0 if self._last is None else (at - self._last[0]) - (tick - self._last[1])
         self._last = (at, tick)
-        if abs(step) <= STEP:
+        if abs(step) <= MIN_CLOCK_STEP:
             return 0.0
         self.clock_steps += 1
-        log.warning("the clock was set by %+.1f s: waiting times of tasks that waited meanwhile are off", step)
+        log.warning("the clock was set by %+.1f s: waiting times of tasks that were waiting then are wrong", step)
         return step
 
     def report(self) -> dict[str, Any]:

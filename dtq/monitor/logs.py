@@ -1,8 +1,8 @@
-"""Structured logs: one JSON object a line, by structlog, written by a thread of their own.
+"""Structured logs: one JSON object per line, made by structlog and written by a thread.
 
     events, alerts, metrics --structlog--> line --> bounded queue --> thread --> dtq.log, dtq.log.1, ...
 
-Nobody waits for the file: when the queue is full, or the disk, lines are lost and counted, and work goes on.
+No caller waits for the file: when the queue or the disk is full, lines are lost and counted, and the work goes on.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dtq.queue.events import Event
 
 log = logging.getLogger("dtq")
 
-CAPACITY = 10_000  # lines that may wait
-BATCH = 500  # lines to one write
+QUEUE_CAPACITY = 10_000  # lines that may wait
+LINES_PER_WRITE = 500
 LEVELS = {
     "task:failed": "error",
     "task:retrying": "warning",
@@ -50,13 +50,13 @@ LEVELS = {
 
 
 class Writer:
-    """Takes lines from any thread, and writes them when it can."""
+    """Writes lines to the file on a thread of its own. Its methods may be called from any thread."""
 
     def __init__(self, lines: RotatingFile) -> None:
         self.lost = 0
-        self.trouble: str | None = None  # why lines are being lost, if so
+        self.trouble: str | None = None  # why lines are being lost
         self._lines = lines
-        self._queue: queue.Queue[bytes | None] = queue.Queue(CAPACITY)
+        self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE_CAPACITY)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dtq-log", daemon=True)
         self._thread.start()
@@ -72,7 +72,7 @@ class Writer:
     def _run(self) -> None:
         while not (self._closing.is_set() and self._queue.empty()):
             batch = [self._queue.get()]
-            while len(batch) < BATCH and not self._queue.empty():
+            while len(batch) < LINES_PER_WRITE and not self._queue.empty():
                 batch.append(self._queue.get())
             if lines := [line for line in batch if line is not None]:
                 self._write(lines)
@@ -93,15 +93,15 @@ class Writer:
         self._lines.close()
 
     def close(self, timeout: float = 2.0) -> None:
-        """Writes what waits, but takes no longer than this."""
+        """Write the lines that wait, for at most `timeout` seconds."""
         self._closing.set()
-        with suppress(queue.Full):  # it is stuck: should it come loose, it will end all the same
+        with suppress(queue.Full):  # the thread is stuck in a write; it ends if that ever returns
             self._queue.put(None, timeout=timeout)
             self._thread.join(timeout)
 
 
 def structured(writer: Writer, level: str, **bound: Any) -> Any:
-    """A structlog logger whose lines go to the writer, with these fields in each of them."""
+    """Return a structlog logger that writes to the writer, with these fields in each line."""
     return structlog.wrap_logger(
         writer,
         processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, _render],
@@ -115,7 +115,7 @@ def _render(_: Any, __: str, record: Any) -> bytes:
 
 
 def write_event(logger: Any, event: Event) -> None:
-    """One line for what happened, at the level of LEVELS, bound to its task, attempt and node."""
+    """Log the event at its level of LEVELS, with its task, attempt and node."""
     logger = logger.bind(at=event.at, **event.data)
     if event.worker:
         logger = logger.bind(worker=event.worker, node=event.worker.partition("/")[0])

@@ -1,11 +1,11 @@
-"""Monitor: watches a queue, whatever nodes work on it, and keeps what it saw.
+"""Monitor: reads the state of a queue and all of its nodes at intervals, and keeps the metrics.
 
     store.stats() --> Readings --> Point --+--> history, in memory and history.jsonl
     (counts, and what nodes publish)       +--> alerts --> listeners
     events of this process ----------------+--> dtq.log
 
-It looks each `metrics_interval`, on a thread of its own, and changes nothing: any number of monitors may watch one
-store. What a node did after its last heartbeat and before it left is seen of the node in this process only.
+A thread reads the store each `metrics_interval` and changes nothing in it, so any number of monitors may watch one
+store. Work that a node does between its last heartbeat and its end is seen only for a node in this process.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import msgspec
 
 from dtq.errors import DTQError
 from dtq.monitor import figures
-from dtq.monitor.alerts import DEFAULTS, NAMES, Alert, Threshold, watches
+from dtq.monitor.alerts import DEFAULTS, NAMES, Alert, Threshold, alert_states
 from dtq.monitor.files import RotatingFile
-from dtq.monitor.health import Health
-from dtq.monitor.hook import AlertWebhook, Hook
+from dtq.monitor.health import MonitorHealth
 from dtq.monitor.logs import LEVELS, Writer, structured, write_event
 from dtq.monitor.readings import METRICS, Point, Readings
+from dtq.monitor.webhook import AlertSender, AlertWebhook
 from dtq.queue.events import Emitter, Event, Listener
 from dtq.queue.manager import QueueManager
 from dtq.queue.task_queue import TaskQueue
@@ -39,21 +39,29 @@ from dtq.sync.forks import Forkable
 __all__ = ["METRICS", "Alert", "AlertWebhook", "Monitor", "Point", "Readings", "Threshold"]
 
 MIB = 1 << 20
-A_POINT = 800  # bytes of a line of history, or less
+POINT_BYTES = 800  # at most, of a line of history
 
 
 class Monitor(Forkable):
-    """Watches the queue from `start` to `stop`, or while it is a context.
+    """Watches a queue from `start` to `stop`, or as a context manager.
 
-    - `log_dir`: where dtq.log and history.jsonl are kept (None: nowhere).
-    - `metrics_interval`: seconds between two looks.
-    - `alert_thresholds`: metric -> a number, or a Threshold; any number of METRICS may be watched.
-    - `webhook`: a URL that alerts are posted to, or an AlertWebhook, which has a secret to sign with.
-    - `history`: how many points are kept, in memory and on the disk; the default is a day of intervals of 10 s.
-    - `log_level`: "info" writes what goes wrong, workers, alerts and the metrics; "debug" also each task's start and
-      end, which costs a busy queue a part of its throughput.
-    - `log_bytes`, `log_age`, `log_files`: a log file is put aside when it is so large, or so many seconds old; so many
-      of them are kept.
+    Args:
+        queue: the TaskQueue or QueueManager to watch.
+        log_dir: the directory for dtq.log and history.jsonl; None: no files.
+        metrics_interval: seconds between two samples.
+        alert_thresholds: metric -> a number or a Threshold, for any of METRICS.
+        history: how many points are kept, in memory and on the disk; the default is one day of 10 s intervals.
+        webhook: a URL that alerts are posted to, or an AlertWebhook, which can sign them.
+        log_level: "info" logs failures, workers, alerts and metrics; "debug" also the start and end of each task, which
+            lowers the throughput of a busy queue.
+        log_bytes: a log file is rotated when it has this size.
+        log_age: a log file is rotated when it is so many seconds old.
+        log_files: how many rotated log files are kept.
+        clock: returns the time, UTC seconds.
+        ticks: returns the time of a monotonic clock, in seconds.
+
+    Raises:
+        DTQError: an option is not allowed.
     """
 
     def __init__(
@@ -78,13 +86,13 @@ class Monitor(Forkable):
         self._clock = clock
         self._ticks = ticks
         self._readings = Readings()
-        self._watches = watches(alert_thresholds)
+        self._alert_states = alert_states(alert_thresholds)
         self._events = Emitter(NAMES)
         self._webhook = AlertWebhook(webhook) if isinstance(webhook, str) else webhook
-        self._hook: Hook | None = None
+        self._sender: AlertSender | None = None
         self._points: deque[Point] = deque(maxlen=history)
         self._latest: tuple[Stats, Point] | None = None
-        self._health = Health()
+        self._health = MonitorHealth()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -93,19 +101,19 @@ class Monitor(Forkable):
         self._log_level = log_level
         self._writer: Writer | None = None
         self._log: Any = None
-        self._kept: RotatingFile | None = None
+        self._history_file: RotatingFile | None = None
         self.follow_forks()
 
     # --- life
 
     def start(self) -> Self:
-        """Begins to watch: the first look says from where to count."""
+        """Start to watch. The first sample is the baseline of the next. Raises DTQError if it was started before."""
         if self._thread is not None:
             raise DTQError("this monitor was started before: make a new one")
         if self._directory is not None:
             self._open(self._directory)
-        self._hook = Hook(self._webhook) if self._webhook else None
-        self._queue_events("on")
+        self._sender = AlertSender(self._webhook) if self._webhook else None
+        self._subscribe_log("on")
         self.sample()
         self._thread = threading.Thread(target=self._run, name="dtq-monitor", daemon=True)
         self._thread.start()
@@ -116,10 +124,10 @@ class Monitor(Forkable):
         node = {"node": self._queue.node} if isinstance(self._queue, TaskQueue) else {}
         self._log = structured(self._writer, self._log_level, **node)
         size = self._points.maxlen or 1
-        self._kept = RotatingFile(directory / "history.jsonl", size * A_POINT // 2, 2, self._clock)
+        self._history_file = RotatingFile(directory / "history.jsonl", size * POINT_BYTES // 2, 2, self._clock)
         with self._health.noting("history", OSError):
-            for line in self._kept.read():
-                with suppress(msgspec.DecodeError, msgspec.ValidationError):  # torn, or of another version
+            for line in self._history_file.read():
+                with suppress(msgspec.DecodeError, msgspec.ValidationError):  # cut off, or of another version
                     self._points.append(_to_point(line))
 
     def _run(self) -> None:
@@ -129,28 +137,28 @@ class Monitor(Forkable):
             due = max(due + self._interval, self._ticks())
 
     def stop(self) -> None:
-        """Looks once more, and writes what is left. Harmless when repeated."""
+        """Take a last sample and write what is left. A repeated call does nothing."""
         if self._thread is not None and not self._stopping.is_set():
             self._stopping.set()
             self._thread.join()
             self.sample()
-            self._queue_events("off")
+            self._subscribe_log("off")
             self._events.close()
-            for part in (self._hook, self._writer, self._kept):
+            for part in (self._sender, self._writer, self._history_file):
                 if part:
                     part.close()
 
     def in_child(self) -> None:
-        """After a fork: the parent goes on watching. The child's copy keeps what was seen, and counts as stopped."""
+        """After a fork: the parent goes on watching. The child's copy keeps its history, and counts as stopped."""
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         if self._thread is not None:
             self._stopping.set()
         if self._writer:
             self._writer.in_child()
-        if self._kept:
-            self._kept.close()
-        self._writer = self._log = self._kept = self._hook = None
+        if self._history_file:
+            self._history_file.close()
+        self._writer = self._log = self._history_file = self._sender = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -158,10 +166,10 @@ class Monitor(Forkable):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # --- one look
+    # --- one sample
 
     def sample(self) -> Point | None:
-        """Looks now, as it does each interval by itself; None where the store could not be read."""
+        """Take a sample now, besides those of each interval. Return its Point, or None if the store cannot be read."""
         with self._lock:
             stats = self._stats()
             if stats is None:
@@ -169,96 +177,102 @@ class Monitor(Forkable):
             at, tick = self._clock(), self._ticks()
             if step := self._health.step(at, tick):
                 self._write("warning", "clock:set", at=at, by=step)
-            begins = self._latest is None
+            is_first = self._latest is None
             point = self._readings.read(stats, at, tick)
             self._latest = (stats, point)
-            if not begins:
-                self._keep(point, tick)
+            if not is_first:
+                self._record(point, tick)
             return point
 
     def _stats(self) -> Stats | None:
-        """What the store says, and the latest of the node in this process."""
-        with self._health.noting("store", Exception):  # also of one that was closed, or is of somebody else's making
+        """Return the store's Stats, with the present state of the node in this process."""
+        with self._health.noting("store", Exception):  # also those of a closed store, or of a store of the user's own
             stats = self._queue.stats()
-            own = self._own()
+            own = self._local_node()
             others = [node for node in stats.nodes if own is None or node.id != own.id]
             return msgspec.structs.replace(stats, nodes=[*others, own] if own else others)
         return None
 
-    def _own(self) -> Node | None:
+    def _local_node(self) -> Node | None:
         if isinstance(self._queue, TaskQueue):
-            with suppress(TimeoutError):  # its loop is held up: what it said last must do
+            with suppress(TimeoutError):  # its loop is busy: its last heartbeat has to do
                 return self._queue.snapshot()
         return None
 
-    def _keep(self, point: Point, tick: float) -> None:
+    def _record(self, point: Point, tick: float) -> None:
         self._points.append(point)
         self._write("info", "metrics", **msgspec.structs.asdict(point))
-        if self._kept:
+        if self._history_file:
             with self._health.noting("history", OSError):
-                self._kept.write(msgspec.json.encode(point) + b"\n")
-        for watch in self._watches:
-            if alert := watch.step(getattr(point, watch.metric), point.at, tick):
-                self._tell(alert)
+                self._history_file.write(msgspec.json.encode(point) + b"\n")
+        for state in self._alert_states:
+            if alert := state.step(getattr(point, state.metric), point.at, tick):
+                self._publish(alert)
 
-    def _tell(self, alert: Alert) -> None:
+    def _publish(self, alert: Alert) -> None:
         self._write(
             LEVELS[alert.name], alert.name, at=alert.at, metric=alert.metric, value=alert.value,
             threshold=alert.threshold, message=alert.message,
         )  # fmt: skip
         self._events.post(alert)
-        if self._hook:
-            self._hook.tell(alert)
+        if self._sender:
+            self._sender.send(alert)
 
     # --- log
 
-    def _queue_events(self, verb: str) -> None:
-        """Nothing is heard, and costs anything, that would not be written."""
+    def _subscribe_log(self, verb: str) -> None:
+        """Listen ("on" or "off") to the events that the log level writes; no others cost anything."""
         if self._log is not None:
             severity = getattr(logging, self._log_level.upper())
             for name, level in LEVELS.items():
                 if not name.startswith("alert:") and getattr(logging, level.upper()) >= severity:
-                    getattr(self._queue, verb)(name, self._hear)
+                    getattr(self._queue, verb)(name, self._log_event)
 
-    def _hear(self, event: Event) -> None:
+    def _log_event(self, event: Event) -> None:
         write_event(self._log, event)
 
     def _write(self, level: str, event: str, **fields: Any) -> None:
         if self._log is not None:
             getattr(self._log, level)(event, **fields)
 
-    # --- what it knows
+    # --- results
 
     def on(self, name: str, listener: Listener) -> Listener:
-        """Calls `listener(alert)` at each "alert:raised" or "alert:cleared", on a thread of its own."""
+        """Call `listener(alert)` for each "alert:raised" or "alert:cleared", on the monitor's event thread.
+
+        Returns the listener. Raises DTQError if there is no event of this name.
+        """
         return self._events.on(name, listener)
 
     def off(self, name: str, listener: Listener) -> None:
+        """Stop calling the listener."""
         self._events.off(name, listener)
 
     @property
     def history(self) -> list[Point]:
-        """The points that are kept, oldest first, those of earlier runs among them."""
+        """The points that are kept, oldest first, including those of earlier runs."""
         with self._lock:
             return list(self._points)
 
     def get_metrics(self) -> dict[str, Any]:
-        """All of it, as JSON data:
+        """Return all metrics as JSON data:
 
-        - "now": the figures of the last interval, tasks by queue and type, and the nodes, with the utilization of each
-          and of its workers;
-        - "summary": since the start, in all and by type; "avg_throughput" in tasks "per_second" and "per_minute";
+        - "now": the metrics of the last interval, tasks by queue and type, and the nodes with the utilization of each
+          node and worker;
+        - "summary": since the start, in total and by type; "avg_throughput" in tasks "per_second" and "per_minute";
         - "history": the points that are kept;
-        - "alerts": the metrics that are beyond their thresholds, since when;
-        - "monitor": what went wrong with watching itself: what was lost, and which trouble there is with store, log,
-          history and webhook.
+        - "alerts": metric -> since when its alert is raised, UTC seconds;
+        - "monitor": problems of the monitor itself: lost lines, events and alerts, and the present trouble with store,
+          log, history and webhook.
         """
         with self._lock:
             return {
                 "now": self._now(),
                 "summary": self._summary(),
                 "history": [msgspec.structs.asdict(point) for point in self._points],
-                "alerts": {w.metric: w.raised_at for w in self._watches if w.raised_at is not None},
+                "alerts": {
+                    state.metric: state.raised_at for state in self._alert_states if state.raised_at is not None
+                },
                 "monitor": self._health_now(),
             }
 
@@ -282,22 +296,22 @@ class Monitor(Forkable):
         }
 
     def _health_now(self) -> dict[str, Any]:
-        writer, hook = self._writer, self._hook
+        writer, sender = self._writer, self._sender
         return {
             **self._health.report(),
-            "webhook_trouble": hook.trouble if hook else None,
-            "lost_alerts": hook.lost if hook else 0,
+            "webhook_trouble": sender.trouble if sender else None,
+            "lost_alerts": sender.lost if sender else 0,
             "log_trouble": writer.trouble if writer else None,
             "lost_lines": writer.lost if writer else 0,
             "lost_events": self._queue.events.dropped,
         }
 
     def frame(self) -> Any:
-        """The history as a pandas DataFrame: a column for each metric, a row for each interval, by time (UTC)."""
+        """Return the history as a pandas DataFrame: a row for each interval (UTC), a column for each metric."""
         return figures.frame(self.history)
 
     def plot(self) -> Any:
-        """The history as a matplotlib Figure."""
+        """Return the history as a matplotlib Figure."""
         return figures.plot(self.history)
 
 

@@ -2,12 +2,12 @@
 
     stats = store.stats()  -->  exposition(stats)  -->  GET /metrics
 
-All of it is in the store: counts of tasks, and what each node has published with its heartbeat. So any process that can
-read the store gives the same answer. Scrape one of them (or all behind one name), not each: the same figures under two
-`instance` labels would be counted twice. Series of a node begin with it and vanish when it leaves, as those of a
+The store has all of it: counts of tasks, and the metrics that each node publishes with its heartbeat. So each process
+that can read the store returns the same text. Scrape one of them (or all behind one name): the same figures under two
+`instance` labels would be counted twice. The series of a node begin with it and disappear when it leaves, as those of a
 process do; `sum by (type) (rate(...))` over them is right across nodes and restarts.
 
-Names follow https://prometheus.io/docs/practices/naming/: base units, and `_total` for what only grows.
+Names follow https://prometheus.io/docs/practices/naming/: base units, and `_total` for counters.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dtq.stores.protocol import Counts, Node, Stats
 from dtq.workers.metrics.histogram import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-BOUNDS = range(-10, 13)  # powers of two, at which a sketch counts exactly: 1 ms to 68 min
+BOUNDS = range(-10, 13)  # powers of two, where a Histogram's counts are exact: 1 ms to 68 min
 
 
 def exposition(stats: Stats) -> str:
-    """The text that Prometheus reads, to be served as CONTENT_TYPE."""
+    """Return the text that Prometheus reads. Serve it as CONTENT_TYPE."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(stats))
     return generate_latest(registry).decode()
@@ -39,7 +39,7 @@ class _Families(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from _tasks(self._stats)
         yield from _nodes(self._stats.nodes)
-        yield from _endings(self._stats.nodes)
+        yield from _outcomes(self._stats.nodes)
         yield _times("dtq_task_execution_seconds", "How long attempts ran.", "execution", self._stats.nodes)
         yield _times(
             "dtq_task_waiting_seconds", "From when a task was due until it started.", "waiting", self._stats.nodes
@@ -95,8 +95,8 @@ def _nodes(nodes: Iterable[Node]) -> Iterator[Metric]:
     yield from (workers, at_work, busy, cpu, memory, started)
 
 
-def _endings(nodes: Iterable[Node]) -> Iterator[Metric]:
-    """Timeouts are among the failed and the retried too, so they are not one more outcome."""
+def _outcomes(nodes: Iterable[Node]) -> Iterator[Metric]:
+    """Attempts by outcome. Timeouts are a metric of their own: they are also counted as failed or retried."""
     labels = ["node", "queue", "type"]
     ended = CounterMetricFamily("dtq_attempts", "Attempts, by how they ended.", labels=[*labels, "outcome"])
     overdue = CounterMetricFamily("dtq_attempt_timeouts", "Attempts that ran longer than they may.", labels=labels)
@@ -113,7 +113,7 @@ def _times(name: str, help: str, key: str, nodes: Iterable[Node]) -> Metric:
     family = HistogramMetricFamily(name, help, labels=["node", "type"])
     for node in nodes:
         for type, data in node.metrics.get(key, {}).items():
-            sketch = Histogram.from_json(data)
-            buckets = [(str(2.0**bound), float(n)) for bound, n in zip(BOUNDS, sketch.up_to(BOUNDS), strict=True)]
-            family.add_metric([node.id, type], [*buckets, ("+Inf", float(sketch.count))], sketch.sum)
+            histogram = Histogram.from_json(data)
+            buckets = [(str(2.0**bound), float(n)) for bound, n in zip(BOUNDS, histogram.up_to(BOUNDS), strict=True)]
+            family.add_metric([node.id, type], [*buckets, ("+Inf", float(histogram.count))], histogram.sum)
     return family

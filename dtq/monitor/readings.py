@@ -1,11 +1,11 @@
-"""Readings: from what the store and its nodes say now and then, the figures of the time between.
+"""Readings: compare two readings of the store and its nodes, and compute the metrics of the time between them.
 
     Stats now  --+
                  +--> difference --> Point (one row of numbers) --> history, alerts, log
     Stats then --+         +-------> Totals (since the start)   --> summary
 
-What nodes publish only grows, so that a look more or less loses nothing. Durations are differences of `tick`, a clock
-that nobody sets; `at` is for people. A difference is never below zero.
+The numbers that nodes publish only grow, so nothing is lost between two readings. Durations are differences of `tick`,
+a monotonic clock; `at` is the wall clock, for people. No difference is negative.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ import msgspec
 from dtq.stores.protocol import Node, Stats
 from dtq.workers.metrics.histogram import Histogram
 
-Lane = tuple[str, str, str]  # queue, type, outcome
+OutcomeKey = tuple[str, str, str]  # queue, type, outcome
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Point(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """The figures of one interval, or of its end. Times are seconds, None where nothing ran; rates are parts of 1.
+    """The metrics of one interval, or at its end. Times are in seconds, None if nothing ran; rates are from 0 to 1.
 
-    `throughput` is tasks a second that ended (completed or failed). failure_rate is of these; retry_rate and
-    timeout_rate are of all attempts. `queue_size` is tasks that wait: blocked, pending, retrying. `cpu` is in cores,
-    `memory` in bytes, of all nodes and their workers.
+    - `at`: the end of the interval, UTC seconds; `seconds`: its length.
+    - `queue_size`: tasks that wait (blocked, pending, retrying); `oldest_wait`: how long the oldest has been due.
+    - `completed`, `failed`, `retried`, `cancelled`, `timed_out`: attempts that ended so in the interval.
+    - `throughput`: tasks per second that completed or failed; `failure_rate`: the failed part of them.
+    - `retry_rate`, `timeout_rate`: parts of all attempts.
+    - `cpu` in cores and `memory` in bytes: of all nodes and their workers.
     """
 
     at: float
@@ -68,14 +71,14 @@ METRICS = frozenset(Point.__struct_fields__) - {"at", "seconds"}
 
 
 class Totals:
-    """What was seen to happen since some time."""
+    """The sums of one or more intervals."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.ended: Counter[Lane] = Counter()
+        self.ended: Counter[OutcomeKey] = Counter()
         self.execution: dict[str, Histogram] = {}  # by type
         self.waiting: dict[str, Histogram] = {}
-        self.busy = 0.0  # worker-seconds, as is the next
+        self.busy = 0.0  # worker-seconds, as is `capacity`
         self.capacity = 0.0
         self.cpu = 0.0
 
@@ -83,8 +86,8 @@ class Totals:
         self.seconds += other.seconds
         self.ended.update(other.ended)
         for mine, theirs in ((self.execution, other.execution), (self.waiting, other.waiting)):
-            for type, sketch in theirs.items():
-                mine.setdefault(type, Histogram()).merge(sketch)
+            for type, histogram in theirs.items():
+                mine.setdefault(type, Histogram()).merge(histogram)
         self.busy += other.busy
         self.capacity += other.capacity
         self.cpu += other.cpu
@@ -96,7 +99,7 @@ class Totals:
         return found
 
     def figures(self) -> dict[str, Any]:
-        """By the names of Point: counts, rates, times, utilization."""
+        """Return counts, rates, times and utilization, by their names in Point."""
         n = self.outcomes()
         ended = n["completed"] + n["failed"]
         attempts = ended + n["retried"]
@@ -113,13 +116,13 @@ class Totals:
         }
 
     def of_type(self, type: str) -> dict[str, Any]:
-        """As `figures`, for one type; workers are not for one type, so their figures are left out."""
+        """Return the figures of one type, without those of workers, which run all types."""
         part = Totals()
         part.seconds = self.seconds
-        part.ended = Counter({lane: n for lane, n in self.ended.items() if lane[1] == type})
+        part.ended = Counter({key: n for key, n in self.ended.items() if key[1] == type})
         for name in ("execution", "waiting"):
-            if (sketch := getattr(self, name).get(type)) is not None:
-                getattr(part, name)[type] = sketch
+            if (histogram := getattr(self, name).get(type)) is not None:
+                getattr(part, name)[type] = histogram
         return {name: value for name, value in part.figures().items() if name not in ("worker_utilization", "cpu")}
 
 
@@ -127,29 +130,29 @@ def _part(some: float, whole: float) -> float:
     return some / whole if whole > 0 else 0.0
 
 
-def _times(name: str, sketches: dict[str, Histogram]) -> dict[str, float | None]:
+def _times(name: str, histograms: dict[str, Histogram]) -> dict[str, float | None]:
     whole = Histogram()
-    for sketch in sketches.values():
-        whole.merge(sketch)
+    for histogram in histograms.values():
+        whole.merge(histogram)
     return {f"avg_{name}": whole.mean, **{f"{p}_{name}": whole.quantile(q) for p, q in QUANTILES.items()}}
 
 
 class NodeSample:
-    """What a node had published at some tick, and how long it had lived then by its own account."""
+    """What a node had published at some tick, with its own uptime."""
 
     def __init__(self, node: Node, tick: float) -> None:
         metrics = node.metrics
         self.tick = tick
-        self.lived = float(metrics.get("uptime", 0.0))
+        self.uptime = float(metrics.get("uptime", 0.0))
         self.busy = float(metrics.get("busy", 0.0))
         self.cpu = float(metrics.get("cpu", 0.0))
         self.workers: dict[str, float] = metrics.get("workers", {})
-        self.ended = Counter(dict(_lanes(metrics.get("ended", {}))))
+        self.ended = Counter(dict(_outcomes(metrics.get("ended", {}))))
         self.execution = {type: Histogram.from_json(data) for type, data in metrics.get("execution", {}).items()}
         self.waiting = {type: Histogram.from_json(data) for type, data in metrics.get("waiting", {}).items()}
 
 
-def _lanes(ended: dict[str, dict[str, dict[str, int]]]) -> Iterator[tuple[Lane, int]]:
+def _outcomes(ended: dict[str, dict[str, dict[str, int]]]) -> Iterator[tuple[OutcomeKey, int]]:
     for queue, types in ended.items():
         for type, outcomes in types.items():
             for outcome, n in outcomes.items():
@@ -157,15 +160,16 @@ def _lanes(ended: dict[str, dict[str, dict[str, int]]]) -> Iterator[tuple[Lane, 
 
 
 class Readings:
-    """Looks at Stats again and again, and tells what came between. The first look only says where to begin."""
+    """Turns successive Stats into Points. The first reading is only the baseline of the next."""
 
     def __init__(self) -> None:
         self.totals = Totals()
-        self.nodes: list[dict[str, Any]] = []  # of the latest look, with the utilization of each and its workers
+        self.nodes: list[dict[str, Any]] = []  # of the latest reading, with the utilization of each node and worker
         self._seen: dict[str, NodeSample] = {}
         self._tick: float | None = None
 
     def read(self, stats: Stats, at: float, tick: float) -> Point:
+        """Return the metrics since the last call. `at` is the wall clock, `tick` the monotonic clock."""
         seconds = 0.0 if self._tick is None else max(0.0, tick - self._tick)
         change = Totals()
         change.seconds = seconds
@@ -174,22 +178,22 @@ class Readings:
             seen[node.id] = now = NodeSample(node, tick)
             then = self._seen.get(node.id)
             if then is None:
-                then = now if self._tick is None else _unborn(now, seconds)
+                then = now if self._tick is None else _new_node(now, seconds)
             self.nodes.append(_compare(node, now, then, seconds, change))
         self._seen, self._tick = seen, tick
         self.totals.merge(change)
         return _point(stats, change, at)
 
 
-def _unborn(now: NodeSample, seconds: float) -> NodeSample:
-    """A node that was not there at the last look: all that it has done came since."""
+def _new_node(now: NodeSample, seconds: float) -> NodeSample:
+    """Return the baseline of a node that was not there at the last reading: all of its work is new."""
     then = NodeSample(Node(""), now.tick)
-    then.lived = max(0.0, now.lived - seconds)
+    then.uptime = max(0.0, now.uptime - seconds)
     return then
 
 
 def _compare(node: Node, now: NodeSample, then: NodeSample, seconds: float, change: Totals) -> dict[str, Any]:
-    """Adds what the node has done to `change`; gives its own figures."""
+    """Add the node's work to `change`. Return the figures of the node."""
     elapsed = _elapsed(node, now, then, seconds)
     busy = max(0.0, now.busy - then.busy)
     change.busy += min(busy, elapsed * node.workers)
@@ -197,9 +201,11 @@ def _compare(node: Node, now: NodeSample, then: NodeSample, seconds: float, chan
     change.cpu += max(0.0, now.cpu - then.cpu)
     change.ended.update(now.ended - then.ended)
     for field in ("execution", "waiting"):
-        for type, sketch in getattr(now, field).items():
+        for type, histogram in getattr(now, field).items():
             earlier = getattr(then, field).get(type)
-            getattr(change, field).setdefault(type, Histogram()).merge(sketch.since(earlier) if earlier else sketch)
+            getattr(change, field).setdefault(type, Histogram()).merge(
+                histogram.since(earlier) if earlier else histogram
+            )
     return {
         "id": node.id, "host": node.host, "pid": node.pid, "started_at": node.started_at, "seen_at": node.seen_at,
         "types": list(node.types), "workers": node.workers, "busy_workers": node.busy,
@@ -214,12 +220,12 @@ def _compare(node: Node, now: NodeSample, then: NodeSample, seconds: float, chan
 
 
 def _elapsed(node: Node, now: NodeSample, then: NodeSample, seconds: float) -> float:
-    """How long the node has lived between the two publications. A node that is at work publishes each second, and says
-    itself how long it has lived; one that is idle is silent, and has lived on all the same."""
-    lived = now.lived - then.lived
-    if node.busy and lived > 0:
-        return lived
-    now.lived = max(now.lived, then.lived + seconds)
+    """Return the seconds between the node's two publications. A busy node publishes its uptime each second; an idle one
+    publishes nothing, so its time is the time between the readings."""
+    elapsed = now.uptime - then.uptime
+    if node.busy and elapsed > 0:
+        return elapsed
+    now.uptime = max(now.uptime, then.uptime + seconds)
     return seconds
 
 

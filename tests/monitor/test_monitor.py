@@ -1,4 +1,4 @@
-"""The monitor by hand: a clock of the test's own, told nodes, broken disks."""
+"""The monitor with a manual clock, scripted nodes and broken disks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import pytest
 from full_disks import disk, fill  # noqa: F401
-from monitor_lab import NOW, Clock, ToldNode
+from monitor_lab import NOW, Clock, ScriptedNode
 from sizes import long_and_hourly
 
 from dtq import DTQError, Monitor, QueueManager, StoreError, TaskQueue
@@ -61,7 +61,7 @@ def watch(manager, clock):
 
 @pytest.fixture
 def node(manager, clock):
-    return ToldNode(manager.store, clock)
+    return ScriptedNode(manager.store, clock)
 
 
 def lines(path):
@@ -95,7 +95,7 @@ def test_what_a_node_did_stays_counted_when_it_has_left_and_another_begins_at_ze
     monitor.sample()
     node.beat(lease=0)
     clock.forward(10)
-    again = ToldNode(manager.store, clock, "n2")
+    again = ScriptedNode(manager.store, clock, "n2")
     again.run(n=4)
     assert monitor.sample().completed == 4
     clock.forward(10)
@@ -104,7 +104,7 @@ def test_what_a_node_did_stays_counted_when_it_has_left_and_another_begins_at_ze
 
 
 def test_several_nodes_are_added_up_and_shown_one_by_one(watch, manager, node, clock):
-    other = ToldNode(manager.store, clock, "n2", workers=3)
+    other = ScriptedNode(manager.store, clock, "n2", workers=3)
     monitor = watch()
     clock.forward(10)
     node.run(5.0)
@@ -144,7 +144,7 @@ def test_a_task_that_is_cancelled_here_is_counted():
         assert monitor.get_metrics()["summary"]["cancelled"] == 1
 
 
-def test_two_monitors_that_look_at_different_times_see_the_same(watch, node, clock):
+def test_two_monitors_with_different_intervals_have_the_same_summary(watch, node, clock):
     often, seldom = watch(), watch()
     for _ in range(10):
         clock.forward(3)
@@ -176,7 +176,7 @@ def test_a_monitor_that_has_seen_nothing_has_an_empty_table(manager):
 # --- clocks
 
 
-def test_a_clock_that_is_set_back_an_hour_gives_no_negative_figure_and_is_told_of(
+def test_a_clock_that_is_set_back_an_hour_gives_no_negative_metric_and_is_logged(
     watch, manager, node, clock, tmp_path, caplog
 ):
     manager.store.add([Task(type="a", id="waits", created_at=clock.wall, run_at=clock.wall)])
@@ -383,7 +383,7 @@ def test_memory_is_flat_over_very_many_intervals(watch, manager, clock, interval
         for n in range(intervals):
             clock.forward(10)
             if n % life == 0:
-                node = ToldNode(manager.store, clock, f"n{n}")
+                node = ScriptedNode(manager.store, clock, f"n{n}")
             if n % 100 == 0:
                 node.run(0.001 * (1 + n % 7))
             if n % life == life - 1:
@@ -407,7 +407,7 @@ def append(path, at, n, max_bytes):
     file.close()
 
 
-def test_lines_are_put_aside_by_size(tmp_path):
+def test_a_file_is_rotated_by_size(tmp_path):
     for n in range(20):
         append(tmp_path / "x.log", NOW, n, 100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.log", "x.log.1", "x.log.2"]
@@ -416,14 +416,14 @@ def test_lines_are_put_aside_by_size(tmp_path):
     ]
 
 
-def test_lines_are_put_aside_by_age_which_is_that_of_the_first_whoever_wrote_it(tmp_path):
+def test_a_file_is_rotated_by_the_age_of_its_first_line_whichever_process_wrote_it(tmp_path):
     for n, at in enumerate((NOW, NOW + 1800, NOW + 3599, NOW + 3601, NOW + 7100)):
         append(tmp_path / "x.log", at, n, 10_000)
     assert [found["n"] for found in lines(tmp_path / "x.log.1")] == [0, 1, 2]
     assert [found["n"] for found in lines(tmp_path / "x.log")] == [3, 4]
 
 
-def test_what_becomes_of_tasks_is_a_line_with_task_attempt_and_node(tmp_path):
+def test_each_event_of_a_task_is_a_line_with_task_attempt_and_node(tmp_path):
     def fail(payload, context):
         raise ValueError("no")
 
@@ -471,9 +471,9 @@ def test_a_directory_that_cannot_be_written_costs_lines_and_no_task(tmp_path, ca
     assert caplog.text.count("cannot be written, its lines are lost") == 1
 
 
-def test_a_file_that_takes_nothing_keeps_no_task_waiting(tmp_path, monkeypatch):
+def test_a_log_file_that_blocks_delays_no_task(tmp_path, monkeypatch):
     """As on a file system that hangs: here a pipe that nobody reads."""
-    monkeypatch.setattr(logs, "CAPACITY", 100)
+    monkeypatch.setattr(logs, "QUEUE_CAPACITY", 100)
     os.mkfifo(tmp_path / "dtq.log")
     pipe = os.open(tmp_path / "dtq.log", os.O_RDWR | os.O_NONBLOCK)
     os.write(pipe, json.dumps({"at": time.time()}).encode() + b"\n")  # what the monitor reads when it opens its log
@@ -522,7 +522,7 @@ def _until(question):
     return answer
 
 
-def test_what_a_full_disk_took_half_of_is_cut_off_again(disk):  # noqa: F811
+def test_a_line_that_a_full_disk_took_in_part_is_cut_off_again(disk):  # noqa: F811
     file = RotatingFile(disk / "x.log", 1 << 20, 1, lambda: NOW)
     file.write(b'{"at":1}\n')
     fill(disk / "ballast")
@@ -535,7 +535,7 @@ def test_what_a_full_disk_took_half_of_is_cut_off_again(disk):  # noqa: F811
     assert [line["at"] for line in lines(disk / "x.log")] == [1, 3]
 
 
-def test_a_store_that_cannot_be_read_is_told_of_once_and_watching_goes_on(watch, manager, node, clock, caplog):
+def test_a_store_that_cannot_be_read_is_logged_once_and_the_monitor_goes_on(watch, manager, node, clock, caplog):
     monitor = watch()
     healthy = manager.store.stats
 
@@ -558,7 +558,7 @@ def test_a_monitor_is_started_once(watch):
         watch().start()
 
 
-def test_a_listener_that_fails_keeps_nobody_from_being_told(watch, node, clock, caplog):
+def test_a_listener_that_fails_does_not_keep_the_others_from_being_called(watch, node, clock, caplog):
     monitor, heard = watch(alert_thresholds={"failed": 0}), []
     monitor.on("alert:raised", lambda alert: 1 / 0)
     monitor.on("alert:raised", heard.append)

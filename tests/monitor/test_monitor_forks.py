@@ -13,12 +13,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 SCRIPT = """
 import atexit, logging, os, signal, sys, threading, warnings
 from dtq import DTQError, Monitor, TaskQueue
-from dtq.monitor import hook
+from dtq.monitor import webhook
 
 logging.basicConfig(level=logging.ERROR)
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: this process has threads
 told = []
-hook.AlertWebhook.deliver = lambda self, alert, id: deliver(alert)
+webhook.AlertWebhook.deliver = lambda self, alert, id: deliver(alert)
 
 
 async def deliver(alert):
@@ -83,7 +83,7 @@ queue.shutdown(force=True)
 """
 
 LOCKED = """
-locks = [monitor._lock, monitor._writer._queue.mutex, monitor._hook._queue.mutex, monitor._stopping._cond]
+locks = [monitor._lock, monitor._writer._queue.mutex, monitor._sender._queue.mutex, monitor._stopping._cond]
 for lock in locks:
     lock.acquire()  # another thread holds them at the moment of the fork
 status = fork(lambda: (monitor.sample(), monitor.history, monitor.get_metrics(), monitor.stop()))

@@ -1,10 +1,10 @@
-"""Webhook for alerts: a URL is told of each, signed and guarded as the webhooks of tasks are.
+"""Webhook for alerts: posts each alert to a URL, signed and checked as the webhooks of tasks are.
 
-    alert --> bounded queue --> thread of its own --sign, look at the address, POST--> URL
+    alert --> bounded queue --> thread: sign, check the address, POST --> URL
 
-It goes out from the process of the monitor, and not as a task of the queue that is watched: what there is to say may be
-that nobody works there. So it is tried for about three minutes, not for a day, and what is left when the monitor stops
-has one more attempt. What could not be delivered is counted, and told of.
+The monitor's own process delivers the alerts. They cannot be tasks of the queue, as the alert may be that no node runs.
+So an alert is retried for about three minutes, not for a day, and alerts that wait when the monitor stops get one more
+attempt. Alerts that could not be delivered are counted and logged.
 """
 
 from __future__ import annotations
@@ -26,15 +26,21 @@ from dtq.webhooks.address_guard import AddressGuard, Refused, Secrets
 
 log = logging.getLogger("dtq")
 
-CAPACITY = 100  # alerts that may wait
-PAUSES = (1.0, 5.0, 30.0, 120.0)  # seconds before another attempt
+QUEUE_CAPACITY = 100  # alerts that may wait
+RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0)  # seconds before each further attempt
 
 
 class AlertWebhook:
-    """Where alerts are posted: `Monitor(webhook=AlertWebhook(url, secret="whsec_..."))`.
+    """A URL for alerts: `Monitor(webhook=AlertWebhook(url, secret="whsec_..."))`.
 
-    `webhook_networks` are those that it may reach beside public addresses, `webhook_http` allows a URL without TLS.
-    Raises DTQError.
+    Args:
+        url: where each alert is posted.
+        secret: signs the messages ("whsec_..."); None: they are not signed.
+        webhook_networks: networks that may be reached besides public addresses, for example "10.0.0.0/8".
+        webhook_http: whether a URL without TLS is allowed.
+
+    Raises:
+        DTQError: an option is not allowed, or the packages for webhooks are missing.
     """
 
     def __init__(
@@ -56,26 +62,27 @@ class AlertWebhook:
         return {"url": self.url, "secret": self._secret, "body": body}
 
     async def deliver(self, alert: Alert, id: str) -> None:
-        """One attempt. Raises what went wrong."""
+        """Try once to deliver the alert. Raises the error if it fails."""
         from dtq.webhooks import delivery
 
         async with asyncio.timeout(delivery.TIMEOUT):
             await delivery.post(delivery.SignedRequest.of(self.payload(alert), id, self.secrets), self.guard)
 
 
-class Hook:
-    """Delivers alerts, one after the other, and never keeps whoever raises them."""
+class AlertSender:
+    """Delivers alerts in order, on a thread of its own. `send` never blocks."""
 
     def __init__(self, target: AlertWebhook) -> None:
         self.lost = 0
         self.trouble: str | None = None  # of the latest attempt
         self._target = target
-        self._queue: queue.Queue[Alert | None] = queue.Queue(CAPACITY)
+        self._queue: queue.Queue[Alert | None] = queue.Queue(QUEUE_CAPACITY)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dtq-alerts", daemon=True)
         self._thread.start()
 
-    def tell(self, alert: Alert) -> None:
+    def send(self, alert: Alert) -> None:
+        """Put the alert into the queue. If the queue is full, count it as lost."""
         try:
             self._queue.put_nowait(alert)
         except queue.Full:
@@ -86,25 +93,25 @@ class Hook:
             alert = self._queue.get()
             if alert is not None and not self._deliver(alert):
                 self.lost += 1
-                log.error("nobody was told by webhook that %s: %s", alert.message, self.trouble)
+                log.error("the webhook could not be told that %s: %s", alert.message, self.trouble)
 
     def _deliver(self, alert: Alert) -> bool:
         id = new_id(alert.at)  # the same at every attempt
-        for pause in (*PAUSES, None):
+        for delay in (*RETRY_DELAYS, None):
             try:
                 asyncio.run(self._target.deliver(alert, id))
                 self.trouble = None
                 return True
             except Exception as error:
                 self.trouble = f"{type(error).__name__}: {error}"
-                if pause is None or _is_final(error) or self._closing.is_set():
+                if delay is None or _is_final(error) or self._closing.is_set():
                     break
-                wait = error.delay if isinstance(error, Retry) and error.delay is not None else pause
-                self._closing.wait(min(wait, max(PAUSES)))
+                wait = error.delay if isinstance(error, Retry) and error.delay is not None else delay
+                self._closing.wait(min(wait, max(RETRY_DELAYS)))
         return False
 
     def close(self, timeout: float = 5.0) -> None:
-        """Each that waits has one more attempt, but all no longer than this."""
+        """Try each alert that waits once more, for at most `timeout` seconds in all."""
         self._closing.set()
         with suppress(queue.Full):
             self._queue.put(None, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Alerts by webhook: to a real receiver on loopback, which verifies with the standard's library."""
+"""Alerts by webhook, posted to a real receiver on loopback, which verifies them with the standard's library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from webhook_receiver import SECRET, WAIT, Receiver, wait_until
 
 from dtq import DTQError, Monitor, QueueManager
-from dtq.monitor import hook
+from dtq.monitor import webhook
 from dtq.monitor.monitor import AlertWebhook, Threshold
 
 LOOPBACK = {"webhook_networks": ["127.0.0.0/8"], "webhook_http": True}
@@ -19,7 +19,7 @@ LIMITS = {"nodes": Threshold(1, below=True), "queue_size": Threshold(0, cooldown
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr(hook, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(webhook, "RETRY_DELAYS", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def told(receiver):
     return [(body["type"], body["data"]["metric"]) for _, _, body in receiver.got]
 
 
-def test_a_url_is_told_of_each_alert_in_order_and_signed_though_no_node_lives(manager):
+def test_each_alert_is_posted_in_order_and_signed_though_no_node_runs(manager):
     with (
         Receiver() as receiver,
         Monitor(manager, None, 3600, LIMITS, webhook=AlertWebhook(receiver.url, SECRET, **LOOPBACK)) as monitor,
@@ -52,7 +52,7 @@ def test_a_url_is_told_of_each_alert_in_order_and_signed_though_no_node_lives(ma
     assert len({id for id, _, _ in receiver.got}) == 3
 
 
-def test_an_alert_that_was_not_taken_is_sent_again_under_the_same_id(manager):
+def test_an_alert_that_was_refused_is_sent_again_with_the_same_id(manager):
     with Receiver((503, {}), (500, {}), (204, {})) as receiver:
         target = AlertWebhook(receiver.url, SECRET, **LOOPBACK)
         with Monitor(manager, None, 3600, {"nodes": LIMITS["nodes"]}, webhook=target) as monitor:
@@ -63,7 +63,7 @@ def test_an_alert_that_was_not_taken_is_sent_again_under_the_same_id(manager):
         assert (found["webhook_trouble"], found["lost_alerts"]) == (None, 0)
 
 
-def test_a_receiver_that_never_answers_keeps_nobody_(manager):
+def test_a_receiver_that_never_answers_delays_neither_samples_nor_the_end(manager):
     heard, end = [], threading.Event()
     with Receiver(lambda request: end.wait(WAIT)) as receiver:
         target = AlertWebhook(receiver.url, SECRET, **LOOPBACK)
@@ -85,7 +85,7 @@ def test_a_receiver_that_never_answers_keeps_nobody_(manager):
     ("answer", "words"),
     [((500, {}), "answered 500"), ((410, {}), "accepts no more of these"), ((302, {"location": "/"}), "not followed")],
 )
-def test_what_could_not_be_delivered_is_counted_and_told_of(manager, caplog, answer, words):
+def test_an_alert_that_could_not_be_delivered_is_counted_and_logged(manager, caplog, answer, words):
     with (
         Receiver(answer) as receiver,
         Monitor(manager, None, 3600, LIMITS, webhook=AlertWebhook(receiver.url, SECRET, **LOOPBACK)) as monitor,
@@ -95,11 +95,11 @@ def test_what_could_not_be_delivered_is_counted_and_told_of(manager, caplog, ans
         wait_until(lambda: monitor.get_metrics()["monitor"]["lost_alerts"] == 1)
         assert words in monitor.get_metrics()["monitor"]["webhook_trouble"]
         assert len(receiver.got) == (1 if answer[0] == 410 else 3)
-    assert "nobody was told by webhook that nodes is 0, below its threshold of 1" in caplog.text
+    assert "the webhook could not be told that nodes is 0, below its threshold of 1" in caplog.text
     assert SECRET not in caplog.text
 
 
-def test_an_address_that_is_not_public_is_not_told(manager):
+def test_no_alert_is_posted_to_an_address_that_is_not_public(manager):
     with (
         Receiver() as receiver,
         Monitor(manager, None, 3600, LIMITS, webhook=f"https://127.0.0.1:{receiver.port}/") as monitor,
@@ -118,6 +118,6 @@ def test_an_address_that_is_not_public_is_not_told(manager):
         (["https://example.org/", "short"], r"the secret 'alerts' is none \(not shown here\)"),
     ],
 )
-def test_a_webhook_that_cannot_be_is_refused(arguments, words):
+def test_a_webhook_with_a_wrong_option_is_refused(arguments, words):
     with pytest.raises(DTQError, match=words):
         AlertWebhook(*arguments)
