@@ -32,7 +32,7 @@ class Forkable:
         """Go on in the parent."""
 
     def in_child(self) -> None:
-        """Begin anew in the child."""
+        """Reset everything in the child."""
 
 
 _followers: WeakSet[Forkable] = WeakSet()

@@ -1,4 +1,4 @@
-"""Processes write one at a time, wait for each other with a limit, and learn which process keeps them waiting."""
+"""FairLock: processes write one at a time, wait for each other up to a limit, and name the process they wait for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store of one process, without files: the specification that the other stores must match.
+"""The memory store: one process, no files. Its Index is the specification that the other stores must match.
 
 May import: stores.
 Read first: index.py.

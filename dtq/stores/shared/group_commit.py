@@ -106,7 +106,7 @@ class GroupCommit(Generic[S]):
             self._fair_lock.file.unlock()
 
     def in_child(self) -> None:
-        """Begin anew in a forked child: the threads that ran or waited are the parent's."""
+        """Reset everything in a forked child: the threads that ran or waited are the parent's."""
         self.lock = threading.Lock()
         self._waiting.clear()
         self._fair_lock.in_child()

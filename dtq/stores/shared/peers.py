@@ -216,14 +216,14 @@ class ChangeWatcher:
         return self._has_changed()
 
     def in_child(self) -> None:
-        """Begin anew in a forked child, which joins the peers when it needs to."""
+        """Reset everything in a forked child, which joins the peers when it needs to."""
         self._lock = threading.Lock()
         if self._peers is not None:
             self._peers.in_child()
             self._peers = None
 
     def close(self, leave: Callable[[Peers], None]) -> None:
-        """Close for ever. `leave` is called with the peers if this process has joined them."""
+        """Close permanently. `leave` is called with the peers if this process has joined them."""
         with self._lock:
             self._closed = True
             if self._peers is not None:

@@ -1,4 +1,4 @@
-"""The default store: one SQLite database, for all processes of one machine.
+"""The SQLite store, the default: one database file for all processes of one machine.
 
 May import: stores, stores/shared.
 Read first: store.py, then schema.py.

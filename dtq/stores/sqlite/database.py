@@ -269,8 +269,8 @@ class Database:
             self._held.pop().release()
 
     def in_child(self) -> None:
-        """Begin anew. A connection that was not closed before the fork is kept forever: the child must neither use nor
-        close it."""
+        """Reset everything. Keep a connection that was not closed before the fork forever: the child must neither use
+        nor close it."""
         inherited = [self._write_connection, self._read_connection]
         if not self._is_closed:
             self._write_connection = self._read_connection = None
