@@ -53,7 +53,7 @@ def fencing_off() -> None:
 
     def planted(self, db, outcomes):
         ids = json_list(task.id for task, _ in outcomes)
-        now = {id: version for id, version, *_ in db.execute(schema.STANDING, (ids,))}
+        now = dict(db.execute("SELECT id, version FROM task WHERE id IN (SELECT value FROM json_each(?))", (ids,)))
         return update(self, db, [(replace(task, version=now[task.id]), then) for task, then in outcomes])
 
     patch(SQLiteStore, "_update", planted)
@@ -83,9 +83,11 @@ def acknowledged_before_it_ran() -> None:
 def reap_ignores_live_nodes() -> None:
     """Treat every other node as dead."""
 
+    select_nodes = schema.NODES
+
     def planted(self, dead, now, lease):
         mine = self.database.watch.peers.name
-        nodes = self.database.read(lambda db: db.execute(schema.NODES).fetchall())
+        nodes = self.database.read(lambda db: db.execute(select_nodes).fetchall())
         return LostNodes([id for id, peer, _ in nodes if peer != mine], [])
 
     patch(SQLiteStore, "_fates", planted)
@@ -126,7 +128,7 @@ def given_twice() -> None:
 @breaks("children_wait_for_their_parents")
 def children_do_not_wait() -> None:
     """Let children start before their parents have ended."""
-    patch(dependencies, "_begun", lambda task, standing: replace(task, status=Status.PENDING))
+    patch(dependencies, "_with_first_status", lambda task, standing: replace(task, status=Status.PENDING))
 
 
 @breaks("no_limit_is_exceeded")
