@@ -79,7 +79,7 @@ def test_a_failed_task_is_retried_by_keyboard(served):
     id = button.get_attribute("aria-label").split()[-1]
     button.focus()
     page.keyboard.press("Enter")
-    page.locator("#said", has_text="starts afresh").wait_for()
+    page.locator("#said", has_text="starts again").wait_for()
     queue.join(60)
     assert len(queue.get(id).history) == 2
     page.close()
