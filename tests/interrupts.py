@@ -198,8 +198,12 @@ class Game:
 
     def _claim(self) -> Callable[[Store], Any]:
         """By a worker of its own: after a lost reply, a server gives the same worker the same tasks again."""
-        n, at, worker = self.chance.randrange(1, 8), self.now, f"{WORKER}-{new_id(NOW)}"
+        n, at, worker = self._doomed() + self.chance.randrange(1, 8), self.now, f"{WORKER}-{new_id(NOW)}"
         return lambda store: store.claim(worker, n, 30, at, {QUEUE})
+
+    def _doomed(self) -> int:
+        """A claim takes all of these: no order among them is promised."""
+        return sum(task.doom is not None for task in self.known(Status.BLOCKED, Status.PENDING, Status.RETRYING))
 
     def _update(self) -> Callable[[Store], Any]:
         outcomes = []
@@ -247,8 +251,8 @@ class Game:
         if len(self.known(Status.PENDING)) < 10:
             self.both(self._add(20))
         if len(self.known(Status.PROCESSING)) < 6:
-            at = self.now
-            self.both(lambda store: store.claim(WORKER, 10, 30, at, {QUEUE}))
+            n, at = self._doomed() + 10, self.now
+            self.both(lambda store: store.claim(WORKER, n, 30, at, {QUEUE}))
         if not self.known(*TERMINAL):
             task = self.known(Status.PROCESSING)[0]
             self.both(lambda store: store.update([(succeed(task, None, self.now), ())]))
