@@ -153,10 +153,12 @@ class APIServer(Forkable):
     # --- forks: the server belongs to the process that started it
 
     def before_fork(self) -> None:
+        """Let the cluster release what a child must not inherit."""
         if self._cluster is not None:
             self._cluster.before_fork()
 
     def after_fork(self) -> None:
+        """Let the cluster continue in the parent."""
         if self._cluster is not None:
             self._cluster.after_fork()
 

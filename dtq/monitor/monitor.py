@@ -107,7 +107,7 @@ class Monitor(Forkable):
     # --- life
 
     def start(self) -> Self:
-        """Start to watch. The first sample is the baseline of the next. Raises DTQError if it was started before."""
+        """Start to watch. Return the monitor. Raises DTQError if it was started before."""
         if self._thread is not None:
             raise DTQError("this monitor was started before: make a new one")
         if self._directory is not None:
@@ -238,14 +238,14 @@ class Monitor(Forkable):
     # --- results
 
     def on(self, name: str, listener: Listener) -> Listener:
-        """Call `listener(alert)` for each "alert:raised" or "alert:cleared", on the monitor's event thread.
+        """Call `listener(alert)` for each event `name`: "alert:raised" or "alert:cleared", on the event thread.
 
         Returns the listener. Raises DTQError if there is no event of this name.
         """
         return self._events.on(name, listener)
 
     def off(self, name: str, listener: Listener) -> None:
-        """Stop calling the listener."""
+        """Stop calling the listener for events of this `name`."""
         self._events.off(name, listener)
 
     @property

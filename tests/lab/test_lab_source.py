@@ -52,7 +52,7 @@ def shown(monkeypatch):
         (MemoryStore.claim, "dtq/stores/memory/index.py", "def claim("),
         (MemoryStore().claim, "dtq/stores/memory/index.py", "def claim("),
         (Stats.total, "dtq/stores/protocol.py", "@property\ndef total(self)"),
-        (kit, "dtq/testing/conformance/kit.py", '"""What a check is'),
+        (kit, "dtq/testing/conformance/kit.py", '"""The parts of every check'),
         ("dtq.stores.sqlite.schema:INSERT", "dtq/stores/sqlite/schema.py", 'INSERT = """INSERT INTO task'),
         ("dtq.task.model:DAY", "dtq/task/model.py", "DAY = 86400.0"),
     ],

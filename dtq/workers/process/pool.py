@@ -113,7 +113,7 @@ class WorkerPool:
                 worker.retire(f"retired: it has had {self._max_tasks:g} tasks", self._clock())
 
     def stop(self, task: Task) -> None:
-        """Stop this attempt, or return it if it has not started."""
+        """Stop this attempt of the `task` (its id and version), or return it if it has not started."""
         for worker in self._workers.values():
             for number, call in worker.in_flight.items():
                 if call.task.id == task.id and call.task.version == task.version and not call.is_stopping:
@@ -168,7 +168,7 @@ class WorkerPool:
         self._wakeup.wake()
 
     def watch(self, fd: int) -> None:
-        """Let this descriptor end `wait` while it is readable."""
+        """Let the descriptor `fd` end `wait` while it is readable."""
         self._watched.append(fd)
         self._selector.register(fd, selectors.EVENT_READ, _ignore)
 
