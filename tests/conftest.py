@@ -65,6 +65,17 @@ def temporary_files(tmp_path_factory):
         yield place
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _directories_of_handlers_end_with_a_file_of_tests():
+    """Restore DTQ_FILES, which `lab.start` sets for the workers of a chapter."""
+    before = os.environ.get("DTQ_FILES")
+    yield
+    if before is None:
+        os.environ.pop("DTQ_FILES", None)
+    else:
+        os.environ["DTQ_FILES"] = before
+
+
 @pytest.fixture(scope="session")
 def notebook_loop(temporary_files):
     """Start the event loop that Jupyter's clients keep in each process, before the first test that needs it."""

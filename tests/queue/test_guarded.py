@@ -384,7 +384,8 @@ def test_a_nan_delay_blocks_no_other_outcome(tmp_path):
 def test_a_broken_store_ends_a_node_and_raises_in_all_waiters(executor, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(guards, "GIVE_UP_AFTER", 0.5)
     store = SQLiteStore(tmp_path / "queue.db")
-    with TaskQueue(store, {"echo": echo}, pool_size=1, executor=executor) as queue:
+    # A short lease: the node cannot release its task in the broken store, so the next one takes it over at its end.
+    with TaskQueue(store, {"echo": echo}, pool_size=1, executor=executor, lease=2) as queue:
         assert queue.add("echo", 1).result(WAIT) == 1
 
         def broken(*_, **__):

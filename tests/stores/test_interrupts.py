@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sqlite3
 import threading
@@ -29,7 +30,9 @@ KINDS = ("memory", "sqlite", "file")
 @pytest.fixture
 def presses():
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    callbacks, gc.callbacks[:] = gc.callbacks[:], []  # an interrupt in one of them, which others set, is not for us
     yield Presses()
+    gc.callbacks[:] = callbacks
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
