@@ -161,7 +161,7 @@ def handlers():
 
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it listens to nothing that can be refused
         parent = os.getppid()
-        while os.getppid() == parent:  # or it would be left behind, computing, by a kernel that is killed
+        while os.getppid() == parent != 1:  # it ends with its kernel, also one that was killed before this line
             pass
 
     def die(payload, context):
