@@ -23,4 +23,6 @@ def test_the_workflow_runs_the_hourly_tests_of_every_room():
 def test_a_plain_run_leaves_long_tests_out_and_the_ci_script_runs_those_up_to_long():
     assert '"-m not long and not hourly"' in (ROOT / "pyproject.toml").read_text()
     script = (ROOT / ".ci/run").read_text()
-    assert re.findall(r"^step pytest (.+)$", script, re.M) == ["-q --durations=10", "-q --durations=10 -m long -n 2"]
+    plain, long = re.findall(r"^step pytest (.+)$", script, re.M)
+    assert plain == "-q --durations=10 -n 2 --dist loadfile"
+    assert long == "-q --durations=10 -m long -n 2"
