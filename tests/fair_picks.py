@@ -1,11 +1,12 @@
-"""The plain rule of which tasks go next, told over all lanes at once: the reference for `dtq.policy.limits.pick`, which
-reads only as many lanes as it needs."""
+"""The plain rule of which tasks go next, applied to all lanes at once. It is the reference for
+`dtq.policy.picking.pick`, which reads only as many lanes as it needs."""
 
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from dtq.policy.limits import Limit, counts_from
+from dtq.policy.limits import Limit
+from dtq.policy.picking import counts_from
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import Status
 

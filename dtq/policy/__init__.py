@@ -1,5 +1,5 @@
-"""When a task may run: limits and schedules. Pure functions of the time.
+"""When a task may run: limits, fairness and schedules. Pure functions of the time.
 
 May import: task.
-Read first: limits.py.
+Read first: limits.py, picking.py.
 """

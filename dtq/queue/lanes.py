@@ -1,6 +1,6 @@
 """LaneControls: pause and limit the tasks of a queue, a type or a limit key, on all nodes together.
 
-pause, resume, limit, unlimit --> store.set_lane --> policy/limits.py decides in each `claim`
+pause, resume, limit, unlimit --> store.set_lane --> policy/picking.py decides in each `claim`
 """
 
 from __future__ import annotations

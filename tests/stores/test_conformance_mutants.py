@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 from msgspec.structs import replace
 
-from dtq.policy.limits import Gate
+from dtq.policy.picking import Gate
 from dtq.stores.file.changes import Change
 from dtq.stores.file.replica import Replica
 from dtq.stores.file.store import FileStore
@@ -236,7 +236,7 @@ class CountsFromTheClaim(MemoryStore):
     """Counts what a claim takes from the time of the claim on, and be it before the task came."""
 
     def _pick(self, kinds, n, now, min_priority):
-        with patch("dtq.policy.limits.counts_from", lambda run_at, now: now):
+        with patch("dtq.policy.picking.counts_from", lambda run_at, now: now):
             return super()._pick(kinds, n, now, min_priority)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from dtq.policy.limits import MAX_CLAIM_WAIT, Limit, Selector, Share
+from dtq.policy.limits import Limit, Selector
+from dtq.policy.picking import MAX_CLAIM_WAIT, Share
 from dtq.stores.file.changes import NOTHING, Change, Entry, moved_of
 from dtq.stores.memory.index import Index
 from dtq.stores.protocol import Node

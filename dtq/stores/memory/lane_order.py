@@ -29,7 +29,8 @@ from heapq import heapify, heappop, heappush, heapreplace, merge
 from math import inf
 from typing import NamedTuple, TypeVar
 
-from dtq.policy.limits import Entry, Head, Kind, Lane, kind_of
+from dtq.policy.limits import Kind, Lane, kind_of
+from dtq.policy.picking import Entry, Head
 
 LONG_PAST = 1.0  # a time: the next claim opens the lane
 MAX_STALE = 64  # entries of a tier, beyond one for each lane, before its heap is rebuilt

@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 from heapq import heappop, heappush
 from itertools import islice
 
-from dtq.policy.limits import Head, Lane
+from dtq.policy.limits import Lane
+from dtq.policy.picking import Head
 from dtq.stores.memory.lane_order import in_order
 from dtq.task.model import WAITING, Status, Task
 

@@ -1,7 +1,7 @@
 """Turns: which lane of an Index is served next: limits, shares, counters, and the order of the lanes.
 
     a task changes --> counters, ReadyQueue.touched --_place_lanes--> LaneOrder
-    claim          --> wake, level --> LaneOrder --lanes, best first--> limits.pick --> marks, buckets, closed lanes
+    claim          --> wake, level --> LaneOrder --lanes, best first--> picking.pick --> marks, buckets, closed lanes
 
 Keys that are no longer used cost nothing: a full bucket is forgotten, a mark counts only while it is ahead, and a lane
 without a ready task has no place.
@@ -15,7 +15,8 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from dtq.policy.limits import EACH, Gate, Kind, Lane, Limit, Picked, Selector, Share, closed_until, pick
+from dtq.policy.limits import EACH, Kind, Lane, Limit, Selector
+from dtq.policy.picking import Gate, Picked, Share, closed_until, pick
 from dtq.stores.memory.lane_order import LaneOrder
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.task.model import PROCESSING, Task

@@ -20,7 +20,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dtq.policy.limits import Lane
+from dtq.errors import InvalidTask
+from dtq.policy.limits import Lane, Limit
+from dtq.stores.protocol import Node, Stats, sum_counts
+from dtq.stores.shared.decoding import decode_or_skip
 from dtq.task.codec import cut, pack, to_json
 from dtq.task.model import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook
 from dtq.task.transitions import brief_of, unreadable
@@ -72,6 +75,8 @@ NO_REMAINS = Remains()
 _state = msgspec.msgpack.Decoder(State).decode
 _body = msgspec.json.Decoder(Body).decode
 _remains = msgspec.json.Decoder(Remains).decode
+_node = msgspec.json.Decoder(Node).decode
+read_limit = msgspec.json.Decoder(Limit).decode
 _STATUS = {str(status): status for status in Status}
 _SEP = "\x1f"  # between the parts of a text: no name and no key has this character
 _ARRAY_OF_10 = b"\x9a"  # the head of a MessagePack array of ten values; the store keeps the values without it
@@ -273,3 +278,23 @@ def counter_of(pair: tuple[str, str]) -> tuple[str, str, str, int]:
     """Return queue, type, status and number of tasks from a (name, number) pair of stats.lua."""
     queue, type, *_, status = pair[0].split(_SEP)
     return queue, type, status, int(pair[1])
+
+
+def ids_of(reply: list[Any]) -> list[str]:
+    """Return the ids in a reply of add.lua or update.lua. Raise InvalidTask where it names an unknown parent."""
+    if reply[0] is False:
+        raise InvalidTask(f"after is {reply[1]!r}; allowed: the id of a task that is stored, or added by the same call")
+    ids: list[str] = reply[0] or []
+    return ids
+
+
+def stats_of(reply: list[Any]) -> Stats:
+    """Return the statistics in the reply of stats.lua."""
+    counters, heads, later, nodes, limits = reply
+    times = [due_time(head) for head in heads] + ([float(later)] if later else [])
+    return Stats(
+        *sum_counts(decode_or_skip(counter_of, pairs_of(counters), "a counter")),
+        min(times, default=None),
+        decode_or_skip(_node, nodes, "a node"),
+        decode_or_skip(read_limit, limits[1::2], "a limit"),
+    )

@@ -30,19 +30,20 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from dtq.errors import InvalidTask, StoreError
+from dtq.errors import StoreError
 from dtq.policy.limits import Limit
-from dtq.stores.protocol import Node, Outcome, Stats, sum_counts
+from dtq.stores.protocol import Node, Outcome, Stats
 from dtq.stores.redis.claims import LOOP_TIMEOUT, TASKS_PER_SCRIPT, Claim
 from dtq.stores.redis.client import PipelinedCalls, RedisClient
 from dtq.stores.redis.records import (
     brief_tasks_of,
-    counter_of,
-    due_time,
+    ids_of,
     new_record,
     outcome_record,
     pairs_of,
     progress_text,
+    read_limit,
+    stats_of,
     tasks_of,
 )
 from dtq.stores.redis.retry_tokens import RetryTokens
@@ -56,8 +57,6 @@ from dtq.task.model import TERMINAL, Task
 IDS_PER_FIND = 1000  # ids that one call of find.lua looks at
 TASKS_PER_PURGE = 200  # tasks that one call of purge.lua looks at
 _reply = msgspec.msgpack.Decoder().decode
-_node = msgspec.json.Decoder(Node).decode
-_limit = msgspec.json.Decoder(Limit).decode
 
 
 class RedisStore(Forkable):
@@ -121,7 +120,7 @@ class RedisStore(Forkable):
         parts = _parts(tasks, any(task.after for task in tasks))
         calls = PipelinedCalls("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
         replies = zip(parts, self.client.call_all(calls), strict=True)
-        return [id for part, reply in replies for id in _ids(reply) or (task.id for task in part)]
+        return [id for part, reply in replies for id in ids_of(reply) or (task.id for task in part)]
 
     def _added(self, reply: bytes) -> Any:
         """Wake the workers of this process for the part that is stored, and return the reply."""
@@ -161,7 +160,7 @@ class RedisStore(Forkable):
             self._unblock_children()
         accepted: set[str] = set()
         for part, reply in zip(parts, replies, strict=True):
-            accepted |= {task.id for (task, _), _ in part}.difference(_ids(reply))
+            accepted |= {task.id for (task, _), _ in part}.difference(ids_of(reply))
         return accepted
 
     def _update_argument(self, part: Sequence[tuple[Outcome, str]]) -> list[Any]:
@@ -234,16 +233,7 @@ class RedisStore(Forkable):
         return tasks
 
     def stats(self) -> Stats:
-        counters, heads, later, nodes, limits = _reply(self.client.call("stats"))
-        rows = decode_or_skip(counter_of, pairs_of(counters), "a counter")
-        times = [due_time(head) for head in heads] + ([float(later)] if later else [])
-        oldest = min(times, default=None)
-        return Stats(
-            *sum_counts(rows),
-            oldest,
-            decode_or_skip(_node, nodes, "a node"),
-            decode_or_skip(_limit, limits[1::2], "a limit"),
-        )
+        return stats_of(_reply(self.client.call("stats")))
 
     def next_due(self, now: float) -> float | None:
         if now in self._due:
@@ -259,8 +249,8 @@ class RedisStore(Forkable):
         selector = to_json(unlimited.selector).decode()
         while True:
             old = dict(pairs_of(_reply(self.client.call("stats"))[4])).get(selector, "")  # the stored bytes
-            known = next(iter(decode_or_skip(_limit, [old], "a limit")), unlimited) if old else unlimited
-            limit = _limit(to_json(known.with_changes(changes)))  # 3 becomes 3.0, as when it is read back
+            known = next(iter(decode_or_skip(read_limit, [old], "a limit")), unlimited) if old else unlimited
+            limit = read_limit(to_json(known.with_changes(changes)))  # 3 becomes 3.0, as when it is read back
             new = "" if limit.is_void else to_json(limit).decode()
             if self.client.call("limit", [selector, old, new, limit.rate != known.rate, self._id]):
                 return self._changed()
@@ -330,11 +320,3 @@ def _parts(items: Sequence[Any], whole: bool = False) -> list[Sequence[Any]]:
 
 def _first(times: list[bytes]) -> float | None:
     return min(map(float, times), default=None)
-
-
-def _ids(reply: list[Any]) -> list[str]:
-    """Return the ids in a reply of add.lua or update.lua. Raise InvalidTask where it names an unknown parent."""
-    if reply[0] is False:
-        raise InvalidTask(f"after is {reply[1]!r}; allowed: the id of a task that is stored, or added by the same call")
-    ids: list[str] = reply[0] or []
-    return ids

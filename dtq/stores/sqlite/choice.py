@@ -7,7 +7,7 @@ It reads the lanes of each kind (queue and type, with a limit key or without) in
 
 A tier holds the lanes of one priority whose keys have the same mark. Marks up to `now` count as `now`, so their tiers
 are merged by due time and insertion; tiers with a mark ahead follow. LEVEL sets old marks to 0, some in each claim, so
-there are few tiers. See dtq.policy.limits for the rule.
+there are few tiers. See dtq.policy.picking for the rule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Collection, Iterator
 from heapq import merge
 from math import inf
 
-from dtq.policy.limits import Entry, Gate, Head, Kind, Lane, Picked, Share, closed_until, pick
+from dtq.policy.limits import Kind, Lane
+from dtq.policy.picking import Entry, Gate, Head, Picked, Share, closed_until, pick
 from dtq.stores.sqlite import schema
 from dtq.stores.sqlite.lanes import read_gates, selector_of
 from dtq.stores.sqlite.rows import about

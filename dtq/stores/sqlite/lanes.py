@@ -19,9 +19,11 @@ from typing import Any
 
 import msgspec
 
-from dtq.policy.limits import EACH, Gate, Lane, Limit
+from dtq.policy.limits import EACH, Lane, Limit
+from dtq.policy.picking import Gate
 from dtq.stores.shared.decoding import decode_or_skip
 from dtq.stores.sqlite import schema
+from dtq.stores.sqlite.queries import count_kind
 from dtq.stores.sqlite.rows import json_list
 from dtq.task.codec import to_json
 from dtq.task.model import WAITING, Task
@@ -74,7 +76,7 @@ class StatusChanges:
                 of_kind[status] += by
         for (kind, waiting), changes in kinds.items():
             if moved := {name: by for name, by in changes.items() if by}:
-                db.execute(schema.count_kind(tuple(moved)), (*moved.values(), kind))
+                db.execute(count_kind(tuple(moved)), (*moved.values(), kind))
             waits = waiting + sum(changes[status] for status in WAITING) > 0
             if waits != (waiting > 0):
                 db.execute(schema.SET_WAITING, (waits, kind))

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from dtq.policy.limits import Lane
-from dtq.stores.sqlite.schema import BLOCKED, DOOMED, LATER, READY, of_one
+from dtq.stores.sqlite.queries import of_one
+from dtq.stores.sqlite.schema import BLOCKED, DOOMED, LATER, READY
 from dtq.task.codec import cut, from_json, to_json
 from dtq.task.model import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook
 from dtq.task.transitions import unreadable

@@ -1,4 +1,4 @@
-"""Schema: the tables of SQLiteStore, and every statement that it runs.
+"""Schema: the tables of SQLiteStore, and every statement that it runs as it stands here (queries.py builds the others).
 
 `stage` is what a waiting task waits for. Each index holds only the tasks of one stage, so that a query costs nothing
 for finished tasks, and for those that wait for something else:
@@ -22,9 +22,6 @@ task writes fewer pages: each page that a transaction changes is written whole, 
 """
 
 from __future__ import annotations
-
-import re
-from functools import cache
 
 from dtq.task.model import Status
 
@@ -301,36 +298,3 @@ UNKEEP = """UPDATE task SET kept = 0 WHERE kept = 1 AND id IN (SELECT value FROM
 ALL_EDGES_OF = "UPDATE edge SET waits = 0 WHERE parent = ? RETURNING child, strict"
 DOOM_RUNNING = "UPDATE task SET doom = ? WHERE seq = ? AND status = 'processing' AND doom IS NULL"
 DROP_EDGES_TO = "DELETE FROM edge WHERE child IN (SELECT value FROM json_each(?)) RETURNING parent"
-
-
-@cache
-def count_kind(names: tuple[str, ...]) -> str:
-    """Return the statement that changes these counters of a kind."""
-    return f"UPDATE kind SET {', '.join(f'{name} = {name} + ?' for name in names)} WHERE id = ?"
-
-
-@cache
-def of_one(query: str) -> str:
-    """Return this statement about a list of values for a single value."""
-    return re.sub(r"\(SELECT value FROM json_each\((\?\d?)\)\)", r"(\1)", query)
-
-
-def find_query(
-    columns: str, status: str | None, queue: str | None, type: str | None, finished_after: float | None, after: str
-) -> tuple[str, list[str | float]]:
-    """Return the statement that reads these columns of tasks, page by page, and the values that it binds before the
-    limit."""
-    where, index = ["id > ?"], ""
-    values: list[str | float] = [after]
-    if status is not None:  # written out, so that SQLite can use the index of that status
-        where.append(f"status = '{Status(status)}'")
-    for column, value in (("queue", queue), ("type", type)):
-        if value is not None:
-            where.append(f"lane IN (SELECT id FROM lane WHERE {column} = ?)")
-            values.append(value)
-    if finished_after is not None:
-        where.append("kept IN (0, 1) AND finished_at > ?")
-        values.append(finished_after)
-        if status != Status.FAILED:  # else SQLite looks at every task, in the order of their ids
-            index = " INDEXED BY task_finished"
-    return f"SELECT {columns} FROM task{index} WHERE {' AND '.join(where)} ORDER BY id LIMIT ?", values

@@ -6,9 +6,10 @@
       Choice          the tasks that a claim takes
       Lanes           lanes, their counters and limits
       dependencies    parents and children
+      leases          heartbeat and reap
       removal         delete and purge
       rows            convert between tasks and rows
-      schema          the tables, and every statement
+      schema          the tables and statements; queries.py has those that depend on arguments
 
 `add` and `update` return when their commit is on the disk (WAL, synchronous=FULL). `claim` and `heartbeat` do not wait
 for the disk: if a power cut loses one, the task is only claimed again.
@@ -30,17 +31,16 @@ from dtq.errors import StoreError
 from dtq.stores.protocol import Node, Outcome, Stats, sum_counts
 from dtq.stores.shared.decoding import decode_or_skip
 from dtq.stores.shared.peers import LostNodes, Peers
-from dtq.stores.sqlite import schema
+from dtq.stores.sqlite import leases, schema
 from dtq.stores.sqlite.adding import add_tasks
 from dtq.stores.sqlite.choice import Choice
 from dtq.stores.sqlite.database import Database
 from dtq.stores.sqlite.dependencies import block_again, drop_edges_to, unblock_children
 from dtq.stores.sqlite.lanes import Lanes, StatusChanges, change_limit, oldest, openings, read_limits
+from dtq.stores.sqlite.queries import find_query
 from dtq.stores.sqlite.removal import TASKS_PER_PURGE, delete_tasks, purge_some
 from dtq.stores.sqlite.rows import about, json_list, state_row, task_of
-from dtq.stores.sqlite.schema import find_query
 from dtq.sync.forks import Forkable
-from dtq.task.codec import to_json
 from dtq.task.model import TERMINAL, WAITING, Status, Task
 from dtq.task.transitions import brief_of
 
@@ -167,10 +167,13 @@ class SQLiteStore(Forkable):
     # --- leases
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
-        self.database.watch.peers.ensure_file()
+        peers = self.database.watch.peers
+        peers.ensure_file()
         if not held and lease and self._is_published(node):
             return set()
-        lost = self.database.write(lambda db: self._heartbeat(db, node, held, lease, now), flush=False, wake=None)
+        lost = self.database.write(
+            lambda db: leases.extend(db, peers.name, node, held, lease, now), flush=False, wake=None
+        )
         self._published[node.id] = node
         if not lease:
             del self._published[node.id]
@@ -184,27 +187,12 @@ class SQLiteStore(Forkable):
         peer = self.database.watch.peers.name
         return self.database.read(lambda db: db.execute(schema.HAS_NODE, (node.id, peer)).fetchone() is not None)
 
-    def _heartbeat(
-        self, db: sqlite3.Connection, node: Node, held: Sequence[Task], lease: float, now: float
-    ) -> set[str]:
-        db.execute(
-            schema.SET_NODE, (node.id, self.database.watch.peers.name, to_json(replace(node, seen_at=now)).decode())
-        )
-        if not lease:
-            db.execute(schema.DROP_NODE, (node.id,))
-        rows = db.execute(schema.HELD, (json_list(task.id for task in held),))
-        mine = {id: (version, worker) for id, version, worker in rows}
-        kept = [task for task in held if mine.get(task.id) == (task.version, task.worker)]
-        db.executemany(schema.RENEW, [(now + lease, task.progress, task.note, task.id) for task in kept])
-        return {task.id for task in held} - {task.id for task in kept}
-
     def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
         dead = self.database.dead_peers()
         nodes, missing = self._fates(dead, now, lease)
 
         def look(db: sqlite3.Connection) -> tuple[list[str], bool]:
-            forgotten = [node for node in missing if not db.execute(schema.HOLDS, (node,)).fetchone()]
-            return forgotten, db.execute(schema.OVERDUE, (now, "[]", 1)).fetchone() is not None
+            return leases.nodes_without_tasks(db, missing), leases.is_any_overdue(db, now)
 
         forgotten, is_overdue = self.database.read(look)
         if not nodes and not forgotten and not is_overdue:
@@ -212,8 +200,7 @@ class SQLiteStore(Forkable):
             return []
 
         def work(db: sqlite3.Connection) -> list[Task]:
-            overdue = [seq for (seq,) in db.execute(schema.OVERDUE, (now, json_list(nodes), n))]
-            rows = db.execute(schema.TAKE_OVER, (worker, now + lease, json_list(overdue))).fetchall()
+            rows = leases.take_over(db, worker, n, lease, now, nodes)
             db.executemany(schema.DROP_NODE, [(node,) for node in (*nodes, *forgotten)])
             return self._tasks(db, rows)
 
