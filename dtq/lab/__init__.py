@@ -8,6 +8,7 @@ explore ---> trace the shortest story that breaks a promise
 exercise, promises what a reader wrote, checked
 """
 
+from dtq.lab.background import serve, steady
 from dtq.lab.curves import ecdf, left_over, predict, scaling
 from dtq.lab.dashboard import dashboard
 from dtq.lab.exercise import EXERCISES, exercise
@@ -60,9 +61,11 @@ __all__ = [
     "progress",
     "promises",
     "scaling",
+    "serve",
     "show",
     "source",
     "start",
+    "steady",
     "summarise",
     "time_passes",
     "trace",

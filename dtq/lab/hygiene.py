@@ -1,17 +1,22 @@
 """Nothing is left behind: what a chapter started has ended, and what went wrong on another thread is not overlooked.
 
 A cell is green when a thread, or a process, of its own has failed; `assert_clean` at the end of a chapter sees it.
+
+Every cell may run twice. What a cell starts in the background takes the place of what it started before:
+
+    end_before_next("queue", queue.shutdown)     ends the queue before; this one ends before the next, or at the end
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 WITHIN = 2.0  # seconds that processes and threads may take to end
@@ -34,39 +39,64 @@ class Watch:
         self.failures.append(f"thread {name} failed: {failure.exc_value!r}")
         self._hook(failure)
 
-    def end(self) -> None:
+    def stop(self) -> None:
+        """Watch no longer."""
         threading.excepthook = self._hook
+
+    def end(self) -> None:
+        """Watch no longer, and remove the directories."""
+        self.stop()
         for directory in self.directories:
             shutil.rmtree(directory, ignore_errors=True)
 
 
 _watches: list[Watch] = []
+_running: dict[str, Callable[[], object]] = {}  # what was started in the background, by its kind: how to end it
 
 
 def begin(directory: Path) -> None:
-    """Watches from here on; the directory is removed at the end."""
+    """Watch from here on. The directory is removed when this process ends, so cells still run after `assert_clean`."""
+    end_all()
     while _watches:
-        _watches.pop().end()
+        _watches.pop().stop()
     _watches.append(Watch())
     _watches[0].directories.append(directory)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+
+
+def end_before_next(kind: str, end: Callable[[], object]) -> None:
+    """End what of this `kind` was started before. `end` is called before the next one starts, or at the end."""
+    _end(kind)
+    _running[kind] = end
+
+
+def end_all() -> None:
+    """End everything that was started in the background, the latest first."""
+    for kind in [*reversed(_running)]:
+        _end(kind)
+
+
+def _end(kind: str) -> None:
+    if kind in _running:
+        _running.pop(kind)()
 
 
 def assert_clean() -> None:
-    """Fails where a process or thread of a queue still lives, or a thread has failed since `lab.start`; names them.
+    """End what the lab has started for this chapter, and check that nothing else is left. May be called again.
 
-    Removes the chapter's working directory.
+    Raises:
+        AssertionError: A process or a thread of a queue still lives, or a thread has failed since `lab.start`.
+        RuntimeError: `lab.start` was not called.
     """
     if not _watches:
         raise RuntimeError("nothing is watched: call lab.start(chapter) in the first cell")
-    watch = _watches.pop()
+    end_all()
     give_up_at = time.monotonic() + WITHIN
-    while _left(watch) and time.monotonic() < give_up_at:
+    while _left(_watches[0]) and time.monotonic() < give_up_at:
         time.sleep(0.02)
-    found = watch.failures + _left(watch)
-    watch.end()
-    found += [f"directory {directory} cannot be removed" for directory in watch.directories if directory.exists()]
+    found = _watches[0].failures + _left(_watches[0])
     assert not found, "this chapter left something behind:\n" + "\n".join(found)
-    print("Clean: no process, no thread and no file is left, and no thread has failed.")
+    print("Clean: no process and no thread is left, and no thread has failed.")
 
 
 def _left(watch: Watch) -> list[str]:

@@ -55,10 +55,14 @@ class Chapter(msgspec.Struct, frozen=True):
         """How much to do: less where DTQ_FAST is set, on small or busy machines."""
         return fast if self.fast else full
 
+    def fresh(self) -> Path:
+        """Return a new, empty directory, so that a cell that runs again does not meet what it left before."""
+        return Path(tempfile.mkdtemp(dir=self.path))
+
 
 def start(chapter: int) -> Chapter:
     """Begins a chapter, and shows where it is on the map. Everything that it starts has to have ended when
-    `lab.assert_clean` is called.
+    `lab.assert_clean` is called. What `lab.serve` has started is ended there.
 
     Handlers that take paths may touch what lies below the chapter's own directory and the working directory, or those
     that DTQ_FILES names.

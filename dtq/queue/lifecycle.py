@@ -79,6 +79,11 @@ class Lifecycle(QueueManager):
         return self._loop.id
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not shut down since; a queue whose loop has failed does not run."""
+        return self._state == "running" and not self._failure
+
+    @property
     def health(self) -> float:
         """The seconds since the store last answered this node: about one at most in normal operation, infinite before
         the start. Reading it waits for nothing, so it also shows that a loop hangs."""

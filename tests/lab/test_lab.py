@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
@@ -158,8 +159,21 @@ def test_a_clean_chapter_leaves_nothing(here, capsys):
     with TaskQueue(here.path / "q.db", {"work": "queue_handlers:nothing"}, 1) as queue:
         queue.add("work").result(WAIT)
     lab.assert_clean()
-    assert not here.path.exists()
     assert "Clean" in capsys.readouterr().out
+
+
+def test_after_the_end_of_a_chapter_its_cells_still_run_and_so_does_the_last_one(here):
+    lab.assert_clean()
+    assert here.path.exists()
+    assert here.fresh() != here.fresh()
+    assert lab.serve(TaskQueue(here.path / "q.db", {}, 1)).is_running
+    lab.assert_clean()
+
+
+def test_a_chapters_directory_is_gone_when_its_process_has_ended():
+    code = "from dtq import lab; print(lab.start(0).path)"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert not Path(done.stdout.split()[-1]).exists()
 
 
 def test_a_process_that_is_left_is_found(here, monkeypatch):
