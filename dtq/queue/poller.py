@@ -16,7 +16,6 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from dtq.errors import StoreError
 from dtq.queue.handle import POLL_INTERVAL, Waiters
@@ -147,7 +146,6 @@ class PollerThread:
 
     def end(self) -> None:
         self.ended.set()
-        with suppress(OSError):  # it has just ended
-            self.wakeup.wake()
+        self.wakeup.wake()
         if self.thread.is_alive() and self.thread is not threading.current_thread():
             self.thread.join(JOIN_TIMEOUT)

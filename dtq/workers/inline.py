@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
+from dtq.sync.wakeup import Wakeup
 from dtq.task.codec import from_json, to_json
 from dtq.task.model import Task
 from dtq.workers import backend, wire
 from dtq.workers.run.runner import Handlers, is_async, perform, perform_async
-from dtq.workers.wakeup import PoolWakeup
 from dtq.workers.wire import MAX_RESULT
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class LocalPool:
         self._concurrency: dict[str, int] = {}
         self._reports: list[backend.Report] = []
         self._numbers = count(1)
-        self._wakeup = PoolWakeup()
+        self._wakeup = Wakeup()
         self._selector = selectors.DefaultSelector()
         self.watch(self._wakeup.fileno())
 

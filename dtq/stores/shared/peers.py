@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from dtq.errors import StoreError
 from dtq.stores.shared.lockfile import Lockfile
-from dtq.sync.wakeup import wait_and_drain
+from dtq.sync.wakeup import wait_for
 
 Recipients = Literal["all", "others"] | None  # the processes to wake after a commit; a loop knows its own updates
 CLOCK_TICK = 100_000_000  # nanoseconds; file systems round times to ticks of up to 10 ms
@@ -156,7 +156,12 @@ class Peers:
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for a datagram. Return True if one came."""
-        return wait_and_drain(self._socket, timeout)
+        if not wait_for(self._socket, timeout):
+            return False
+        with contextlib.suppress(BlockingIOError):
+            while self._socket.recv(16):
+                pass
+        return True
 
     def in_child(self) -> None:
         """Close what a forked child has inherited. The file stays locked by the parent."""

@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from dtq.sync.wakeup import Wakeup
 from dtq.task.codec import from_json
 from dtq.task.model import Task
 from dtq.workers import backend, wire
@@ -33,7 +34,6 @@ from dtq.workers.process.dispatch import NO_PARENTS, Dispatcher
 from dtq.workers.process.prefetch import Prefetch
 from dtq.workers.process.process import WorkerProcess, overdue_error
 from dtq.workers.process.supervisor import GONE_WITHIN, Supervisor
-from dtq.workers.wakeup import PoolWakeup
 from dtq.workers.wire import MAX_RESULT
 
 log = logging.getLogger("dtq")
@@ -73,7 +73,7 @@ class WorkerPool:
         self._reports: list[Report] = []
         self._is_closed = False
         self._selector = selectors.DefaultSelector()
-        self._wakeup = PoolWakeup()
+        self._wakeup = Wakeup()
         self._watched: list[int] = []
         self._selector.register(self._wakeup, selectors.EVENT_READ, lambda mask: self._wakeup.clear())
         self._supervisor = Supervisor(

@@ -33,6 +33,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from dtq.sync.wakeup import Wakeup
 from dtq.workers.process import worker
 from dtq.workers.run.offspring import adopt_orphans, children_of
 from dtq.workers.wire import EXITED, FORK, FORKED, REPORT, REQUEST
@@ -57,16 +58,14 @@ class Zygote:
     def __init__(self, control: socket.socket, parent: int) -> None:
         self.control = control
         self.children: dict[int, int] = {}  # process id -> serial
-        self.wakeup, self.wakeup_writer = socket.socketpair()  # readable after SIGCHLD
-        self.wakeup.setblocking(False)
-        self.wakeup_writer.setblocking(False)
+        self.wakeup = Wakeup()  # woken by SIGCHLD
         self.parent = _pidfd(parent)
         self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def run(self) -> NoReturn:
         adopt_orphans()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # the wakeup descriptor needs a handler, even an empty one
-        signal.set_wakeup_fd(self.wakeup_writer.fileno(), warn_on_full_buffer=False)
+        self.wakeup.wake_on_signals()
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         poll.register(self.wakeup, select.POLLIN)
@@ -117,8 +116,8 @@ class Zygote:
             self.die_with(zygote)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for end in (self.control, self.wakeup, self.wakeup_writer):
-                end.close()
+            self.control.close()
+            self.wakeup.close()
             if self.parent is not None:
                 os.close(self.parent)
             worker.main(sock)
@@ -147,8 +146,7 @@ class Zygote:
 
         The group's id cannot have been reused: the kernel reserves it as long as the group has a member.
         """
-        with contextlib.suppress(BlockingIOError):
-            self.wakeup.recv(4096)
+        self.wakeup.clear()
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
