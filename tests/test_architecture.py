@@ -1,7 +1,9 @@
-"""ARCHITECTURE.md and CONTRIBUTING.md name files that exist, and the rooms that the layering test enforces."""
+"""ARCHITECTURE.md and CONTRIBUTING.md name files that exist and the rooms that the layering test enforces; files and
+functions of dtq are short enough to read."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -43,3 +45,38 @@ def test_a_path_that_does_not_exist_is_found():
     assert paths("See `queue/gone.py`, and `tests/none/`.\n```text\n  add   queue/lost.py  (x)\n```\n") == {
         "queue/gone.py", "tests/none/", "queue/lost.py"
     }  # fmt: skip
+
+
+# --- sizes
+
+MAX_FILE = 330  # lines; a file this long can still be read in one sitting
+MAX_BODY = 45  # lines of a function below its signature and docstring
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+SOURCES = sorted((ROOT / "dtq").rglob("*.py"))
+
+
+def body_lines(function: FUNCTION) -> int:
+    """Return how many lines the statements of a function take, without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def long_functions(source: str) -> list[str]:
+    """Return the name and length of each function whose body is longer than MAX_BODY lines."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, FUNCTION)]
+    return [f"{node.name}: {body_lines(node)} lines" for node in functions if body_lines(node) > MAX_BODY]
+
+
+def test_no_file_is_too_long_to_read_in_one_sitting():
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {path: lines for path, lines in lengths.items() if lines >= MAX_FILE} == {}
+
+
+def test_no_function_is_too_long_to_take_in():
+    found = {path.relative_to(ROOT).as_posix(): long_functions(path.read_text()) for path in SOURCES}
+    assert {path: functions for path, functions in found.items() if functions} == {}
+
+
+@pytest.mark.parametrize(("lines", "expected"), [(45, []), (46, ["long: 46 lines"])])
+def test_a_function_that_is_too_long_is_found_and_its_docstring_does_not_count(lines, expected):
+    assert long_functions('def long(\n    a,\n):\n    """Say\n    much."""\n' + "    a += 1\n" * lines) == expected

@@ -14,7 +14,8 @@ from dtq.lab.dashboard import dashboard
 from dtq.lab.exercise import EXERCISES, exercise
 from dtq.lab.experiment import Experiment, RunFailed
 from dtq.lab.explore import explore, time_passes
-from dtq.lab.fault import Clock, FaultyStore, fault
+from dtq.lab.fault import fault
+from dtq.lab.faulty import Clock, FaultyStore
 from dtq.lab.figures import depth, gantt, show
 from dtq.lab.fit import Law, fit_amdahl, fit_usl, summarise
 from dtq.lab.flow import flow

@@ -1,62 +1,51 @@
-"""The fault lab: breaks a running queue on purpose, and writes down what and when, so that it can be done again.
+"""The fault lab: break a running queue on purpose, and record each fault with its time so that it can be replayed.
 
     fault.kill() ----------- SIGKILL, SIGSTOP, SIGCONT ---------> worker processes
     fault.drop_ack() --+
-    fault.slow_disk() -+---> FaultyStore ---(passes on)---> Store     the seam between loop and disk
-    fault.clock_step() ----> Clock                                    the seam between loop and time
-    fault.crash_between() -> one more node, which kills itself there
+    fault.slow_disk() -+---> FaultyStore --(forwards to)--> Store     between the loop and the disk
+    fault.clock_step() ----> Clock                                    between the loop and the time
+    fault.crash_between() -> crash.py                                 one more node, which kills itself at that point
 
     store = lab.FaultyStore("queue.db")
     queue = TaskQueue(store, handlers, clock=lab.Clock()).start()
     fault = lab.fault(queue, seed=3)
 
-Each fault is entered into `fault.log` as (seconds since the lab began, kind, *arguments), where kind is the name of a
-method: `fault.play(log)` does it all again at the same times. Whom chance hits, the seed decides.
+Each fault is logged in `fault.log` as (seconds since the lab began, kind, *arguments), where kind is the name of a
+method: `fault.play(log)` repeats all of them at the same times. The seed decides which worker is chosen at random.
 """
 
 from __future__ import annotations
 
 import contextlib
 import html
-import inspect
 import os
-import pickle
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import ipywidgets as widgets
 import msgspec
 from IPython.display import display
 
-from dtq.errors import DTQError, StoreError
+from dtq.errors import DTQError
+from dtq.lab.crash import CRASHES, crash_node
+from dtq.lab.faulty import Clock, FaultyStore
 from dtq.queue.task_queue import TaskQueue
-from dtq.stores.open import open_store
-from dtq.stores.protocol import Store
 from dtq.workers.backend import WorkerInfo
 
 Entry = tuple[Any, ...]  # seconds, kind, arguments
-WITHIN = 10.0  # seconds until there must be a worker to hit, or a task for a node that is to crash over it
-WRITES = frozenset({"add", "claim", "update", "heartbeat", "reap", "set_lane", "delete", "purge"})
-ANSWERED = ("add", "claim", "update")  # calls whose answer matters
-CRASHES = {
-    ("claim", "run"): ("claim", False),
-    ("run", "update"): ("update", True),
-    ("update", "ack"): ("update", False),
-}
+WORKER_TIMEOUT = 10.0  # seconds to wait for a worker that a fault can hit
+MESSAGES = ("add", "claim", "update")  # calls of which a reply can be lost or a message repeated
 KINDS = {
     "workers": ("kill", "freeze", "thaw"),
     "store": ("drop_ack", "deliver_twice", "slow_disk", "full_disk", "free_disk", "crash_between"),
     "clock": ("clock_step",),
 }
-BUTTONS: tuple[tuple[Any, ...], ...] = (  # what it says, the fault, its arguments
+BUTTONS: tuple[tuple[Any, ...], ...] = (  # label, fault, arguments
     ("Kill a worker", "kill"),
     ("Freeze a worker", "freeze"),
     ("Thaw", "thaw"),
@@ -70,89 +59,12 @@ BUTTONS: tuple[tuple[Any, ...], ...] = (  # what it says, the fault, its argumen
 )
 
 
-# --- seams -----------------------------------------------------------------------------------------------------------
-
-
-def _passed_on(name: str) -> Callable[..., Any]:
-    def method(self: FaultyStore, *args: Any, **options: Any) -> Any:
-        return self._call(name, *args, **options)
-
-    return method
-
-
-class FaultyStore:
-    """Passes every call on to a store (or the one that a URL names) and, when it is told to, does so badly."""
-
-    add = _passed_on("add")
-    claim = _passed_on("claim")
-    update = _passed_on("update")
-    heartbeat = _passed_on("heartbeat")
-    reap = _passed_on("reap")
-    get = _passed_on("get")
-    find = _passed_on("find")
-    stats = _passed_on("stats")
-    set_lane = _passed_on("set_lane")
-    next_due = _passed_on("next_due")
-    delete = _passed_on("delete")
-    purge = _passed_on("purge")
-    fileno = _passed_on("fileno")
-    wait = _passed_on("wait")
-    close = _passed_on("close")
-
-    def __init__(self, store: str | os.PathLike[str] | Store) -> None:
-        self.url = os.fspath(store) if isinstance(store, (str, os.PathLike)) else None
-        self.store = open_store(store)
-        self.delay = 0.0  # seconds before each write
-        self.is_full = False
-        self.unheard: set[str] = set()  # methods whose next answer is lost
-        self.doubled: set[str] = set()  # methods whose next message comes twice
-
-    def _call(self, name: str, *args: Any, **options: Any) -> Any:
-        if name in WRITES:
-            time.sleep(self.delay)
-            if self.is_full:
-                raise StoreError(f"{name}: nothing was stored, the disk is full (says the fault lab)")
-        answer = getattr(self.store, name)(*args, **options)
-        if answer and _taken(self.doubled, name):
-            answer = self._once_more(name, answer, *args, **options)
-        if answer and _taken(self.unheard, name):
-            raise StoreError(f"{name}: the answer was lost (says the fault lab)")
-        return answer
-
-    def _once_more(self, name: str, answer: Any, *args: Any, **options: Any) -> Any:
-        """Of a claim it is the answer that comes twice: its last task, once more. Of the others, the call."""
-        if name == "claim":
-            return [*answer, answer[-1]]
-        getattr(self.store, name)(*args, **options)
-        return answer
-
-
-def _taken(names: set[str], name: str) -> bool:
-    """Whether it was among them; it no longer is. Of two threads, one gets True."""
-    try:
-        names.remove(name)
-    except KeyError:
-        return False
-    return True
-
-
-class Clock:
-    """The time of day as a queue's `clock`, wrong by `offset` seconds. Workers read the right time: their tasks begin
-    and end by that."""
-
-    def __init__(self) -> None:
-        self.offset = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.offset
-
-
-# --- the lab ---------------------------------------------------------------------------------------------------------
-
-
 class Fault:
-    """The faults of one queue. A worker that is not named is chosen by the seed, among those that are at work if any
-    are. What a queue was not made for raises DTQError, which says how to make it."""
+    """The faults of one queue.
+
+    Where no worker is named, the seed chooses one, among the busy ones if there are any. A fault that needs a
+    FaultyStore or a Clock raises DTQError on a queue without one; the message shows how to make such a queue.
+    """
 
     def __init__(self, queue: TaskQueue, seed: int = 0) -> None:
         self.began = time.time()
@@ -162,41 +74,42 @@ class Fault:
         self._frozen: set[int] = set()  # process ids
 
     def marks(self, since: float | None = None) -> list[tuple[float, str]]:
-        """When and what, for figures: seconds since then (UTC; `Recorder.began`, say), or since the lab began."""
+        """Return (seconds, text) of each fault, for figures. Seconds count from `since` (UTC epoch seconds, for example
+        `Recorder.began`), or from the beginning of the lab."""
         shift = 0.0 if since is None else self.began - since
         return [(seconds + shift, " ".join(map(str, what))) for seconds, *what in self.log]
 
     # --- workers
 
     def kill(self, worker: str | None = None) -> str:
-        """SIGKILL: no goodbye, no clean-up. Gives whom it hit."""
+        """Send SIGKILL: the worker cannot clean up. Return the id of the worker that was hit."""
         return self._hit("kill", signal.SIGKILL, worker)
 
     def freeze(self, worker: str | None = None) -> str:
-        """SIGSTOP: it is there, and does nothing, until `thaw`. Gives whom it hit."""
+        """Send SIGSTOP: the worker lives but does nothing until `thaw`. Return the id of the worker that was hit."""
         return self._hit("freeze", signal.SIGSTOP, worker)
 
     def thaw(self) -> None:
-        """All that are frozen go on, unless their pool has lost patience and killed them."""
+        """Let all frozen workers continue, except those that their pool has killed in the meantime."""
         while self._frozen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._frozen.pop(), signal.SIGCONT)
         self._note("thaw")
 
     def _hit(self, kind: str, number: signal.Signals, worker: str | None) -> str:
-        give_up_at = time.monotonic() + WITHIN
+        give_up_at = time.monotonic() + WORKER_TIMEOUT
         while (victim := self._send(number, worker)) is None:
             if time.monotonic() > give_up_at:
                 there = ", ".join(info.id for info in self._queue.workers()) or "none"
                 raise DTQError(
-                    f"no worker {worker or ''} that {kind} could hit within {WITHIN:g} s; there are: {there}"
+                    f"no worker {worker or ''} that {kind} could hit within {WORKER_TIMEOUT:g} s; workers: {there}"
                 )
             time.sleep(0.01)
         self._note(kind, victim.id)
         return victim.id
 
     def _send(self, number: signal.Signals, worker: str | None) -> WorkerInfo | None:
-        """Whom it hit; nobody, where none is there at the moment, or the chosen one has died meanwhile."""
+        """Send the signal. Return the worker that was hit, or None if there is none now or it has just died."""
         try:
             victim = self._choose(worker)
             os.kill(victim.pid, number)
@@ -209,42 +122,43 @@ class Fault:
     def _choose(self, name: str | None) -> WorkerInfo:
         workers = self._queue.workers()
         if any(worker.pid == os.getpid() for worker in workers):
-            raise DTQError('the workers are threads of this very process: make the queue with executor="process"')
+            raise DTQError('the workers are threads of this process: make the queue with executor="process"')
         fit = [w for w in workers if w.pid and w.pid not in self._frozen and name in (None, w.id)]
         return self._chance.choice([worker for worker in fit if worker.task_id] or fit)
 
     # --- messages
 
     def drop_ack(self, of: str = "update") -> None:
-        """The next answer to an `add`, a `claim` or an `update` is lost: the store has done it, and the caller hears
-        of an error."""
-        self._store().unheard.add(_one_of("of", of, ANSWERED))
+        """Lose the next reply to an `add`, a `claim` or an `update`: the store does the work, and the caller gets an
+        error."""
+        self._store().to_lose.add(_one_of("of", of, MESSAGES))
         self._note("drop_ack", of)
 
     def deliver_twice(self, what: str = "claim") -> None:
-        """The next message comes twice: a task that was claimed goes to two workers, an outcome ("update") or a new
-        task ("add") is handed in again."""
-        self._store().doubled.add(_one_of("what", what, ANSWERED))
+        """Deliver the next message twice: two workers get the same claimed task, or the same outcome ("update") or new
+        task ("add") is sent again."""
+        self._store().to_repeat.add(_one_of("what", what, MESSAGES))
         self._note("deliver_twice", what)
 
     # --- disk and time
 
     def slow_disk(self, seconds: float = 0.1) -> None:
-        """From now on each write takes so much longer; 0: no longer."""
+        """Delay each write by this many seconds, until it is called again; 0 ends the delay."""
         self._store().delay = seconds
         self._note("slow_disk", seconds)
 
     def full_disk(self) -> None:
-        """From now on nothing can be written, until `free_disk`."""
+        """Fail every write until `free_disk`."""
         self._store().is_full = True
         self._note("full_disk")
 
     def free_disk(self) -> None:
+        """Let writes succeed again."""
         self._store().is_full = False
         self._note("free_disk")
 
     def clock_step(self, seconds: float) -> None:
-        """The clock of this node leaps: forward, or backward if negative."""
+        """Move the clock of this node forward by this many seconds, or backward if negative."""
         clock = self._queue.clock
         if not isinstance(clock, Clock):
             raise DTQError(f"the queue's clock is {clock!r}; allowed: a Clock, as in TaskQueue(..., clock=lab.Clock())")
@@ -262,14 +176,14 @@ class Fault:
     # --- a whole node
 
     def crash_between(self, first: str, second: str) -> None:
-        """One more node, on the same store and with the same handlers, takes a task and is killed between two steps:
-        "claim" and "run", "run" and "update", or "update" and "ack". Returns when it is dead. This process is not
-        harmed: what dies is a process of its own, so the store must have been opened by a URL."""
-        method, before = CRASHES[_one_of("the pair of steps", (first, second), CRASHES)]
+        """Start one more node, on the same store and with the same handlers, and kill it between two steps of a task:
+        "claim" and "run", "run" and "update", or "update" and "ack". Return when it is dead. It is a process of its
+        own, so the store must have been opened by a URL."""
+        steps = _one_of("the pair of steps", (first, second), CRASHES)
         url = self._store().url
         if url is None:
-            raise DTQError("another node cannot open this store: give FaultyStore a URL or a path, not a store")
-        _crash(cloudpickle.dumps((url, self._handlers(), method, before)))
+            raise DTQError("another node cannot open this store: pass a URL or a path to FaultyStore, not a store")
+        crash_node(url, self._handlers(), steps)
         self._note("crash_between", first, second)
 
     def _handlers(self) -> dict[str, Any]:
@@ -279,12 +193,16 @@ class Fault:
     # --- again, and by hand
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the log down, to be played again, by another lab too."""
+        """Write the log to a file, which `play` of this or another lab can replay."""
         Path(path).write_bytes(msgspec.json.encode(self.log))
 
     def play(self, script: Iterable[Entry] | str | os.PathLike[str]) -> Playing:
-        """Does these faults, in the background, each so many seconds from now: [(0.5, "kill"), (1.5, "freeze", "w2")],
-        or the log of another lab, or the file in which that was saved."""
+        """Inject these faults in the background.
+
+        Args:
+            script: Faults, each with its seconds from now, as in [(0.5, "kill"), (1.5, "freeze", "w2")]; or the log of
+                another lab; or the file in which one was saved.
+        """
         if isinstance(script, (str, os.PathLike)):
             script = msgspec.json.decode(Path(script).read_bytes(), type=list[Entry])
         entries = sorted(script, key=lambda entry: entry[0])
@@ -293,12 +211,12 @@ class Fault:
         return Playing(self, entries)
 
     def buttons(self) -> None:
-        """Shows a button for each fault that this queue was made for."""
-        said = widgets.HTML("")
-        row = [_button(self, said, *button) for button in BUTTONS if self._offers(button[1])]
-        shown = widgets.VBox([widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")), said])
+        """Show a button for each fault that this queue supports."""
+        message = widgets.HTML("")
+        row = [_button(self, message, *button) for button in BUTTONS if self._offers(button[1])]
+        shown = widgets.VBox([widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")), message])
         names = ", ".join(button.description for button in row)
-        twin = f"<p><em>Buttons stand here when you run the notebook: {html.escape(names)}.</em></p>"
+        twin = f"<p><em>Buttons appear here when you run the notebook: {html.escape(names)}.</em></p>"
         display({**shown._repr_mimebundle_(), "text/html": twin, "text/plain": f"Buttons: {names}"}, raw=True)
 
     def _offers(self, kind: str) -> bool:
@@ -311,7 +229,7 @@ class Fault:
 
 
 class Playing:
-    """A script under way. `wait` for its end, and for what went wrong in it."""
+    """A script that is being played."""
 
     def __init__(self, fault: Fault, entries: list[Entry]) -> None:
         self._fault = fault
@@ -321,10 +239,12 @@ class Playing:
         self._thread.start()
 
     def wait(self, timeout: float = 60.0) -> None:
-        """Returns when all is done. Raises TimeoutError, and what a fault has raised."""
+        """Return when the script has ended. Raise TimeoutError after `timeout` seconds, or what a fault raised."""
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"the script has not ended after {timeout:g} s; it lasts {self._entries[-1][0]:g} s")
+            raise TimeoutError(
+                f"the script has not ended after {timeout:g} s; its last fault is due at {self._entries[-1][0]:g} s"
+            )
         if self._error is not None:
             raise self._error
 
@@ -339,19 +259,19 @@ class Playing:
 
 
 def fault(queue: TaskQueue, seed: int = 0) -> Fault:
-    """The fault lab of this queue, whose log begins now."""
+    """Return a fault lab for this queue. Its log begins now."""
     return Fault(queue, seed)
 
 
-def _button(fault: Fault, said: widgets.HTML, text: str, kind: str, *args: Any) -> widgets.Button:
+def _button(fault: Fault, message: widgets.HTML, text: str, kind: str, *args: Any) -> widgets.Button:
     def press(_: widgets.Button) -> None:
         try:
             getattr(fault, kind)(*args)
         except DTQError as error:
-            said.value = html.escape(str(error))
+            message.value = html.escape(str(error))
         else:
             seconds, *what = fault.log[-1]
-            said.value = html.escape(f"{seconds:.1f} s: {' '.join(map(str, what))}")
+            message.value = html.escape(f"{seconds:.1f} s: {' '.join(map(str, what))}")
 
     button = widgets.Button(description=text)
     button.on_click(press)
@@ -362,53 +282,3 @@ def _one_of(what: str, value: Any, allowed: Iterable[Any]) -> Any:
     if value not in (known := list(allowed)):
         raise DTQError(f"{what} is {value!r}; allowed: {', '.join(map(repr, known))}")
     return value
-
-
-# --- a node that dies ------------------------------------------------------------------------------------------------
-
-
-def _crash(orders: bytes) -> None:
-    """Runs `_doomed` in a process of its own until it is dead."""
-    command = [sys.executable, "-c", f"{DOOMED}\n_doomed()"]
-    path = [os.path.abspath(entry) for entry in sys.path]
-    try:
-        node = subprocess.run(command, input=pickle.dumps((path, orders)), stderr=subprocess.PIPE, timeout=WITHIN)
-    except subprocess.TimeoutExpired:
-        raise DTQError(
-            f"the node that was to crash found no task within {WITHIN:g} s: add more than the others take at once, "
-            "or have it crash before the queue is started"
-        ) from None
-    if node.returncode != -signal.SIGKILL:
-        raise DTQError(f"the node that was to crash failed: {node.stderr.decode()[-2000:]}")
-
-
-def _doomed() -> None:
-    """The life of that node. Its code is handed over as text, so it imports for itself what it needs."""
-    import os
-    import pickle
-    import signal
-    import sys
-    import threading
-
-    sys.path[:], orders = pickle.load(sys.stdin.buffer)
-    from dtq import TaskQueue, open_store
-
-    url, handlers, method, before = pickle.loads(orders)
-    store = open_store(url)
-    step = getattr(store, method)
-
-    def fatal_step(*args):  # type: ignore[no-untyped-def]
-        is_mine = method == "claim" or any(
-            task.status != "pending" for task, _ in args[0]
-        )  # or taken over, to be freed
-        answer = None if before and is_mine else step(*args)
-        if is_mine and (before or answer):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer
-
-    setattr(store, method, fatal_step)
-    with TaskQueue(store, handlers, pool_size=1):
-        threading.Event().wait()
-
-
-DOOMED = inspect.getsource(_doomed)  # as it is now: the file may be edited while this process lives

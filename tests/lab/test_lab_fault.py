@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from dtq import DTQError, StoreError, TaskQueue, lab
-from dtq.lab.fault import Clock, Fault, FaultyStore
+from dtq.lab.fault import Fault
 from dtq.lab.fault import fault as lab_fault
+from dtq.lab.faulty import Clock, FaultyStore
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import Task
 from dtq.testing import conformance
@@ -127,8 +128,8 @@ def test_a_worker_can_be_named(bench):
 
 
 def test_a_worker_that_is_not_there_is_not_hit(bench, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("dtq.lab.fault"), "WITHIN", 0.1)
-    with pytest.raises(DTQError, match=r"no worker w7 that kill could hit .* there are: w1, w2"):
+    monkeypatch.setattr(importlib.import_module("dtq.lab.fault"), "WORKER_TIMEOUT", 0.1)
+    with pytest.raises(DTQError, match=r"no worker w7 that kill could hit .*; workers: w1, w2"):
         bench.fault.kill("w7")
     assert bench.fault.log == []
 
@@ -145,7 +146,10 @@ def test_the_same_seed_hits_the_same_workers(bench):
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
 def test_threads_of_this_process_are_never_hit(executor):
-    with TaskQueue("memory:", HANDLERS, executor=executor) as queue, pytest.raises(DTQError, match="very process"):
+    with (
+        TaskQueue("memory:", HANDLERS, executor=executor) as queue,
+        pytest.raises(DTQError, match="threads of this process"),
+    ):
         lab_fault(queue).kill()
 
 
@@ -155,7 +159,7 @@ def test_threads_of_this_process_are_never_hit(executor):
 def test_a_lost_answer_to_an_outcome_makes_no_second_run(bench):
     bench.fault.drop_ack("update")
     tasks = bench.require_all(bench.add(20))
-    assert bench.store.unheard == set()
+    assert bench.store.to_lose == set()
     assert {task.attempts for task in tasks} == {1}
     assert set(bench.runs().values()) == {1}
 
@@ -168,7 +172,7 @@ def test_who_waits_for_a_task_whose_answer_was_lost_is_served(bench):
 
 def test_a_lost_answer_to_an_add_leaves_the_task_there_and_a_key_makes_trying_again_safe(bench):
     bench.fault.drop_ack("add")
-    with pytest.raises(StoreError, match="the answer was lost"):
+    with pytest.raises(StoreError, match="the reply was lost"):
         bench.queue.add("sleep", 0, key="order-7")
     again = bench.queue.add("sleep", 0, key="order-7")
     assert again.result(WAIT) == 0
@@ -277,7 +281,7 @@ def test_handlers_of_a_notebook_go_to_the_node_that_dies(here):
 
 
 def test_a_node_that_finds_nothing_to_die_over_says_so(bench, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("dtq.lab.fault"), "WITHIN", 0.5)
+    monkeypatch.setattr(importlib.import_module("dtq.lab.crash"), "TIMEOUT", 0.5)
     with pytest.raises(DTQError, match="found no task within"):
         bench.fault.crash_between("claim", "run")
 
@@ -313,7 +317,7 @@ def test_what_goes_wrong_in_a_script_is_told_to_whoever_waits(bench):
         bench.fault.play([(0, "explode")])
     with pytest.raises(DTQError, match="of is 'heartbeat'; allowed: 'add', 'claim', 'update'"):
         bench.fault.play([(0, "drop_ack", "heartbeat")]).wait(WAIT)
-    with pytest.raises(TimeoutError, match=r"it lasts 0.3 s"):
+    with pytest.raises(TimeoutError, match=r"its last fault is due at 0.3 s"):
         (playing := bench.fault.play([(0.3, "thaw")])).wait(0.01)
     playing.wait(WAIT)
 
@@ -362,10 +366,10 @@ def test_a_faulty_store_that_was_told_nothing_keeps_every_promise():
 
 def test_only_an_answer_that_says_something_can_be_lost():
     store = FaultyStore(MemoryStore())
-    store.unheard.add("claim")
+    store.to_lose.add("claim")
     assert store.claim("w1", 1, 30, 1000, {"job"}) == []
     store.add([Task(id="a", type="job")])
-    with pytest.raises(StoreError, match="the answer was lost"):
+    with pytest.raises(StoreError, match="the reply was lost"):
         store.claim("w1", 1, 30, 1000, {"job"})
     assert [task.worker for task in store.get(["a"])] == ["w1"]
     store.close()
