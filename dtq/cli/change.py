@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Annotated
 
 import typer
 
 from dtq.cli import common
-from dtq.cli.common import StoreOption, TypeOption, complain_of_all, counted, existing, say
-from dtq.cli.look import BRIEF_PER_PAGE, pages
+from dtq.cli.common import StoreOption, complain_of_all, existing, say
 from dtq.errors import IllegalTransition, UnknownTask
 from dtq.queue.manager import QueueManager
 from dtq.task.model import TERMINAL, Status, Task
-from dtq.task.transitions import revive
 
 QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue.")]
 
@@ -35,26 +31,16 @@ def cancel(
 
 
 def retry(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="The tasks.")] = None,
-    store: StoreOption = common.STORE,
-    failed: Annotated[bool, typer.Option("--failed", help="All failed tasks.")] = False,
-    type: TypeOption = None,
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="The tasks.")], store: StoreOption = common.STORE
 ) -> None:
     """Let failed or cancelled tasks wait again, and print their ids.
 
-    Their attempts count from 0 again.
+    Their attempts count from 0 again. For all failed tasks: dtq dead redrive --all
 
     Exit codes: 0 all of them, 1 not all.
     """
-    if bool(ids) == failed:
-        raise typer.BadParameter("give the IDs of tasks, or --failed for all failed tasks")
-    if type is not None and not failed:
-        raise typer.BadParameter("--type needs --failed")
     with existing(store) as manager:
-        if failed:
-            _retry_all(manager, type)
-        else:
-            complain_of_all(_each(ids or (), manager.retry))
+        complain_of_all(_each(ids, manager.retry))
 
 
 def _each(ids: Iterable[str], change: Callable[[str], Task]) -> list[Exception]:
@@ -66,23 +52,6 @@ def _each(ids: Iterable[str], change: Callable[[str], Task]) -> list[Exception]:
         except (UnknownTask, IllegalTransition) as error:
             problems.append(error)
     return problems
-
-
-def _retry_all(manager: QueueManager, type: str | None) -> None:
-    """Retry failed tasks, a page in each commit. Skip a task that another process changes meanwhile."""
-    from dtq.cli.views import progress
-
-    stats, revived = manager.stats(), 0
-    counts = stats.counts if type is None else stats.types.get(type, {})
-    tasks = pages(manager, counts.get(Status.FAILED, 0), status=Status.FAILED, type=type)
-    with progress("retrying", counts.get(Status.FAILED, 0)) as show:
-        while page := list(islice(tasks, BRIEF_PER_PAGE)):
-            now = time.time()
-            accepted = manager.store.update([(revive(task, now), ()) for task in page])
-            typer.echo("".join(f"{task.id}\n" for task in page if task.id in accepted), nl=False)
-            revived += len(accepted)
-            show(revived, counted(revived, "task"))
-    say(f"retried: {revived:,}")
 
 
 def purge(

@@ -72,20 +72,14 @@ def print_table(tasks: list[Task], limit: int) -> None:
         say(f"there may be more: use --after {tasks[-1].id}, or a higher --limit")
 
 
-def stats(
-    store: StoreOption = common.STORE,
-    json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C, which is then not an error.")] = False,
-    every: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds between updates with --watch.")] = 1.0,
-) -> None:
-    """Show how many tasks have each status, which nodes work, and how long the oldest task has waited."""
-    if watch and json:
-        raise typer.BadParameter("--watch and --json exclude each other: --json prints one document")
+def stats(store: StoreOption = common.STORE, json: JsonOption = False) -> None:
+    """Show how many tasks have each status, which nodes work, and how long the oldest task has waited.
+
+    dtq top shows live what happens.
+    """
     with existing(store) as manager:
         if json:
             print_json(_as_json(manager.stats()))
-        elif watch:
-            _watch(manager, every)
         else:
             from dtq.cli import views
 
@@ -95,15 +89,3 @@ def stats(
 def _as_json(stats: Stats) -> dict[str, Any]:
     workers = {"total": stats.workers.total, "active": stats.workers.active, "idle": stats.workers.idle}
     return {"at": time.time(), **msgspec.structs.asdict(stats), "unfinished": stats.unfinished, "workers": workers}
-
-
-def _watch(manager: QueueManager, every: float) -> None:
-    from dtq.cli import views
-
-    try:
-        with views.live() as show:
-            while True:
-                show(views.whole_stats(manager.stats(), time.time()))
-                time.sleep(every)
-    except KeyboardInterrupt:
-        return

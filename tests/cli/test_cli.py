@@ -339,7 +339,7 @@ def test_ctrl_c_while_waiting_is_exit_code_130_and_the_task_stays(store):
 # --- look
 
 
-EXISTING = [["get", "x"], ["list"], ["stats"], ["cancel", "x"], ["retry", "--failed"], ["purge", "--yes"]]
+EXISTING = [["get", "x"], ["list"], ["stats"], ["cancel", "x"], ["retry", "x"], ["purge", "--yes"]]
 EXISTING += [["pause", "q"], ["resume", "q"]]
 
 
@@ -457,23 +457,6 @@ def test_stats_counts_by_queue_and_shows_workers_and_the_oldest_task(ended):
         assert part in shown
 
 
-@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1", "TERM": "xterm"}], ids=["pipe", "terminal"])
-def test_stats_watch_repeats_until_ctrl_c_which_is_no_error(ended, environment):
-    process = start("stats", "--watch", "--every", "0.05", "--store", ended, **environment)
-    updates = 0
-    while updates < 3:
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        updates += "workers: 0" in line
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=WAIT)
-    assert (process.returncode, err) == (0, "")
-
-
-def test_watch_excludes_json(ended):
-    assert ended.dtq("stats", "--watch", "--json").exit_code == 2
-
-
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["stats", "--json"]])
 def test_a_closed_output_is_no_error_message(ended, command):
     process = start(*command, "--store", ended)
@@ -504,26 +487,6 @@ def test_retry_revives_failed_tasks_and_is_exit_code_1_if_one_cannot_be(ended):
     result = ended.dtq("retry", done)
     assert (result.exit_code, result.stdout) == (1, "")
     assert f"task {done} is completed" in result.stderr
-
-
-def test_retry_failed_revives_all_failed_tasks(ended, monkeypatch):
-    monkeypatch.setattr("dtq.cli.change.BRIEF_PER_PAGE", 2)
-    ids = [task["id"] for task in ended.tasks("--status", "failed")]
-    result = ended.dtq("retry", "--failed")
-    assert (result.exit_code, result.stdout.split(), result.stderr) == (0, ids, "retried: 3\n")
-    assert {task["id"] for task in ended.tasks("--status", "pending")} == set(ids)
-    assert ended.ok("retry", "--failed") == ""
-
-
-def test_retry_failed_of_a_type_leaves_the_others(ended):
-    assert ended.ok("retry", "--failed", "--type", "double") == ""
-    assert len(ended.tasks("--status", "failed")) == 3
-    assert len(ended.ok("retry", "--failed", "--type", "fail").split()) == 3
-
-
-@pytest.mark.parametrize("arguments", [[], ["x", "--failed"], ["x", "--type", "a"]])
-def test_retry_needs_either_ids_or_failed(ended, arguments):
-    assert ended.dtq("retry", *arguments).exit_code == 2
 
 
 def test_purge_removes_the_selected_tasks_and_prints_how_many(ended):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import pytest
 from commands import WAIT, run, start
@@ -32,10 +31,14 @@ def test_top_shows_throughput_times_types_and_nodes(busy):
     assert "█" in second
 
 
-def test_ctrl_c_ends_top_and_is_no_error(busy):
-    process = start("top", "--store", str(busy), "--every", "0.2")
-    assert process.stdout.readline()
-    time.sleep(0.3)
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1", "TERM": "xterm"}], ids=["pipe", "terminal"])
+def test_top_repeats_until_ctrl_c_which_is_no_error(busy, environment):
+    process = start("top", "--store", str(busy), "--every", "0.1", **environment)
+    updates = 0
+    while updates < 3:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        updates += "2 workers on 1 node" in line
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=WAIT)
     assert (process.returncode, err) == (0, "")
