@@ -14,12 +14,11 @@
     source or records -> frame --+--> operation --+--> results, in order, as plain JSON
                                  +--> operation --+
 
-A source must lie below the directories that the node names in DTQ_FILES (see dtq.files): whoever may add a task
-of this type may read any CSV file there. Errors quote nothing of a file.
+A source must lie below the directories that the node names in DTQ_FILES (see dtq.files): anyone who can add a
+task of this type can read any CSV file there. Errors quote nothing of a file.
 
-Nothing is written and nothing but the data is looked at, so a task may run twice. JSON has no NaN and no infinity:
-both become null. Dates and durations become ISO 8601 text. pandas is imported where this file is: in the worker
-that first runs a task of this type, and in no other.
+The handler only reads, so a task may run twice. JSON has no NaN and no infinity: both become null. Dates and
+durations become ISO 8601 text. pandas is imported with this file, so only workers that run such tasks load it.
 """
 
 from __future__ import annotations

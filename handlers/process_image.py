@@ -9,7 +9,7 @@
 
     source -> read -> operation -> operation -> ... -> temporary file -> os.replace -> target
 
-Both paths must lead below the directories that the node names in DTQ_FILES (see dtq.files): whoever may add a
+Both paths must lead below the directories that the node names in DTQ_FILES (see dtq.files): anyone who can add a
 task of this type may read any image there, and overwrite it.
 
 A task may run twice (after a kill, say), so the target appears whole or not at all, and it may not be the

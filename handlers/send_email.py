@@ -95,8 +95,8 @@ def check_text(field: str, value: Any, limit: int) -> None:
 
 
 def check_subject(subject: str) -> None:
-    r"""Refuse a subject of several lines: the second would be a header of its own. For Python, not only \r and \n end
-    a line."""
+    r"""Refuse a subject of several lines: the second line would become another header. Python ends lines at more
+    characters than \r and \n."""
     if subject and subject.splitlines() != [subject]:
         refuse("subject", subject, "one line")
 

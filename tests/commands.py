@@ -1,4 +1,4 @@
-"""The `dtq` command for tests: in a process of its own, or on one store within this process."""
+"""The `dtq` command for tests: in its own process, or on one store within this process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MAIN = "from dtq.cli import app; app(prog_name='dtq')"
 
 
 def start(*arguments, code=MAIN, **environment):
-    """Start the command in a process of its own."""
+    """Start the command in its own process."""
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, "COLUMNS": "120", **environment}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def run(*arguments, **options):
-    """Run the command in a process of its own. Return (exit code, stdout, stderr)."""
+    """Run the command in its own process. Return (exit code, stdout, stderr)."""
     process = start(*arguments, **options)
     out, err = process.communicate(timeout=WAIT)
     return process.returncode, out, err

@@ -106,7 +106,7 @@ class Hostile:
             "retry_delay": lambda: self._pick([0, 1, 1e9]), "delay": lambda: self._pick([0, 5, 1e9, -1]),
             "run_at": lambda: self._pick([0, 1, 1e11, 1e300]), "expires": lambda: self._pick([0, 1, 1e11]),
             "expires_in": lambda: self._pick([0, 1, 1e9]), "webhook": self._webhook,
-            "after": lambda: [self._pick([*VICTIMS, "dtq.schedule:report", "nobody", self._name()])],
+            "after": lambda: [self._pick([*VICTIMS, "dtq.schedule:report", "missing", self._name()])],
             "on_parent_failure": lambda: self._pick(["fail", "run", "both"]), "status": lambda: "completed",
             "doom": lambda: "expired", "created_at": lambda: 0, "version": lambda: 7,
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A node in a process of its own: `python monitor_node.py STORE`, until its stdin ends."""
+"""A node in its own process: `python monitor_node.py STORE`, until its stdin ends."""
 
 from __future__ import annotations
 

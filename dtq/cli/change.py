@@ -62,7 +62,7 @@ def purge(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove tasks that have ended, for good.
+    """Remove tasks that have ended. This cannot be undone.
 
     Exit codes: 0 removed, 1 not confirmed.
     """

@@ -113,5 +113,5 @@ def counted(n: int, what: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on a line of its own."""
+    """Print one JSON document on one line."""
     typer.echo(msgspec.json.encode(value))

@@ -37,7 +37,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 class HandlerEntry(Struct, frozen=True):
     """A handler, how many calls of it run at once in each worker (if it is async), and which exceptions it retries or
-    gives up on."""
+    does not retry."""
 
     handler: str
     concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] = 1

@@ -1,4 +1,4 @@
-"""`dtq dead`: list, show, redrive and purge dead letters, the tasks that have failed for good."""
+"""`dtq dead`: list, show, redrive and purge dead letters, the tasks that have failed permanently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dtq.cli.common import JsonOption, StoreOption, TypeOption, complain_of_all,
 from dtq.cli.look import pages, print_table
 from dtq.errors import UnknownTask
 
-app = typer.Typer(no_args_is_help=True, help="Dead letters: tasks that have failed for good.")
+app = typer.Typer(no_args_is_help=True, help="Dead letters: tasks that have failed permanently.")
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="The tasks; or select them by options.")]
 QueueOption = Annotated[str | None, typer.Option("--queue", metavar="QUEUE", help="Only tasks of this queue.")]
@@ -100,7 +100,7 @@ def purge(
     age: Annotated[float, typer.Option(min=0, help="Only tasks that failed at least this many seconds ago.")] = 0.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove dead letters for good.
+    """Remove dead letters. This cannot be undone.
 
     Exit codes: 0 removed, 1 not confirmed.
     """

@@ -138,7 +138,7 @@ class DemoDisplay:
 
     def _on_failure(self, event: Event) -> None:
         if event.task:
-            self._say(f"{event.task.type} failed for good after {counted(event.task.attempts, 'attempt')}", "yellow")
+            self._say(f"{event.task.type} failed permanently after {counted(event.task.attempts, 'attempt')}", "yellow")
 
     def _say(self, line: str, style: str = "") -> None:
         self._console.print(Text(line, style), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A node in a process of its own: it works, logs what happens, and obeys signals.
+"""A node in its own process: it works, logs what happens, and obeys signals.
 
     workers ready ---.
     SIGTERM, SIGINT -+--> Inbox --> the main thread: announce, drain, force; it sleeps in between

@@ -50,7 +50,7 @@ LEVELS = {
 
 
 class Writer:
-    """Writes lines to the file on a thread of its own. Its methods may be called from any thread."""
+    """Writes lines to the file on its own thread. Its methods may be called from any thread."""
 
     def __init__(self, lines: RotatingFile) -> None:
         self.lost = 0

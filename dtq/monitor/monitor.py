@@ -55,7 +55,7 @@ class Monitor(Forkable):
         log_level: "info" logs failures, workers, alerts and metrics; "debug" also the start and end of each task, which
             lowers the throughput of a busy queue.
         log_bytes: a log file is rotated when it has this size.
-        log_age: a log file is rotated when it is so many seconds old.
+        log_age: a log file is rotated when it is this old, in seconds.
         log_files: how many rotated log files are kept.
         clock: returns the time, UTC seconds.
         ticks: returns the time of a monotonic clock, in seconds.

@@ -70,7 +70,7 @@ class AlertWebhook:
 
 
 class AlertSender:
-    """Delivers alerts in order, on a thread of its own. `send` never blocks."""
+    """Delivers alerts in order, on its own thread. `send` never blocks."""
 
     def __init__(self, target: AlertWebhook) -> None:
         self.lost = 0

@@ -44,7 +44,7 @@ _SINGLE_TASK_OPTIONS = ("id", "key", "after", "on_parent_failure", "run_at", "de
 class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
     """A task that is added again and again, by a cron expression or at a fixed interval.
 
-    `misfire` says what to do about ticks that are MISFIRE_GRACE seconds late or more, as no node was running: "skip"
+    `misfire` sets what happens to ticks that are MISFIRE_GRACE seconds late or more, as no node was running: "skip"
     them, run "once" for all of them, or run "all".
     """
 

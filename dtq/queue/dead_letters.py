@@ -1,4 +1,4 @@
-"""Dead letters: the tasks that have failed for good. They are a view and not a queue: every task with the status
+"""Dead letters: the tasks that have failed permanently. They are a view and not a queue: every task with the status
 `failed` is one, with its whole history, until it is redriven, purged or cleaned up.
 
     failed ---- redrive: revive, 50 tasks in a commit, at a given rate --------> pending, or blocked by its parents
@@ -143,7 +143,7 @@ class DeadLetters:
         return [task_id for _, _, task_id in found]
 
     def purge(self, *task_ids: str, age: float = 0.0, **filters: Any) -> int:
-        """Remove failed tasks for good: those with these `task_ids`, or all that match the `filters` and failed at
+        """Remove failed tasks: those with these `task_ids`, or all that match the `filters` and failed at
         least `age` seconds ago. Return how many were removed. Raise InvalidTask if there are both ids and filters."""
         if task_ids and (filters or age):
             raise InvalidTask("purge takes ids or filters, not both")

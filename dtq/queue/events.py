@@ -38,8 +38,8 @@ CAPACITY = 100_000
 class Event(msgspec.Struct, frozen=True):
     """Something that happened in a queue.
 
-    `name` says what, such as "task:completed", and `at` when, in UTC seconds. `task` is the task as it was then;
-    `worker` is the worker that did it, as "node/worker"; `data` has details by name.
+    `name` is the kind of event, such as "task:completed", and `at` its time in UTC seconds. `task` is the task as it
+    was then; `worker` is the worker that ran it, as "node/worker"; `data` has details by name.
     """
 
     name: str

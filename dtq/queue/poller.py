@@ -43,7 +43,7 @@ class ResultPoller:
         self._run: PollerThread | None = None
 
     def start(self) -> None:
-        """Poll from now on, for as long as there are waiters."""
+        """Start to poll, and continue for as long as there are waiters."""
         with self._lock:
             if self._run is None or not self._run.thread.is_alive():
                 run = PollerThread(self._poll)

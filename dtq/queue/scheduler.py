@@ -1,4 +1,4 @@
-"""Scheduler: fires the ticks of schedules that are due. Each node has one; the store's `claim` gives each tick to one
+"""Scheduler: fires the ticks of schedules that are due. Each node has one; `claim` assigns each tick to a single
 node."""
 
 from __future__ import annotations

@@ -231,8 +231,8 @@ class TaskQueue(Lifecycle):
     # --- workers
 
     def resize(self, size: int, pool: str | int = 0) -> None:
-        """Give a pool `size` workers from now on: 0 to 1,000. `pool` is its name, or its position if there are several.
-        Raise DTQError if there is no such pool, or if the size is not allowed."""
+        """Change the number of workers of a pool to `size`: 0 to 1,000. `pool` is its name, or its position if there
+        are several. Raise DTQError if there is no such pool, or if the size is not allowed."""
         groups.check_size(size)
         group = groups.named(self._groups, pool)
         if self._state in ("stopped", "client"):

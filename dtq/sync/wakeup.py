@@ -32,7 +32,7 @@ class Wakeup:
                 self._is_set = True  # after the byte: an exception may be raised in this thread between the two
 
     def wake_on_signals(self) -> None:
-        """Let every signal with a Python handler wake this too, whichever thread the kernel gives it to."""
+        """Let every signal with a Python handler wake this too, whichever thread the kernel delivers it to."""
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
     def clear(self) -> None:

@@ -5,8 +5,8 @@
     chord([a, b, c], d)    a, b and c in parallel, then d with their results
     named({"a": ..., "b": {..., "after": ["a"]}})      any graph without cycles
 
-A part may be a step (`step(...)`, a dictionary of what `add` takes, a Task) or another graph. `bind` gives each task an
-id that begins with the id of its flow: with this prefix, a flow can be found in any store.
+A part may be a step (`step(...)`, a dictionary of what `add` takes, a Task) or another graph. The id that `bind`
+sets for each task begins with the id of its flow: with this prefix, a flow can be found in any store.
 """
 
 from __future__ import annotations

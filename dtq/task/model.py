@@ -111,7 +111,7 @@ def _random_part() -> str:
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One unit of work. The first fields say what to do, and never change; those from `status` on, how far it is.
+    """One unit of work. The first fields are the request and never change; those from `status` on are its state.
 
     Times are UTC seconds since 1970, durations are seconds. Raises InvalidTask where a field is out of bounds; the
     error names the field, the value and what is allowed.

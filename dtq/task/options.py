@@ -2,8 +2,8 @@
 
     {"type": "mail", "payload": "hi", "delay": 5} --task_of--> Task    or InvalidTask, which names what is not allowed
 
-Options are the fields of Task that say what it is, and `delay` and `expires_in` in seconds from now. Tasks that are
-added together often differ only in their payload, so other options are checked once and the task is copied.
+Options are the fields of Task that describe the request, and `delay` and `expires_in` in seconds from now. Tasks that
+are added together often differ only in their payload, so other options are checked once and the task is copied.
 """
 
 from __future__ import annotations

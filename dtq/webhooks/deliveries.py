@@ -4,8 +4,8 @@
                                  {"url", "secret": its name, "body"}  --WebhookHandler--> POST
 
 A delivery is an ordinary task with the queue, priority and limit key of the task that ended. It is retried for about a
-day; if the receiver never accepts it, it fails and can be redriven. It has no webhook of its own. Its id is the
-`webhook-id`, the same at every attempt, so that the receiver can recognise repeats.
+day; if the receiver never accepts it, it fails and can be redriven. A delivery cannot itself have a webhook. Its id is
+the `webhook-id`, the same at every attempt, so that the receiver can recognise repeats.
 
 A user who could add deliveries could have any message signed. Therefore their type and their form of id are reserved
 (dtq.task.names), and the loop dispatches only genuine deliveries.

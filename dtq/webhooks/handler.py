@@ -4,7 +4,7 @@ It gets only genuine deliveries (`deliveries.is_genuine`).
     secret, by its name --> sign (Standard Webhooks 1.0.0) --> resolve the host name, once
         --> AddressGuard: every address is public or allowed --> connect to one of these addresses --> POST
 
-    2xx            delivered                          410             given up for good
+    2xx            delivered                          410             never retried
     Retry-After    retried at that time               all else        retried, by the backoff of the delivery
 """
 

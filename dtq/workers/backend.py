@@ -126,7 +126,7 @@ class WorkerBackend(Protocol):
         """Start to accept calls."""
 
     def define(self, type: str, source: Source, function: Callable[..., Any] | None = None) -> None:
-        """Use this handler for the type from now on. Running calls keep the handler that they began with.
+        """Use this handler for new calls of the type. Running calls keep the handler that they began with.
 
         `function` is the handler itself, if it was registered as a function. Pools inside this process call it.
         """

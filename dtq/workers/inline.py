@@ -39,7 +39,7 @@ class LocalPool:
         self.watch(self._wakeup.fileno())
 
     def define(self, type: str, source: wire.Source, function: Callable[..., Any] | None = None) -> None:
-        """Use this handler for the type from now on."""
+        """Use this handler for new calls of the type."""
         self.handlers.define(type, source, function)
         self._concurrency[type] = source.concurrency
 

@@ -47,7 +47,7 @@ class Registry:
     def register(
         self, type: str, handler: Handler, concurrency: int = 1, *, retry_on: Errors = (), give_up_on: Errors = ()
     ) -> None:
-        """Use this handler for the type from now on. Timeouts and crashes are retried whatever `retry_on` names.
+        """Use this handler for new calls of the type. Timeouts and crashes are retried whatever `retry_on` names.
 
         Args:
             type: the type of the tasks that it runs.

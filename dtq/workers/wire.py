@@ -83,7 +83,7 @@ class Hello(Message, frozen=True, tag=6):
 
 
 class Define(Message, frozen=True, tag=1):
-    """Use this handler for the type from now on."""
+    """Use this handler for new calls of the type."""
 
     type: str
     source: Source

@@ -79,7 +79,7 @@ def test_a_flow_that_is_there_is_given_cancelled_and_retried(client, manager):
     ("flow", "status", "words"),
     [
         ({"steps": {"a": {"type": "x", "after": ["b"]}, "b": {"type": "x", "after": ["a"]}}}, 409, ["cycle"]),
-        ({"steps": {"a": {"type": "x", "after": ["nobody"]}}}, 409, ["nobody"]),
+        ({"steps": {"a": {"type": "x", "after": ["missing"]}}}, 409, ["missing"]),
         ({"steps": {}}, 422, ["steps"]),
         ({"steps": {"a": {"type": "x", "id": "mine"}}}, 422, ["id"]),
         ({"steps": {"a": {"type": "x", "payload": eval("[" * 70 + "]" * 70)}}}, 422, ["nested arrays and objects"]),

@@ -36,7 +36,7 @@ pids = api.pids()
 
 
 def run(tmp_path, mode, body):
-    """Run this after SCRIPT in a process of its own."""
+    """Run this after SCRIPT in its own process."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT + body, mode], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT
     )

@@ -74,7 +74,7 @@ def client(manager):
 
 
 def die(manager, message="no"):
-    """Let everything that waits fail for good."""
+    """Let everything that waits fail permanently."""
     now = manager.clock()
     tasks = manager.store.claim("n", 10_000, 60, now, {"some"})
     errors = [fail(task, ErrorInfo("OSError", message), now, lambda: 0, final=True) for task in tasks]

@@ -1,4 +1,4 @@
-"""`dtq run`: a real node in a process of its own, with real signals; and its configuration file."""
+"""`dtq run`: a real node in its own process, with real signals; and its configuration file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def home(tmp_path):
 
 
 class Command:
-    """A `dtq` command in a process of its own, in the directory `home`. It is killed at the end if it still runs."""
+    """A `dtq` command in its own process, in the directory `home`. It is killed at the end if it still runs."""
 
     def __init__(self, home, *arguments):
         environment = {**os.environ, "COLUMNS": "120"}

@@ -147,7 +147,7 @@ def test_options_of_tasks_and_times_are_written_as_a_reader_would(shown):
         ("only_an_expired_lease_is_reaped", "reap('w2', 10, now=NOW+29.99) -> []"),
         ("a_heartbeat_extends_the_lease", "heartbeat(w1, [a], now=NOW+20) -> set()"),
         ("a_paused_lane_is_not_served", "set_lane(queue='q', paused=True)"),
-        ("an_unknown_parent_is_refused_and_nothing_stored", "add([a(key='k'), b(after=('nobody',))]) raises InvalidT"),
+        ("an_unknown_parent_is_refused_and_nothing_stored", "add([a(key='k'), b(after=('missing',))]) raises InvalidT"),
         ("purge_removes_what_ended_long_ago", "purge(before=NOW+5, statuses=['completed', 'cancelled']) -> 3"),
         ("the_statistics_name_every_status", "stats() -> Stats(blocked 1, processing 1, retrying 1, completed 1, fa"),
         ("next_due_says_when_to_look_again", "next_due() -> None"),

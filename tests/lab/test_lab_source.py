@@ -92,7 +92,7 @@ def test_a_whole_constant_is_shown():
     assert namespace["INSERT"] == schema.INSERT
 
 
-@pytest.mark.parametrize("thing", [len, dict, 3, [].append, "dtq.task.model:nobody", "dtq.task.model"])
+@pytest.mark.parametrize("thing", [len, dict, 3, [].append, "dtq.task.model:missing", "dtq.task.model"])
 def test_what_has_no_source_is_refused_with_what_to_pass(thing):
     with pytest.raises(TypeError, match=r"package\.module:NAME"):
         source(thing)

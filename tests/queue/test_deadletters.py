@@ -64,7 +64,7 @@ def test_a_failed_task_is_a_dead_letter_with_its_history(manager):
     with pytest.raises(UnknownTask, match="only failed tasks"):
         manager.dead.get(alive.id)
     with pytest.raises(UnknownTask, match="no task has the id"):
-        manager.dead.get("nobody")
+        manager.dead.get("missing")
 
 
 def test_dead_letters_are_found_by_queue_type_error_and_time(manager, clock):
@@ -91,7 +91,7 @@ def test_dead_letters_are_found_by_queue_type_error_and_time(manager, clock):
 def test_redriven_tasks_have_all_their_attempts_again(manager):
     one, *many = manager.add_many([{"type": "a", "max_attempts": 1} for _ in range(4)])
     die(manager)
-    assert manager.dead.redrive(one.id, "nobody") == [one.id]
+    assert manager.dead.redrive(one.id, "missing") == [one.id]
     assert (one.task.status, one.task.attempts, len(one.task.history)) == ("pending", 0, 1)
     assert manager.dead.redrive(error="OSError") == []
     assert manager.dead.redrive(error="ValueError", limit=2) == [handle.id for handle in many[:2]]
@@ -138,7 +138,7 @@ def test_purge_removes_only_the_matching_tasks(manager, clock):
     die(manager)
     done = manager.add("a")
     manager.store.update([(succeed(task, 1, NOW), ()) for task in manager.store.claim("n", 9, 30, NOW, {"a"})])
-    assert manager.dead.purge(c.id, done.id, "nobody") == 1
+    assert manager.dead.purge(c.id, done.id, "missing") == 1
     clock.now += 100
     d = manager.add("b")
     die(manager)

@@ -83,8 +83,8 @@ def test_a_task_without_parents_has_none(any_queue):
 def test_every_attempt_of_a_child_gets_the_results_of_its_parents(any_queue):
     graph = chain(step("value", 5), step("total"), step("total"))
     assert any_queue.flow(graph).result(WAIT) == 5
-    with pytest.raises(TaskFailed, match="no result of 'nobody': there is no parent of this name; there are: 0"):
-        any_queue.flow(chain(step("value", 5), step("ask_for", "nobody", retry_delay=0))).result(WAIT)
+    with pytest.raises(TaskFailed, match="no result of 'missing': there is no parent of this name; there are: 0"):
+        any_queue.flow(chain(step("value", 5), step("ask_for", "missing", retry_delay=0))).result(WAIT)
 
 
 def test_a_child_that_runs_regardless_learns_which_parent_failed(any_queue):

@@ -34,7 +34,7 @@ GRAPHS = [
 
 
 class Node:
-    """A node in a process of its own, with two workers."""
+    """A node in its own process, with two workers."""
 
     def __init__(self, url: str, endings: Path) -> None:
         command = [sys.executable, str(HERE / "flow_node.py"), url, str(endings)]

@@ -81,8 +81,8 @@ def test_adding_a_taken_key_returns_the_task_that_has_it(manager):
 def test_many_are_added_together_or_not_at_all(manager):
     with pytest.raises(InvalidTask):
         manager.add_many([{"type": "a"}, {"type": "a", "priority": "high"}])
-    with pytest.raises(InvalidTask, match="'nobody'"):
-        manager.add_many([{"type": "a"}, {"type": "a", "after": ["nobody"]}])
+    with pytest.raises(InvalidTask, match="'missing'"):
+        manager.add_many([{"type": "a"}, {"type": "a", "after": ["missing"]}])
     assert manager.stats().total == 0
     assert len(manager.add_many([Task(type="a"), {"type": "b"}])) == 2
 

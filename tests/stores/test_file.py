@@ -696,7 +696,7 @@ def test_a_call_that_breaks_in_the_middle_leaves_nothing_and_spoils_nothing(tmp_
     store = opened(tmp_path)
     store.add([task(1)])
     with pytest.raises(InvalidTask):
-        store.add([task(2), task(3, after=("nobody",))])
+        store.add([task(2), task(3, after=("missing",))])
     with pytest.raises(AttributeError):
         store.add([task(4), None])
     assert ids(store) == ["t1"]

@@ -35,12 +35,12 @@ def spoil_sqlite(path):
     with sqlite3.connect(path) as db:
         rows = [*ODD, *NOT_JSON, ('["slow",null,null]', GOOD)]
         db.executemany("INSERT INTO lane_limit (selector, body) VALUES (?, ?)", rows)
-        db.execute("INSERT INTO node (id, peer, body) VALUES ('odd', 'nobody', ?)", (ODD_NODE,))
+        db.execute("INSERT INTO node (id, peer, body) VALUES ('odd', 'missing', ?)", (ODD_NODE,))
     db.close()
 
 
 def change(limits):
-    return f'{{"limits":[{",".join(limits)}],"nodes":[["nobody",{ODD_NODE}]]}}'.encode()
+    return f'{{"limits":[{",".join(limits)}],"nodes":[["missing",{ODD_NODE}]]}}'.encode()
 
 
 def spoil_journal(directory):

@@ -192,7 +192,7 @@ class StoresAgree(RuleBasedStateMachine):
 
     def successor(self, task: Task, number: int, options) -> Task:
         """Named after its parent, so that it may well be there already; now and then it waits for somebody unknown."""
-        after = {0: (task.id,), 1: (), 2: ("nobody",)}[(task.version + number) % 3 if options["priority"] else 1]
+        after = {0: (task.id,), 1: (), 2: ("missing",)}[(task.version + number) % 3 if options["priority"] else 1]
         id = f"{task.id}:{number}"
         if id not in self.ids:
             self.ids.append(id)
@@ -216,7 +216,7 @@ class StoresAgree(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(data=st.data())
     def look(self, data):
-        wanted = data.draw(st.lists(st.sampled_from([*self.ids, "nobody"]), unique=True, min_size=1, max_size=5))
+        wanted = data.draw(st.lists(st.sampled_from([*self.ids, "missing"]), unique=True, min_size=1, max_size=5))
         self.seen += self.both("get", wanted)
 
     @rule(data=st.data(), worker=st.sampled_from(WORKERS), busy=st.integers(0, 2))
@@ -242,7 +242,7 @@ class StoresAgree(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(data=st.data())
     def delete(self, data):
-        self.delete_both(data.draw(st.lists(st.sampled_from([*self.ids, "nobody"]), max_size=4)))
+        self.delete_both(data.draw(st.lists(st.sampled_from([*self.ids, "missing"]), max_size=4)))
 
     def delete_both(self, ids):
         self.deleted.update(ids)

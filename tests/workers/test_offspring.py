@@ -203,7 +203,7 @@ def test_a_process_pool_ends_with_the_attempt_that_started_it_if_that_is_interru
     (worker,) = (psutil.Process(worker.pid) for worker in queue.workers())
     wait_until(lambda: any(child.name() != "sleep" for child in worker.children()))
     started = [child.pid for child in worker.children() if child.name() != "sleep"]
-    # A pool replaces processes that end, from a thread of its own. If it does so until the grace is over, the worker is
+    # A pool replaces processes that end, from its own thread. If it does so until the grace is over, the worker is
     # killed as well, and the error says that: either way, nothing that the attempt started may be left.
     with pytest.raises(TaskFailed, match=r"Timeout: ran longer than its timeout of 1 s"):
         task.result(WAIT)

@@ -36,8 +36,8 @@ class Recording:
 class Replica(Index):
     """An Index that takes part in a journal.
 
-    `peer` names this process among those that have the store open; `peer_of` gives the peer that each node runs in.
-    `dirty` has, for each journal, the ids of tasks that changed in it.
+    `peer` names this process among those that have the store open; `peer_of` maps each node to the peer that it runs
+    in. `dirty` has, for each journal, the ids of tasks that changed in it.
     """
 
     def __init__(self, peer: str = "") -> None:

@@ -1,6 +1,6 @@
 """Measure what a monitor costs: `python -m dtq.testing.bench.monitor [memory|sqlite|file]`.
 
-Ten pairs, each on a queue of its own: four rounds of no-op tasks, two of them with a monitor, in order ABBA or BAAB, so
+Ten pairs, each on a new queue: four rounds of no-op tasks, two of them with a monitor, in order ABBA or BAAB, so
 that a drift of the machine affects both alike. The monitor samples every half second, twenty times as often as by
 default, and writes its log and history. Other work on the machine changes the throughput of a round far more than a
 monitor does; the processor time of this process (loop, store, monitor; not the workers) varies less, so it is printed

@@ -208,7 +208,7 @@ class ChaosRun:
             self._in(fault.seconds)(lambda: node.send_command("slow 0"))
 
     def _in(self, seconds: float) -> Callable[[Callable[[], None]], None]:
-        """Return a function that schedules an action so many seconds from now."""
+        """Return a function that schedules an action this many seconds from now."""
         return lambda do: self._scheduled.append((time.monotonic() + seconds, do))
 
     # --- between the faults

@@ -29,7 +29,7 @@ from dtq.testing.chaos.node import ProcessConfig
 NODE = [sys.executable, "-m", "dtq.testing.chaos.node"]  # followed by a ProcessConfig
 SERVE = """
 import os, signal, sys, threading
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it serves; it may be told to end before that
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server sets its own handler
 threading.Thread(target=lambda: sys.stdin.read() or os.kill(os.getpid(), signal.SIGTERM), daemon=True).start()
 from dtq.cli import app
 app()

@@ -63,7 +63,7 @@ def check_ids_and_keys_are_taken_within_one_call_too(store: Store) -> None:
 def check_an_unknown_parent_is_refused_and_nothing_stored(store: Store) -> None:
     """A task that names an unknown parent is InvalidTask, and the call stores none of its tasks."""
     refused(
-        InvalidTask, "add with an unknown parent", lambda: store.add([job("a", key="k"), job("b", after=("nobody",))])
+        InvalidTask, "add with an unknown parent", lambda: store.add([job("a", key="k"), job("b", after=("missing",))])
     )
     expect(everything(store), [], "tasks in the store")
     expect(store.add([job("c", key="k")]), ["c"], "ids of a later call with the same key")

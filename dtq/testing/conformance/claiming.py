@@ -173,7 +173,9 @@ def check_the_doomed_come_first_and_pass_every_limit(store: Store) -> None:
     store.set_lane(queue="default", rate=0.001)
     store.add([job("high", type="mail", priority=9), job("old", expires=NOW), job("older", expires=NOW - 1)])
     claimed = take(store, types={"job", "mail"})
-    expect([sorted(ids(claimed[:2])), ids(claimed[2:])], [["old", "older"], ["high"]], "the doomed, and who comes next")
+    expect(
+        [sorted(ids(claimed[:2])), ids(claimed[2:])], [["old", "older"], ["high"]], "the doomed tasks, and the next one"
+    )
 
 
 @promise("claim")

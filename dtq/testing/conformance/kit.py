@@ -17,7 +17,7 @@ LEASE = 30.0
 
 
 class Broken(AssertionError):
-    """A promise is broken. The message says what was expected and what came instead."""
+    """A promise is broken. The message names the expected and the actual value."""
 
 
 class Skipped(Exception):
@@ -101,7 +101,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one check. `detail` says what was expected and what came, or why the check was skipped."""
+    """The result of one check. `detail` has the expected and the actual value, or why the check was skipped."""
 
     name: str
     group: str

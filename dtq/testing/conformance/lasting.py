@@ -119,7 +119,7 @@ def check_eight_threads_add_at_once(store: Store) -> None:
 
 @promise("threads")
 def check_of_eight_outcomes_at_once_one_is_accepted(store: Store) -> None:
-    """When many threads hand in outcomes of the same version, one is accepted, with its successor."""
+    """When many threads submit outcomes of the same version, one is accepted, with its successor."""
     store.add(jobs("a b c"))
     tasks = start(store, "a b c")
 

@@ -67,7 +67,7 @@ def check_a_heartbeat_tells_what_is_lost(store: Store) -> None:
     (reaped,) = start(store, "reaped", worker="w2")
     lost = store.heartbeat(Node("w1"), held, LEASE, NOW + 10)
     expect(sorted(lost), ["cancelled", "deleted", "finished", "reaped"], "lost")
-    expect(the(store, "reaped"), reaped, "the task that somebody else has now")
+    expect(the(store, "reaped"), reaped, "the task that another worker holds now")
     expect(
         store.heartbeat(Node("w2"), [replace(reaped, worker="w1")], LEASE, NOW), {"reaped"}, "lost by the wrong worker"
     )
@@ -140,7 +140,7 @@ def check_a_zombie_is_fenced(store: Store) -> None:
 
 
 @promise("leases")
-def check_nobody_reaps_himself_before_his_lease_ends(store: Store) -> None:
+def check_a_node_cannot_reap_its_own_task_before_the_lease_ends(store: Store) -> None:
     """A node's reap does not take over its own tasks while their lease lasts."""
     store.heartbeat(Node("w1"), [], LEASE, NOW)
     store.add([job("a")])

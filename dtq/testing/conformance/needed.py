@@ -84,7 +84,7 @@ def check_purge_goes_past_what_it_keeps(store: Store) -> None:
 
 @promise("removal")
 def check_what_was_kept_is_purged_however_its_child_ended(store: Store) -> None:
-    """A parent can be purged once its child was cancelled, failed for good, or was deleted."""
+    """A parent can be purged once its child was cancelled, failed permanently, or was deleted."""
     _with_parent(store, "b", "c", "d")
     expect(_purge(store), 0, "number purged while three children need it")
     end(store, cancel(the(store, "b"), NOW))

@@ -113,7 +113,7 @@ def check_successors_of_a_refused_outcome_are_not_added(store: Store) -> None:
     store.add([job("a")])
     (task,) = start(store, "a")
     end(store, cancel(task, NOW))
-    expect(store.update([(done(task), [job("b"), job("c", after=("nobody",))])]), set(), "accepted")
+    expect(store.update([(done(task), [job("b"), job("c", after=("missing",))])]), set(), "accepted")
     expect(ids(everything(store)), ["a"], "tasks in the store")
 
 
@@ -171,12 +171,12 @@ def check_an_update_that_raises_has_done_nothing(store: Store) -> None:
     """If a successor is refused with an error, no part of the call has happened, and it can be repeated."""
     store.add([job("a"), job("b", key="k")])
     a, b = start(store, "a b")
-    bad = [(done(a), [job("c")]), (done(b), [job("d", after=("nobody",))])]
+    bad = [(done(a), [job("c")]), (done(b), [job("d", after=("missing",))])]
     refused(InvalidTask, "update with an unknown parent", lambda: store.update(bad))
-    heir = [(done(b), [job("d", key="k", after=("nobody",))])]
+    heir = [(done(b), [job("d", key="k", after=("missing",))])]
     refused(InvalidTask, "update with an unknown parent of the heir of a key", lambda: store.update(heir))
     mistaken = [(replace(outcome, key=None), successors) for outcome, successors in heir]
-    refused(InvalidTask, "the same from who does not know of the key", lambda: store.update(mistaken))
+    refused(InvalidTask, "the same from a caller without the key", lambda: store.update(mistaken))
     expect(everything(store), [a, b], "tasks in the store")
     expect(end(store, done(a), done(b)), {"a", "b"}, "accepted without the bad successor")
 

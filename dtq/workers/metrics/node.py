@@ -1,4 +1,4 @@
-"""NodeMetrics: what a node measures of its own work. The heartbeat publishes it as `metrics` of the Node.
+"""NodeMetrics: what a node measures of its own work. The heartbeat publishes it as `Node.metrics`.
 
     loop --record, count--> NodeMetrics --reading--> Node.metrics --> store --> any monitor, any scrape
 
@@ -147,7 +147,7 @@ class BusyTime:
 
     def finish(self, report: Finished, now: float) -> None:
         """End a call. Its seconds come from a clock that is never set. If calls overlapped, the worker's wall clock
-        gives the length of the busy period, limited by the time that has passed here."""
+        determines the length of the busy period, limited by the time that has passed here."""
         if report.task.id in self.running:
             self.running.remove(report.task.id)
             if not self.running:

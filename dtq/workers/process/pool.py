@@ -91,7 +91,7 @@ class WorkerPool:
         self._supervisor.resize(self._size)
 
     def define(self, type: str, source: wire.Source, function: Callable[..., Any] | None = None) -> None:
-        """Use this handler for the type from now on. `function` is not used: workers load handlers from `source`."""
+        """Use this handler for new calls of the type. `function` is not used: workers load handlers from `source`."""
         self._sources[type] = source
         self._prefetch.define(type, source.concurrency)
         for worker in self._workers.values():

@@ -211,7 +211,7 @@ class WorkerProcess:
     # --- life ------------------------------------------------------------------------------------------------------
 
     def set_ready(self, now: float) -> None:
-        """Accept calls from now on."""
+        """Start to accept calls."""
         self.is_ready = True
         self._expect_next_step(now)
 

@@ -15,9 +15,9 @@ Only the parent of a process can be sure that a process id still means that proc
 
 No worker outlives the pool. The zygote notices when the pool ends (end of file, and on Linux a pidfd, in case another
 process has inherited the other end of the socket), and kills all workers. The workers notice when the zygote ends
-(PR_SET_PDEATHSIG on Linux, elsewhere the end of file on their own socket). Each worker leads a session and a process
-group of its own, and processes that a handler has started die with that group. Those that have left the group are
-adopted by the zygote, and killed (on Linux).
+(PR_SET_PDEATHSIG on Linux, elsewhere the end of file on their own socket). Each worker leads its own session and
+process group, and processes that a handler has started die with that group. Those that have left the group are adopted
+by the zygote, and killed (on Linux).
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class _Log:
         self.tail = ""
         self._unsent = ""
         self._throttle = _Throttle()
-        self._lock = Lock()  # a handler may log from threads of its own
+        self._lock = Lock()  # a handler may log from several threads
 
     def write(self, text: str) -> None:
         text = encodable(text)

@@ -56,8 +56,8 @@ class Handlers:
         self._lock = RLock()
 
     def define(self, type: str, source: Source, function: Function | None = None) -> None:
-        """Use this handler for the type from now on, and forget the loaded one. `function` is the handler itself, if it
-        was created in this process."""
+        """Use this handler for new calls of the type, and forget the loaded one. `function` is the handler itself, if
+        it was created in this process."""
         with self._lock:
             self._sources[type] = source, function
             self._loaded.pop(type, None)

@@ -61,7 +61,7 @@ class Offspring:
         self.end(seconds, interrupted)
 
     def end(self, seconds: float, interrupted: bool) -> None:
-        """End the children of an attempt that has just ended after so many seconds. If other attempts run at this
+        """End the children of an attempt that has just ended after this many seconds. If other attempts run at this
         moment, the last of them ends all children."""
         if seconds < NO_SPAWN and self.since == inf:
             return
