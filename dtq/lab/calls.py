@@ -18,12 +18,12 @@ from typing import Any
 from msgspec.structs import fields
 
 from dtq.lab.trial import clipped, in_words
-from dtq.stores.protocol import Node, Stats, Store
+from dtq.stores.protocol import ExchangingStore, Node, Stats, Store
 from dtq.task.model import Task
 from dtq.testing.conformance import Make, Subject
 from dtq.testing.conformance.kit import LEASE, NOW
 
-METHODS = {name: inspect.signature(method) for name, method in vars(Store).items() if inspect.isfunction(method)}
+METHODS = {name: inspect.signature(method) for name, method in inspect.getmembers(ExchangingStore, inspect.isfunction)}
 BY_PLACE = {"worker", "n", "tasks", "outcomes", "node", "held", "ids", "timeout"}  # the others are written with a name
 TIMES = {"now", "before", "finished_after", "run_at", "expires"}
 USUAL = {"now": NOW, "lease": LEASE, "types": {"job"}, "type": "job"}

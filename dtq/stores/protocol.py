@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -86,9 +86,25 @@ class Stats(msgspec.Struct, frozen=True):
         return Workers(sum(n.workers for n in self.nodes), sum(n.busy for n in self.nodes))
 
 
+class ClaimRequest(NamedTuple):
+    """The arguments of one `claim`."""
+
+    worker: str
+    n: int
+    lease: float
+    now: float
+    types: Collection[str]
+    queues: Collection[str] = ()
+    min_priority: int | None = None
+
+
+Exchanged = tuple[set[str], list[Task]]  # what `update` returns, and what `claim` returns
+
+
 @runtime_checkable
 class Store(Protocol):
     """What every store does. Any thread may call any method. `now` and all times are UTC seconds, `lease` is seconds.
+    A store may also be an ExchangingStore.
 
     A method does all of its work or, if it raises, none of it. Each raises StoreError if the store cannot be read or
     written. What a method has returned survives `kill -9` (see each store for power loss).
@@ -237,6 +253,20 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Remove the nodes that used this store object, and release all resources. Closing twice is harmless."""
+
+
+@runtime_checkable
+class ExchangingStore(Store, Protocol):
+    """A store that does an update and a claim in one step. It saves a loop with many small turns a transaction, or a
+    round trip to a server."""
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
+        """Do `update(outcomes)` and then `claim(*claim)`. Return what both return.
+
+        - The claim finds the tasks that the update has unblocked, added or put back, and the room that it has made
+          under limits.
+        - Everything is durable before this returns.
+        """
 
 
 def clock_of(store: Store) -> Callable[[], float]:

@@ -77,6 +77,15 @@ class BelievesZombies(MemoryStore):
         return {task.id: (task, planted) for task, planted in outcomes if task.id in self._tasks}
 
 
+@caught_by("an_exchange_claims_what_its_update_lets_run")
+class ClaimsBeforeItUpdates(MemoryStore):
+    """Exchanges in the wrong order."""
+
+    def exchange(self, outcomes, claim):
+        tasks = self.claim(*claim)
+        return self.update(outcomes), tasks
+
+
 @caught_by("the_order_is_priority_then_due_time_then_insertion")
 class ServesTheLastFirst(MemoryStore):
     """A stack instead of a queue."""

@@ -22,7 +22,7 @@ from dtq.errors import InvalidTask
 from dtq.stores.file.store import FileStore
 from dtq.stores.memory.store import MemoryStore
 from dtq.stores.open import open_store
-from dtq.stores.protocol import Node, Store
+from dtq.stores.protocol import ClaimRequest, Node, Store
 from dtq.stores.sqlite.store import SQLiteStore
 from dtq.task.model import WAITING, ErrorInfo, Status, Task
 from dtq.task.transitions import cancel, end_doomed, fail, interrupt, release, revive, succeed
@@ -181,6 +181,21 @@ class StoresAgree(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data(), n=st.integers(1, 4))
     def update_attempts(self, data, n):
+        self.both("update", self.outcomes(data, n))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), n=st.integers(1, 4), worker=st.sampled_from(WORKERS))
+    def exchange(self, data, n, worker):
+        arguments = self.outcomes(data, n), ClaimRequest(worker, 1000, LEASE, self.now, TYPES)
+        self.turn += 1
+        answers = [_answer(store, "exchange", arguments, {}) for store in (self.model, self.stores[self.turn % 2])]
+        wanted, got = [
+            answer if isinstance(answer, str) else (answer[0], _doomed_sorted(answer[1])) for answer in answers
+        ]
+        assert got == wanted, f"exchange{arguments}: expected {wanted}, got {got}"
+        self.held += [] if isinstance(answers[0], str) else answers[0][1]
+
+    def outcomes(self, data, n):
         outcomes = []
         for _ in range(n):
             task = data.draw(st.sampled_from(self.held[-10:]), label="task")
@@ -188,7 +203,7 @@ class StoresAgree(RuleBasedStateMachine):
             successors = data.draw(st.lists(tasks, max_size=2), label="successors") if n < 3 else []
             planted = [self.successor(task, number, options) for number, options in enumerate(successors)]
             outcomes.append((change(task, self.now), planted))
-        self.both("update", outcomes)
+        return outcomes
 
     def successor(self, task: Task, number: int, options) -> Task:
         """Named after its parent, so that it may well be there already; now and then it waits for somebody unknown."""

@@ -31,7 +31,7 @@ from dtq.errors import StoreError
 from dtq.stores.file.directory import Directory
 from dtq.stores.file.disk import Disk
 from dtq.stores.file.replica import Replica
-from dtq.stores.protocol import Node, Outcome, Stats
+from dtq.stores.protocol import ClaimRequest, Exchanged, Node, Outcome, Stats
 from dtq.stores.shared.peers import Peers
 from dtq.sync.forks import Forkable
 from dtq.task.model import Task
@@ -79,6 +79,9 @@ class FileStore(Forkable):
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         return self._directory.write(lambda replica: replica.update(outcomes), flush=True, wake="others")
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
+        return self._directory.write(lambda replica: replica.exchange(outcomes, claim), flush=True, wake="others")
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
         self._directory.watch.peers.ensure_file()

@@ -112,6 +112,7 @@ class MemoryStore(Index, Forkable):
     add = waking(Index.add)
     claim = changing(Index.claim)
     update = waking(Index.update)
+    exchange = waking(Index.exchange)
     heartbeat = changing(Index.heartbeat)
     reap = changing(Index.reap)
     get = reading(Index.get)

@@ -9,16 +9,16 @@ next claim with this worker and filter makes it again, and claim.lua returns the
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from contextlib import suppress
+from typing import Any
 
 from dtq.errors import StoreError
-from dtq.stores.redis.client import PipelinedCalls, RedisClient
+from dtq.stores.protocol import ClaimRequest
+from dtq.stores.redis.client import TASKS_PER_SCRIPT, PipelinedCalls, RedisClient
 from dtq.stores.redis.records import lowest_place, tasks_of
 from dtq.stores.redis.retry_tokens import RetryTokens
 from dtq.task.model import Task
 
-TASKS_PER_SCRIPT = 128
 LOOP_TIMEOUT = 0.25  # seconds for which a call of the loop tries to reach the server: workers must not wait for it
 REPLY_TTL = 60  # seconds for which the server remembers a claim, to repeat a lost reply
 Claimed = tuple[list[Task], list[bytes]]  # the tasks, and the times at which there may be more
@@ -27,21 +27,19 @@ Claimed = tuple[list[Task], list[bytes]]  # the tasks, and the times at which th
 class Claim:
     """One claim: for whom, until when, and which tasks."""
 
-    def __init__(
-        self, client: RedisClient, tokens: RetryTokens, worker: str, lease: float, now: float, types: Collection[str],
-        queues: Collection[str], min_priority: int | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, client: RedisClient, tokens: RetryTokens, request: ClaimRequest) -> None:
         self._client = client
         self._tokens = tokens
-        self._worker = worker
+        self._worker, self._n, lease, now, types, queues, min_priority = request
         types, queues = sorted(types), sorted(queues)
         self._filter = f"{hash((*types, None, *queues, min_priority)) & 0xFFFFFFFF:08x}"
         self._arguments = [repr(now), repr(now + lease), types, queues, lowest_place(min_priority)]
 
-    def run(self, n: int) -> Claimed:
-        """Claim up to n tasks. Raises StoreError where the first call has no reply."""
-        first, *others = self._sizes(n)
-        tasks, times = self._call([first])[0]
+    def run(self, before: PipelinedCalls[Any, Any] | None = None) -> Claimed:
+        """Claim the tasks. Raises StoreError where the first call has no reply. The calls `before` go first, in the
+        same round trip."""
+        first, *others = self._sizes(self._n)
+        tasks, times = self._call([first], before=before)[0]
         if others and (len(tasks) >= first or self._is_unanswered(1)):
             with suppress(StoreError):  # the next claim repeats them; the tasks of the first call must not be lost
                 more = self._call(others, 1)
@@ -59,7 +57,9 @@ class Claim:
     def _is_unanswered(self, number: int) -> bool:
         return self._tokens.has((self._worker, self._filter, number))
 
-    def _call(self, sizes: list[int], start: int = 0) -> list[Claimed]:
+    def _call(
+        self, sizes: list[int], start: int = 0, before: PipelinedCalls[Any, Any] | None = None
+    ) -> list[Claimed]:  # fmt: skip
         """Make calls of these sizes, of which the first has the number `start`. Return their replies."""
         numbers = range(start, start + len(sizes))
         names = [(self._worker, self._filter, number) for number in numbers]
@@ -68,7 +68,8 @@ class Claim:
                 [self._worker, size, *self._arguments, f"{self._filter}{number}", token, REPLY_TTL]
                 for size, number, token in zip(sizes, numbers, tokens, strict=True)
             ]
-            return self._client.call_all(PipelinedCalls("claim", requests, read=_claimed), LOOP_TIMEOUT)
+            calls = PipelinedCalls("claim", requests, read=_claimed)
+            return self._client.call_all(calls.after(before) if before else calls, LOOP_TIMEOUT)
 
 
 def _claimed(reply: list[list[bytes]]) -> Claimed:

@@ -3,17 +3,17 @@
     call --> EVALSHA --> server          retried on a new connection for some seconds, then StoreError,
              ^------ retry <--'          which names the server without its password
 
-Of several calls of one script (PipelinedCalls), the next request is sent while the server still runs the one before.
+Of several calls (PipelinedCalls), the next request is sent while the server still runs the one before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from redis import Redis, RedisCluster, exceptions
 from redis.backoff import NoBackoff
@@ -46,6 +46,7 @@ TRANSIENT_ERRORS = (  # worth a retry: the server restarts, or a replica takes o
     exceptions.MasterDownError,
     exceptions.RedisClusterException,
 )
+TASKS_PER_SCRIPT = 128
 PIPELINE_DEPTH = 2  # requests without a reply: one that the server runs, and the next
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,8 +66,16 @@ def identity(value: Any) -> Any:
     return value
 
 
+class Call(NamedTuple):
+    """One call of a script. `args` returns its argument, `keep` takes its reply."""
+
+    script: str
+    args: Callable[[], Any]
+    keep: Callable[[Any], None]
+
+
 class PipelinedCalls(Generic[T, R]):
-    """Several calls of one script. A retry continues with the requests that have no reply yet.
+    """Several calls of one script. A retry continues with the calls that have no reply yet.
 
     Args:
         name: of the script.
@@ -78,16 +87,28 @@ class PipelinedCalls(Generic[T, R]):
     def __init__(
         self, name: str, requests: Iterable[T], args: Callable[[T], Any] = identity, read: Callable[[Any], R] = identity
     ) -> None:
-        self.name = name
-        self.left = list(requests)
-        self.args = args
         self.read = read
         self.replies: list[R] = []
+        self.left: list[Call] = [Call(name, partial(args, request), self._keep) for request in requests]
+
+    def _keep(self, reply: Any) -> None:
+        self.replies.append(self.read(reply))
+
+    def after(self, others: PipelinedCalls[Any, Any]) -> Self:
+        """Make the calls of `others` first, which get their replies. Return these calls."""
+        self.left = [*others.left, *self.left]
+        return self
 
     def accept(self, reply: Any) -> None:
-        """Take the reply to the first request that is left."""
-        self.replies.append(self.read(reply))
+        """Take the reply to the first call that is left."""
+        self.left[0].keep(reply)
         del self.left[0]
+
+
+def in_parts(items: Sequence[T], whole: bool = False) -> list[Sequence[T]]:
+    """Return the items in parts of TASKS_PER_SCRIPT, or as one part if they must be stored as a whole."""
+    size = max(len(items), 1) if whole else TASKS_PER_SCRIPT
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 class RedisClient:
@@ -133,11 +154,11 @@ class RedisClient:
         """Pack and send the next request while the server runs the one before, then read a reply."""
         unanswered = 0
         while calls.left:
-            for request in calls.left[unanswered:PIPELINE_DEPTH]:
-                self._send(connection, calls.name, pack(calls.args(request)))
+            for call in calls.left[unanswered:PIPELINE_DEPTH]:
+                self._send(connection, call.script, pack(call.args()))
                 unanswered += 1
             run_offered_work()
-            calls.accept(self._receive(connection, calls.name))
+            calls.accept(self._receive(connection, calls.left[0].script))
             unanswered -= 1
 
     def _send(self, connection: Any, name: str, packed: bytes) -> None:
@@ -161,9 +182,9 @@ class RedisClient:
 
     def _talk_to_cluster(self, calls: PipelinedCalls[Any, Any]) -> None:
         """Make the calls one by one: the client of a cluster finds the node that has the slot for each."""
-        name = calls.name
         while calls.left:
-            packed = pack(calls.args(calls.left[0]))
+            name = calls.left[0].script
+            packed = pack(calls.left[0].args())
             if name in self._loaded:
                 reply = self.redis.evalsha(_digest(name), 1, self.prefix, packed)
             else:

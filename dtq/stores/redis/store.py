@@ -23,23 +23,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from dtq.errors import StoreError
 from dtq.policy.limits import Limit
-from dtq.stores.protocol import Node, Outcome, Stats
-from dtq.stores.redis.claims import LOOP_TIMEOUT, TASKS_PER_SCRIPT, Claim
-from dtq.stores.redis.client import PipelinedCalls, RedisClient
+from dtq.stores.protocol import ClaimRequest, Exchanged, Node, Outcome, Stats
+from dtq.stores.redis.claims import LOOP_TIMEOUT, Claim
+from dtq.stores.redis.client import TASKS_PER_SCRIPT, PipelinedCalls, RedisClient, in_parts
 from dtq.stores.redis.records import (
     brief_tasks_of,
     ids_of,
     new_record,
-    outcome_record,
     pairs_of,
     progress_text,
     read_limit,
@@ -48,6 +46,7 @@ from dtq.stores.redis.records import (
 )
 from dtq.stores.redis.retry_tokens import RetryTokens
 from dtq.stores.redis.subscriber import Subscriber
+from dtq.stores.redis.updates import Update, adds_children, reply_of
 from dtq.stores.shared.decoding import decode_or_skip
 from dtq.sync.forks import Forkable
 from dtq.sync.wakeup import Wakeup
@@ -56,7 +55,6 @@ from dtq.task.model import TERMINAL, Task
 
 IDS_PER_FIND = 1000  # ids that one call of find.lua looks at
 TASKS_PER_PURGE = 200  # tasks that one call of purge.lua looks at
-_reply = msgspec.msgpack.Decoder().decode
 
 
 class RedisStore(Forkable):
@@ -117,7 +115,7 @@ class RedisStore(Forkable):
     # --- add
 
     def add(self, tasks: Sequence[Task]) -> list[str]:
-        parts = _parts(tasks, any(task.after for task in tasks))
+        parts = in_parts(tasks, any(task.after for task in tasks))
         calls = PipelinedCalls("add", parts, lambda part: [[new_record(task) for task in part], self._id], self._added)
         replies = zip(parts, self.client.call_all(calls), strict=True)
         return [id for part, reply in replies for id in ids_of(reply) or (task.id for task in part)]
@@ -125,7 +123,7 @@ class RedisStore(Forkable):
     def _added(self, reply: bytes) -> Any:
         """Wake the workers of this process for the part that is stored, and return the reply."""
         self._changed()
-        return _reply(reply)
+        return reply_of(reply)
 
     # --- claim
 
@@ -135,10 +133,12 @@ class RedisStore(Forkable):
     ) -> list[Task]:  # fmt: skip
         if n <= 0:
             return []
-        claim = Claim(self.client, self._tokens, worker, lease, now, types, queues, min_priority)
-        tasks, times = claim.run(n)
-        if len(tasks) < n:
-            self._remember_due(now, times)
+        request = ClaimRequest(worker, n, lease, now, types, queues, min_priority)
+        return self._claimed(request, *Claim(self.client, self._tokens, request).run())
+
+    def _claimed(self, request: ClaimRequest, tasks: list[Task], times: list[bytes]) -> list[Task]:
+        if len(tasks) < request.n:
+            self._remember_due(request.now, times)
         return tasks
 
     def _remember_due(self, now: float, times: list[bytes]) -> None:
@@ -149,26 +149,31 @@ class RedisStore(Forkable):
     # --- update
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        with self._tokens.tokens_for([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
-            sent = list(zip(outcomes, tokens, strict=True))
-            whole = any(task.after for _, planted in outcomes for task in planted)
-            parts = _parts(sent, whole)
-            calls = PipelinedCalls("update", parts, self._update_argument, _reply)
-            replies = self.client.call_all(calls, LOOP_TIMEOUT)
-        self._due = {}
-        if any(left for _, left in replies):
-            self._unblock_children()
-        accepted: set[str] = set()
-        for part, reply in zip(parts, replies, strict=True):
-            accepted |= {task.id for (task, _), _ in part}.difference(ids_of(reply))
-        return accepted
+        with self._update(outcomes) as update:
+            self.client.call_all(update.calls, LOOP_TIMEOUT)
+        return self._accepted(update)
 
-    def _update_argument(self, part: Sequence[tuple[Outcome, str]]) -> list[Any]:
-        """Return the argument of update.lua for these outcomes and their tokens."""
-        outcomes = [
-            outcome_record(task, token, [new_record(new) for new in planted]) for (task, planted), token in part
-        ]
-        return [outcomes, self._id]
+    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
+        if claim.n <= 0 or adds_children(outcomes):  # the update may be refused: nothing must be claimed then
+            return self.update(outcomes), self.claim(*claim)
+        with self._update(outcomes) as update:
+            claimed = Claim(self.client, self._tokens, claim).run(before=update.calls)
+        exchanged = self._accepted(update), self._claimed(claim, *claimed)
+        if update.has_children_left:
+            self._changed()  # they were unblocked after the claim
+        return exchanged
+
+    @contextmanager
+    def _update(self, outcomes: Sequence[Outcome]) -> Iterator[Update]:
+        """Yield the update, whose calls the body makes."""
+        with self._tokens.tokens_for([((task.id, task.version), task) for task, _ in outcomes]) as tokens:
+            yield Update(outcomes, tokens, self._id)
+
+    def _accepted(self, update: Update) -> set[str]:
+        self._due = {}
+        if update.has_children_left:
+            self._unblock_children()
+        return update.accepted()
 
     def _unblock_children(self) -> None:
         """Unblock or doom the children that are left of ended parents. Where that fails, the next claim continues."""
@@ -182,10 +187,10 @@ class RedisStore(Forkable):
         lost: set[str] = set()
         until = repr(now + lease)
         body = to_json(replace(node, seen_at=now)).decode()
-        for part in _parts(held) or [()]:
+        for part in in_parts(held) or [()]:
             tasks = [[task.id, task.version, task.worker or "", progress_text(task)] for task in part]
             sent_at = time.time()
-            reply = _reply(
+            reply = reply_of(
                 self.client.call("heartbeat", [node.id, body, until if lease else "", until, tasks], LOOP_TIMEOUT)
             )
             self.client.set_clock(reply[1], sent_at)
@@ -208,7 +213,7 @@ class RedisStore(Forkable):
 
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
         read = brief_tasks_of if brief else tasks_of
-        calls = PipelinedCalls("get", _parts(list(ids)), lambda part: [part, brief], read)
+        calls = PipelinedCalls("get", in_parts(list(ids)), lambda part: [part, brief], read)
         return [task for tasks in self.client.call_all(calls) for task in tasks]
 
     def find(
@@ -233,7 +238,7 @@ class RedisStore(Forkable):
         return tasks
 
     def stats(self) -> Stats:
-        return stats_of(_reply(self.client.call("stats")))
+        return stats_of(reply_of(self.client.call("stats")))
 
     def next_due(self, now: float) -> float | None:
         if now in self._due:
@@ -248,7 +253,7 @@ class RedisStore(Forkable):
         unlimited = Limit(queue, type, key)
         selector = to_json(unlimited.selector).decode()
         while True:
-            old = dict(pairs_of(_reply(self.client.call("stats"))[4])).get(selector, "")  # the stored bytes
+            old = dict(pairs_of(reply_of(self.client.call("stats"))[4])).get(selector, "")  # the stored bytes
             known = next(iter(decode_or_skip(read_limit, [old], "a limit")), unlimited) if old else unlimited
             limit = read_limit(to_json(known.with_changes(changes)))  # 3 becomes 3.0, as when it is read back
             new = "" if limit.is_void else to_json(limit).decode()
@@ -257,7 +262,7 @@ class RedisStore(Forkable):
 
     def delete(self, ids: Iterable[str]) -> int:
         n, left = 0, 0
-        for part in _parts(list(dict.fromkeys(ids))):
+        for part in in_parts(list(dict.fromkeys(ids))):
             removed, left = self.client.call("delete", [part, self._id])
             n += removed
         if left:
@@ -310,12 +315,6 @@ class RedisStore(Forkable):
             self._subscriber.close()
         self._wakeup.close()
         self.client.close()
-
-
-def _parts(items: Sequence[Any], whole: bool = False) -> list[Sequence[Any]]:
-    """Return the items in parts of TASKS_PER_SCRIPT, or as one part if they must be stored as a whole."""
-    size = max(len(items), 1) if whole else TASKS_PER_SCRIPT
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _first(times: list[bytes]) -> float | None:

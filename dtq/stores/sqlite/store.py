@@ -28,7 +28,7 @@ import msgspec
 from msgspec.structs import replace
 
 from dtq.errors import StoreError
-from dtq.stores.protocol import Node, Outcome, Stats, sum_counts
+from dtq.stores.protocol import ClaimRequest, Exchanged, Node, Outcome, Stats, sum_counts
 from dtq.stores.shared.decoding import decode_or_skip
 from dtq.stores.shared.peers import LostNodes, Peers
 from dtq.stores.sqlite import leases, schema
@@ -86,14 +86,16 @@ class SQLiteStore(Forkable):
         self, worker: str, n: int, lease: float, now: float, types: Collection[str], queues: Collection[str] = (),
         min_priority: int | None = None,
     ) -> list[Task]:  # fmt: skip
-        def work(db: sqlite3.Connection) -> list[Task]:
-            self._move_due(db, now)
-            choice = Choice(db, n, now, types, queues)
-            seqs = choice.doomed()
-            seqs += choice.pick(n - len(seqs), inf if min_priority is None else -min_priority)
-            return self._take(db, seqs, (worker, now, now + lease))
+        request = ClaimRequest(worker, n, lease, now, types, queues, min_priority)
+        return self.database.write(lambda db: self._claim(db, request), flush=False, wake=None)
 
-        return self.database.write(work, flush=False, wake=None)
+    def _claim(self, db: sqlite3.Connection, request: ClaimRequest) -> list[Task]:
+        worker, n, lease, now, types, queues, min_priority = request
+        self._move_due(db, now)
+        choice = Choice(db, n, now, types, queues)
+        seqs = choice.doomed()
+        seqs += choice.pick(n - len(seqs), inf if min_priority is None else -min_priority)
+        return self._take(db, seqs, (worker, now, now + lease))
 
     def _move_due(self, db: sqlite3.Connection, now: float) -> None:
         if not db.execute(schema.ANY_MOVES, (now,)).fetchone()[0]:
@@ -119,6 +121,11 @@ class SQLiteStore(Forkable):
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
         return self.database.write(lambda db: self._update(db, outcomes), flush=True, wake="others")
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
+        return self.database.write(
+            lambda db: (self._update(db, outcomes), self._claim(db, claim)), flush=True, wake="others"
+        )
 
     def _update(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> set[str]:
         standing = {row[0]: row[1:] for row in about(db, schema.STANDING, [task.id for task, _ in outcomes])}

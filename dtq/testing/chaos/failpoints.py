@@ -14,10 +14,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from dtq.stores.file.disk import Disk
-from dtq.stores.protocol import Outcome, Store
+from dtq.stores.protocol import ClaimRequest, Exchanged, ExchangingStore, Outcome, Store
 from dtq.stores.sqlite.store import SQLiteStore
 from dtq.task.model import Task
 from dtq.testing.chaos.history_log import HistoryLog
@@ -115,7 +115,16 @@ class WatchedStore:
         return tasks
 
     def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        accepted: set[str] = self._around("update", outcomes)
+        return self._record_accepted(outcomes, self._around("update", outcomes))
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
+        """Exchange. As of an update, the node may die on either side of it."""
+        self._failpoint.pass_by("before update")
+        accepted, tasks = cast(ExchangingStore, self._store).exchange(outcomes, claim)
+        self._failpoint.pass_by("after update")
+        return self._record_accepted(outcomes, accepted), self._record("claimed", tasks)
+
+    def _record_accepted(self, outcomes: Sequence[Outcome], accepted: set[str]) -> set[str]:
         known = {task.id: task for task, _ in outcomes}
         stored = [known[id] for id in accepted]
         self._history.write(*(Line("accepted", name_of(t), t.version, self._node) for t in stored), flush=False)

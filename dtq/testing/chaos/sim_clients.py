@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from dtq.errors import DTQError, StoreError
-from dtq.stores.protocol import Outcome
+from dtq.stores.protocol import ClaimRequest, Exchanged, Outcome
 from dtq.stores.shared.overlap import run_offered_work
 from dtq.task.model import Status, Task
 from dtq.task.transitions import cancel
@@ -45,6 +45,11 @@ class SimStore:
         run_offered_work()  # as in `claim`
         accepted: set[str] = self._world.call(self._caller, "update", outcomes)
         return accepted
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
+        run_offered_work()
+        exchanged: Exchanged = self._world.call(self._caller, "exchange", outcomes, claim)
+        return exchanged
 
     def heartbeat(self, *args: Any) -> set[str]:
         lost: Any = sorted(

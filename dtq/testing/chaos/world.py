@@ -137,17 +137,20 @@ class World:
             raise Crash
         if self.strikes("refuse" if when == "before" else "unheard", 0.02):
             self.tell(who, f"gets an error from {name} ({when} it was done)")
-            if name in ("claim", "reap") and when == "after":
+            if name in ("claim", "exchange", "reap") and when == "after":
                 self.blame(who)  # it does not know which tasks it got
             raise StoreError(f"{name} failed, says the simulation")
 
     def _stored_versions(self, name: str, args: tuple[Any, ...]) -> dict[str, int]:
         """Return the stored versions that an update is about to meet."""
-        outcomes = args[0] if name == "update" else ()
+        outcomes = args[0] if name in ("update", "exchange") else ()
         return {task.id: task.version for task in self.store.get([task.id for task, _ in outcomes])}
 
     def _record_call(self, who: str, name: str, answer: Any, args: tuple[Any, ...], stored: dict[str, int]) -> None:
-        if name in ("claim", "reap"):
+        if name == "exchange":
+            self._record_call(who, "update", answer[0], args, stored)
+            self._record_call(who, "claim", answer[1], args, stored)
+        elif name in ("claim", "reap"):
             for task in answer:
                 self.note("claimed" if name == "claim" else "taken over", task, task.version, who)
             self._check_limit()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtq.errors import DTQError
-from dtq.stores.protocol import Store
+from dtq.stores.protocol import ClaimRequest, ExchangingStore, Outcome, Store
 from dtq.task.model import ErrorInfo, Status, Task
 from dtq.task.transitions import fail, succeed
 
@@ -214,6 +214,19 @@ def reap(store: Store, wanted: str, now: float) -> list[Task]:
 def end(store: Store, *tasks: Task) -> set[str]:
     """Hand in these tasks, as a transition returned them, without successors."""
     return store.update([(task, ()) for task in tasks])
+
+
+def exchanging(store: Store) -> ExchangingStore:
+    """Return the store, or skip the check if the store has no `exchange`."""
+    if not isinstance(store, ExchangingStore):
+        raise Skipped("this store has no exchange")
+    return store
+
+
+def exchange(store: Store, *outcomes: Task | Outcome, n: int = 100) -> tuple[set[str], list[Task]]:
+    """Hand in these tasks, with or without successors, and claim up to n in the same step."""
+    pairs = [(outcome, ()) if isinstance(outcome, Task) else outcome for outcome in outcomes]
+    return exchanging(store).exchange(pairs, ClaimRequest("w1", n, LEASE, NOW, {"job"}))
 
 
 def done(task: Task, now: float = NOW) -> Task:
