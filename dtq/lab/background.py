@@ -38,6 +38,11 @@ def _close(queue: TaskQueue) -> None:
         queue.store.close()
 
 
+def has_not_ended(queue: QueueManager) -> bool:
+    """Return whether tasks of the queue may still run: a TaskQueue that was shut down runs none."""
+    return not isinstance(queue, TaskQueue) or queue.is_running
+
+
 class Steady:
     """Adds tasks at a steady rate, on a thread, until `stop` or its button. `ids` are those of the tasks so far."""
 
@@ -62,13 +67,10 @@ class Steady:
 
     def _run(self) -> None:
         began = time.monotonic()
-        while not self._over.wait(LOOK):
+        while not self._over.wait(LOOK) and has_not_ended(self._queue):
             due = int((time.monotonic() - began) * self._rate)
-            try:
+            with suppress(DTQError):  # the disk is full, say: what was not added comes a moment later
                 self._add(range(len(self.ids), due))
-            except DTQError:  # the disk is full, say, or an answer was lost: what was not added comes a moment later
-                if isinstance(self._queue, TaskQueue) and not self._queue.is_running:
-                    break
         self.button.disabled = True
         self.label.value = f"{len(self.ids)} added, and no more"
 
