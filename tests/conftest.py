@@ -61,6 +61,7 @@ def temporary_files(tmp_path_factory):
     place = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(place))
+        patch.setenv("DTQ_MINE", str(place / "mine"))  # not what the reader has done
         patch.setattr(tempfile, "tempdir", str(place))
         yield place
 

@@ -19,8 +19,12 @@ from dtq.lab.faulty import Clock, FaultyStore
 from dtq.lab.figures import depth, gantt, show
 from dtq.lab.fit import Law, fit_amdahl, fit_usl, summarise
 from dtq.lab.flow import flow
+from dtq.lab.grown import whole
+from dtq.lab.guess import guess
+from dtq.lab.hole import checked_by, hole
 from dtq.lab.hygiene import assert_clean
 from dtq.lab.images import make_images
+from dtq.lab.kept import keep, mine, report
 from dtq.lab.live import progress
 from dtq.lab.load import arrivals, offer
 from dtq.lab.mail import Mailbox
@@ -44,6 +48,7 @@ __all__ = [
     "arrivals",
     "assert_clean",
     "by_priority",
+    "checked_by",
     "compare",
     "dashboard",
     "depth",
@@ -55,12 +60,17 @@ __all__ = [
     "fit_usl",
     "flow",
     "gantt",
+    "guess",
+    "hole",
+    "keep",
     "left_over",
     "make_images",
+    "mine",
     "offer",
     "predict",
     "progress",
     "promises",
+    "report",
     "scaling",
     "serve",
     "show",
@@ -71,4 +81,5 @@ __all__ = [
     "time_passes",
     "trace",
     "url",
+    "whole",
 ]

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 
 from dtq.lab.figures import OKABE_ITO, number, require_rows, show_figure, stamp
 from dtq.lab.fit import Law, fit_amdahl, fit_usl, summarise
+from dtq.lab.guess import veil
 
 Labels = Mapping[str, str]
 Expected = Mapping[Any, Any] | Callable[[Any], Any]  # a number by arm
@@ -155,6 +156,7 @@ def predict(
 
     Guess and theory are values by arm, or functions of the arm; None (or Ellipsis in place of a value) where there is
     none yet. `measured` has a row for each run. `log` gives the values a logarithmic axis. Facts go into the stamp.
+    Where `guess` is one of `lab.guess` that is not locked in, the figure is folded away.
     """
     table = left_over(guess, theory, measured, x, y)
     figure, axes = plt.subplots(layout="constrained")
@@ -175,8 +177,8 @@ def predict(
     axes.set_xticks(arms)
     figure.legend(loc="outside right upper")
     text = _tell_left_over(table, x)
-    show_figure(figure, f"{y.capitalize()} by {x}. {text}", table, stamp(measured, x, **facts))
-    print(text)
+    alt = f"{y.capitalize()} by {x}. {text}"
+    show_figure(figure, alt, table, stamp(measured, x, **facts), told=text, veil=veil(guess))
     return axes
 
 

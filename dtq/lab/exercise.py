@@ -15,34 +15,19 @@ import copy
 import html
 import inspect
 import linecache
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from IPython.display import display
 
+from dtq.lab import kept
 from dtq.lab.source import Page, code_html, excerpt
-from dtq.lab.trial import clipped, explain, in_time, in_words
+from dtq.lab.trial import clipped, in_time, in_words
+from dtq.lab.verdict import FUNCTION, Verdict, attempt, folded, judge, prose
 
 Scope = dict[str, Any]  # the names of a notebook
-# dark enough on white, bright enough on black
-COLORS = {"not yet": "#767676", "wrong": "#CC4400", "right": "#00806A"}
-FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a check found. It was shown when it was found, so a cell that ends with it does not show it again."""
-
-    status: Literal["not yet", "wrong", "right"]
-    text: str
-    error: BaseException | None = field(default=None, repr=False)
-
-    def _ipython_display_(self) -> None:
-        pass
 
 
 class Exercise:
@@ -62,9 +47,9 @@ class Exercise:
         self._check, self._samples, self._seconds = check, list(samples), seconds
 
     def _repr_html_(self) -> str:
-        hints = "".join(_folded(f"Hint {n}", _prose(hint)) for n, hint in enumerate(self._hints, 1))
+        hints = "".join(folded(f"Hint {n}", prose(hint)) for n, hint in enumerate(self._hints, 1))
         head = f"<p><strong>Exercise {html.escape(self.number)}</strong> ({html.escape(self._effort)})</p>"
-        return f"{head}{_prose(self._task)}{hints}{_folded('Solution', code_html(self.solution))}"
+        return f"{head}{prose(self._task)}{hints}{folded('Solution', code_html(self.solution))}"
 
     def __repr__(self) -> str:
         return f"Exercise {self.number} ({self._effort})\n{self._task}"
@@ -84,20 +69,21 @@ class Exercise:
     def check(self, candidate: Any) -> Verdict:
         """Checks the candidate, shows what came of it, and gives that; never raises."""
         verdict = self.judge(candidate)
-        display(Page(_verdict_html(verdict), f"{verdict.status.capitalize()}. {verdict.text}"))
+        kept.note_try(self.number, verdict.status)
+        display(verdict.page())
         return verdict
 
     def hint(self) -> None:
         """Shows the next hint."""
         n, self._next_hint = self._next_hint, self._next_hint + 1
+        if n < 3:
+            kept.note_hint(self.number)
         text = f"Hint {n + 1} of 3: {self._hints[n]}" if n < 3 else "That was the last hint: unfold the solution."
-        display(Page(_prose(text), text))
+        display(Page(prose(text), text))
 
     def judge(self, candidate: Any) -> Verdict:
         """What `check` shows."""
-        if is_stub(candidate):
-            return Verdict("not yet", f"`{self.name}` is still to be written: fill it in, run its cell, check again.")
-        return self._try(candidate)
+        return judge(self.name, candidate, self._check, self._seconds, f"Why it works: {self._why}")
 
     def prove(self, names: Scope) -> None:
         """For tests, with the names of the notebook: raises AssertionError where the stub in it is not told to be one
@@ -129,12 +115,8 @@ class Exercise:
         )
 
     def _try(self, candidate: Any) -> Verdict:
-        _, error = in_time(self._seconds, lambda: self._check(candidate))
-        if error is None:
-            return Verdict("right", f"Why it works: {self._why}")
-        if isinstance(error, NotImplementedError):
-            return Verdict("not yet", f"A part of `{self.name}` is still to be written: it raised {in_words(error)}.")
-        return Verdict("wrong", explain(error, candidate), error)
+        """The verdict of the check alone, on a stub too."""
+        return attempt(self.name, candidate, self._check, self._seconds, f"Why it works: {self._why}")
 
     def _answer(self, sample: str, candidate: Any, names: Scope) -> str:
         """What the expression gives with the candidate under the name that it should have."""
@@ -174,32 +156,7 @@ def exercise(
     return made
 
 
-# --- reading what was written ---
-
-
-def is_stub(candidate: Any) -> bool:
-    """Whether it is still to be written: a function with nothing in it but a docstring, `...`, `pass` or
-    NotImplementedError; a class with nothing in it but such functions, or with one that is left open by `...` or
-    NotImplementedError (an empty one may be meant)."""
-    try:
-        (node, *_) = ast.parse(excerpt(candidate).text).body
-    except (TypeError, OSError, SyntaxError, ValueError):
-        return False  # no source, so that nobody can tell: let the check find out
-    if isinstance(node, ast.ClassDef):
-        return all(map(_is_open, node.body)) or any(map(_is_left_open, node.body))
-    return isinstance(node, FUNCTION) and _is_open(node)
-
-
-def _is_left_open(node: ast.stmt) -> bool:
-    return isinstance(node, FUNCTION) and _is_open(node) and ast.unparse(node.body[-1]).startswith(("...", "raise"))
-
-
-def _is_open(node: ast.stmt) -> bool:
-    if isinstance(node, FUNCTION):
-        return all(map(_is_open, node.body))
-    if isinstance(node, ast.Raise):
-        return "NotImplementedError" in ast.unparse(node)
-    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+# --- names ---
 
 
 def _name_of(solution: Any) -> str:
@@ -224,27 +181,3 @@ def _spared(names: Scope, sample: str) -> Scope:
     """The same, with copies of what the sample names: a candidate may change what it is given."""
     used = compile(sample, "<sample>", "eval").co_names
     return names | {name: copy.deepcopy(names[name]) for name in used if isinstance(names.get(name), list | dict | set)}
-
-
-# --- the page ---
-
-
-def _verdict_html(verdict: Verdict) -> str:
-    color = COLORS[verdict.status]
-    head = f'<strong style="color:{color}">{verdict.status.capitalize()}.</strong>'
-    text, _, detail = verdict.text.partition("\n")
-    detail = f'<pre style="color:{color}">{html.escape(detail)}</pre>' if detail else ""
-    style = f"border-left:4px solid {color};padding-left:.8em"
-    return f'<div role="status" style="{style}">{head} {_code_in(text)}{detail}</div>'
-
-
-def _folded(summary: str, inner: str) -> str:
-    return f"<details><summary>{html.escape(summary)}</summary>{inner}</details>"
-
-
-def _prose(text: str) -> str:
-    return "".join(f"<p>{_code_in(paragraph)}</p>" for paragraph in textwrap.dedent(text).strip().split("\n\n"))
-
-
-def _code_in(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))

@@ -201,8 +201,12 @@ def _png(picture: Image.Image, width: int) -> bytes:
 # --- what all figures share ------------------------------------------------------------------------------------------
 
 
-def show_figure(figure: Figure, alt: str, data: pd.DataFrame | None = None, stamp: str = "") -> None:
+def show_figure(
+    figure: Figure, alt: str, data: pd.DataFrame | None = None, stamp: str = "", *, told: str = "", veil: str = ""
+) -> None:
     """The picture, with words in its place for those who cannot see it, the stamp, and the data in a folded table.
+
+    `told` is the finding, below the picture. With a `veil` all of it is folded away behind these words.
 
     One whose stamp begins with "recorded" says so in the picture too."""
     if stamp.startswith(RECORDED):
@@ -211,8 +215,10 @@ def show_figure(figure: Figure, alt: str, data: pd.DataFrame | None = None, stam
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
-    parts = [_img(buffer.getvalue(), alt), _small(stamp), "" if data is None else _folded(data)]
-    display({"text/html": "".join(parts), "text/plain": alt}, raw=True)
+    words = f"<p>{html.escape(told)}</p>" if told else ""
+    parts = [_img(buffer.getvalue(), alt), words, _small(stamp), "" if data is None else _folded(data)]
+    page = f"<details><summary>{html.escape(veil)}</summary>{''.join(parts)}</details>" if veil else "".join(parts)
+    display({"text/html": page, "text/plain": alt}, raw=True)
 
 
 def stamp(frame: pd.DataFrame | None = None, by: str | list[str] | None = None, /, **facts: object) -> str:

@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 from IPython.display import display
 
 from dtq.lab.calls import Log, recorded
-from dtq.lab.exercise import COLORS
 from dtq.lab.source import Page
 from dtq.lab.trial import difference, in_time, in_words
+from dtq.lab.verdict import COLORS
 from dtq.testing import conformance
 from dtq.testing.conformance import CHECKS, Check, Make, Result
 

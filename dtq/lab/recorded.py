@@ -44,6 +44,11 @@ def use(folder: Path | None, chapter: int) -> None:
     _folder, _chapter = folder, chapter
 
 
+def chapter() -> int:
+    """Return the number of the chapter that `lab.start` began last."""
+    return _chapter
+
+
 def keep(name: str, frame: pd.DataFrame, machine: str) -> None:
     """Writes the table down, unless there is a recording of this name."""
     path = _path(name)

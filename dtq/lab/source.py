@@ -136,7 +136,7 @@ def excerpt(thing: Any) -> Excerpt:
     """The lines that define it. Raises TypeError where it is not written in Python, OSError where its file is gone."""
     if isinstance(thing, str):
         return _constant(thing)
-    thing = _innermost(thing)
+    thing = innermost(thing)
     try:
         file, first, lines = _lines(thing)
     except TypeError:
@@ -147,11 +147,11 @@ def excerpt(thing: Any) -> Excerpt:
     return Excerpt(file, _place(file, thing), first, textwrap.dedent("".join(lines)).rstrip())
 
 
-def _innermost(thing: Any) -> Any:
+def innermost(thing: Any) -> Any:
     """The function in a property, a partial, a decorated function."""
     for kind, attribute in WRAPPERS.items():
         if isinstance(thing, kind):
-            return _innermost(getattr(thing, attribute))
+            return innermost(getattr(thing, attribute))
     return inspect.unwrap(thing) if callable(thing) else thing
 
 
@@ -170,7 +170,7 @@ def _lines(thing: Any) -> tuple[str, int, list[str]]:
 def _class_by_methods(cls: type) -> tuple[str, int, list[str]] | None:
     """A class made by `exec`, as in a cell, does not know its file; its methods do, and of several classes of one name
     they know which."""
-    for function in map(_innermost, vars(cls).values()):
+    for function in map(innermost, vars(cls).values()):
         if inspect.isfunction(function) and function.__qualname__.startswith(f"{cls.__qualname__}."):
             file, line = function.__code__.co_filename, function.__code__.co_firstlineno
             for start, end in _classes(cls.__name__, linecache.getlines(file)):

@@ -29,8 +29,8 @@ import psutil
 
 from dtq import Task, TaskQueue
 from dtq.lab import exercise
-from dtq.lab.exercise import COLORS
 from dtq.lab.figures import OKABE_ITO, show_figure, stamp
+from dtq.lab.verdict import COLORS
 from dtq.testing.conformance import Broken, expect
 from dtq.workers.backend import Finished, Returned, Started, WorkerChanged, WorkerInfo
 from dtq.workers.registry import Registry

@@ -10,8 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from dtq.lab.exercise import EXERCISES, exercise, is_stub
+from dtq.lab.exercise import EXERCISES, exercise
 from dtq.lab.trial import difference, in_time
+from dtq.lab.verdict import is_stub
 from dtq.testing.conformance import expect
 
 module = sys.modules["dtq.lab.exercise"]  # `dtq.lab.exercise` is the function

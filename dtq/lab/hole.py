@@ -1,0 +1,51 @@
+"""hole: a function that the reader writes in place, in the middle of a chapter.
+
+class MyStore(MyStore):
+    def reap(self, worker, n, lease, now):
+        "Take over what has run out of its lease."          <-- a stub, to be filled in
+
+    reap = lab.hole(ch02.reap, reap)       the reader's where the check accepts it; until then ours, and it says so
+
+Run All stays green whatever stands in the hole, and the chapter goes on with a method that works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from IPython.display import display
+
+from dtq.lab import kept
+from dtq.lab.verdict import Verdict, judge
+
+F = TypeVar("F", bound=Callable[..., Any])
+SECONDS = 10.0  # that a check may take
+
+
+def checked_by(check: Callable[[Any], object]) -> Callable[[F], F]:
+    """Attach to a function the check that a reader's version of it has to pass: it raises where that is wrong."""
+
+    def attach(function: F) -> F:
+        function.check_of_hole = check  # type: ignore[attr-defined]
+        return function
+
+    return attach
+
+
+def hole(given: F, function: F) -> F:
+    """Return the reader's `function` where the check of the `given` one accepts it; else the given one.
+
+    Shows which of the two it is, and what is wrong with the reader's.
+    """
+    name = given.__name__
+    check = given.check_of_hole  # type: ignore[attr-defined]
+    verdict = judge(name, function, check, SECONDS, f"Your `{name}` is in use.")
+    kept.note_try(name, verdict.status)
+    if verdict.status == "right":
+        display(verdict.page())
+        return function
+    text = f"`{name}` is ours for now: write yours." if verdict.status == "not yet" else f"{verdict.text}"
+    more = "" if verdict.status == "not yet" else f"\n`{name}` is ours for now."
+    display(Verdict(verdict.status, text + more).page())
+    return given
