@@ -81,7 +81,9 @@ class FileStore(Forkable):
         return self._directory.write(lambda replica: replica.update(outcomes), flush=True, wake="others")
 
     def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
-        return self._directory.write(lambda replica: replica.exchange(outcomes, claim), flush=True, wake="others")
+        return self._directory.write(
+            lambda replica: (replica.update(outcomes), replica.claim(*claim)), flush=True, wake="others"
+        )
 
     def heartbeat(self, node: Node, held: Sequence[Task], lease: float, now: float) -> set[str]:
         self._directory.watch.peers.ensure_file()

@@ -24,7 +24,7 @@ from dtq.policy.limits import Kind
 from dtq.stores.memory.dependencies import Dependencies
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.stores.memory.turns import Turns
-from dtq.stores.protocol import ClaimRequest, Exchanged, Node, Outcome, Stats, parents_of, sum_counts
+from dtq.stores.protocol import Node, Outcome, Stats, parents_of, sum_counts
 from dtq.task.model import PROCESSING, STATE, WAITING, Task
 from dtq.task.transitions import brief_of
 
@@ -203,9 +203,6 @@ class Index(Dependencies, Turns):
                 self._unblock_children(self._tasks[task_id])
         self._place_lanes(self._ready_queue)
         return set(accepted)
-
-    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
-        return Index.update(self, outcomes), Index.claim(self, *claim)
 
     def _current(self, outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
         """Return by id the outcomes that match the stored version; the first, if two match."""

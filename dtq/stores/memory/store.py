@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.policy.limits import Selector
 from dtq.stores.memory.index import Index
+from dtq.stores.protocol import ClaimRequest, Exchanged, Outcome
 from dtq.sync.forks import Forkable
 from dtq.sync.wakeup import Wakeup
 from dtq.task.model import Task
@@ -112,7 +113,6 @@ class MemoryStore(Index, Forkable):
     add = waking(Index.add)
     claim = changing(Index.claim)
     update = waking(Index.update)
-    exchange = waking(Index.exchange)
     heartbeat = changing(Index.heartbeat)
     reap = changing(Index.reap)
     get = reading(Index.get)
@@ -122,6 +122,10 @@ class MemoryStore(Index, Forkable):
     set_lane = waking(Index.set_lane)
     delete = waking(Index.delete)
     purge = waking(Index.purge)
+
+    @waking
+    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
+        return Index.update(self, outcomes), Index.claim(self, *claim)
 
     def fileno(self) -> int:
         return self._wakeup.fileno()
