@@ -1,11 +1,11 @@
-"""The lab: what the notebooks import, so that their cells can be short. Nothing of it is needed to run a queue.
+"""The lab: what the notebooks import, so that their cells can be short. A queue runs without it.
 
 start ---> progress, dashboard, flow, Recorder (live) ---> gantt, depth, by_priority (after) ---> assert_clean
-source, compare    the package's own code
+source, compare    show the package's own code
 Experiment, offer ---> frame ---> ecdf, scaling, predict
-fault              breaks a running queue on purpose
-explore ---> trace the shortest story that breaks a promise
-exercise, promises what a reader wrote, checked
+fault              break a running queue on purpose
+explore ---> trace find and draw the shortest schedule that breaks a promise
+exercise, promises check what a reader wrote
 """
 
 from dtq.lab.background import serve, steady

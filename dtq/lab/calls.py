@@ -1,10 +1,10 @@
-"""What a store is asked and what it answers, as lines that can be read: a thin recorder around a store.
+"""Calls: a thin wrapper around a store that records each call and its result as a line of text.
 
     add([a, b(priority=5)]) -> ['a', 'b']
     claim('w1', 2) -> [b, a]
     update([b completed v2]) -> {'b'}
 
-What the conformance checks leave as it always is goes without saying: the type "job", the time NOW, the lease LEASE.
+The usual arguments of the conformance checks are left out: the type "job", the time NOW, the lease LEASE.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from dtq.testing.conformance import Make, Subject
 from dtq.testing.conformance.kit import LEASE, NOW
 
 METHODS = {name: inspect.signature(method) for name, method in inspect.getmembers(ExchangingStore, inspect.isfunction)}
-BY_PLACE = {"worker", "n", "tasks", "outcomes", "node", "held", "ids", "timeout"}  # the others are written with a name
+BY_PLACE = {"worker", "n", "tasks", "outcomes", "node", "held", "ids", "timeout"}  # written without their names
 TIMES = {"now", "before", "finished_after", "run_at", "expires"}
 USUAL = {"now": NOW, "lease": LEASE, "types": {"job"}, "type": "job"}
 NO_OPTIONS = {"id", "status", "version", "created_at"}
-SILENT = {"set_lane", "close"}  # they answer nothing
-ITEMS = 5  # of a list that are written
-Line = list[str]  # what was asked, and what was answered
+SILENT = {"set_lane", "close"}  # they return nothing
+ITEMS = 5  # the most items of a list that are written
+Line = list[str]  # the call, and its result
 
 
 class Log:
-    """The lines, in the order in which the calls began."""
+    """The recorded lines, in the order in which the calls began."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
@@ -47,7 +47,8 @@ class Log:
         return self._lines[-1]
 
     def lines(self) -> list[str]:
-        """One for each call, or for each run of the same calls; without the close() that ends a check."""
+        """Return a line for each call, or for several equal calls in a row, without the close() at the end of a
+        check."""
         texts = ["".join(line) for line in self._lines]
         if texts and texts[-1] == "close()":
             texts.pop()
@@ -56,7 +57,7 @@ class Log:
 
 
 class Recorded:
-    """A store that writes down what it is asked and what it answers, and otherwise is the store that it was made of."""
+    """Records the calls of a store, and forwards everything to it."""
 
     def __init__(self, store: Any, log: Log, label: str = "") -> None:
         self._store = store
@@ -79,7 +80,7 @@ class Recorded:
 
 
 class Watched(Subject):
-    """A subject whose stores are recorded; from the second that is opened on, they say which they are."""
+    """A subject whose stores are recorded. The lines of the second and later stores begin with the store's number."""
 
     def __init__(self, subject: Subject, log: Log) -> None:
         self._subject = subject
@@ -104,7 +105,7 @@ class Watched(Subject):
 
 
 def recorded(make: Make, log: Log) -> Make:
-    """Makes the same, recorded."""
+    """Return a function that makes the same store or subject, recorded."""
 
     def made() -> Any:
         thing = make()
@@ -135,7 +136,7 @@ def _outcome(task: Task, successors: Any) -> str:
 
 
 def _time(value: float | None) -> str:
-    """NOW+5, or the number where it has nothing to do with NOW."""
+    """Return the time relative to NOW, as in NOW+5, or the number if it is far from NOW."""
     if value is None or abs(value - NOW) > NOW / 2:
         return repr(value)
     return "NOW" if value == NOW else f"NOW{value - NOW:+g}"
@@ -163,7 +164,7 @@ def _as_it_stands(task: Task) -> str:
 
 
 def _as_added(task: Task) -> str:
-    """With the options that are not the usual ones."""
+    """Return the id, and the options that differ from the usual ones."""
     options = [
         f"{field.name}={_option(field.name, value)}"
         for field in fields(Task)

@@ -1,8 +1,9 @@
-"""Figures of experiments: ecdf (who waits how long), scaling (what do more workers bring), predict (was I right).
+"""Figures of experiments: ecdf (how long do tasks wait?), scaling (what do more workers bring?), predict (was I
+right?).
 
 frame: a row for each run --> medians with intervals, fitted laws --> axes, and the finding in words
 
-Frames are those of `Experiment.frame`, or any with the columns that are named.
+Frames come from `Experiment.frame`, or from anywhere else if they have the named columns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dtq.lab.guess import veil
 Labels = Mapping[str, str]
 Expected = Mapping[Any, Any] | Callable[[Any], Any]  # a number by arm
 
-LABELS = {  # what stands at an axis for a column of this name
+LABELS = {  # column -> label of its axis
     "arm": "arm",
     "latency": "latency (s)",
     "late": "added late by (s)",
@@ -42,17 +43,26 @@ def ecdf(
     frame: pd.DataFrame, value: str, by: str | None = None, *, log: bool = False, labels: Labels | None = None,
     **facts: object,
 ) -> Axes:  # fmt: skip
-    """For each value, the share that is as small or smaller: no bins to choose, and the tail stays in sight.
+    """Draw the cumulative distribution: for each value, the share of values at or below it. There are no bins to
+    choose, and the tail stays visible.
 
-    A line for each group `by`. A cell may hold a list of values, of all tasks of a run. `log` gives the values a
-    logarithmic axis. Facts go into the stamp.
+    Args:
+        frame: A row for each run or task.
+        value: The column with the values. A cell may have a list, for example one value for each task of a run.
+        by: Draw a line for each group in this column.
+        log: Use a logarithmic axis for the values.
+        labels: Column -> label of its axis.
+        facts: What the stamp of the figure lists, by name.
+
+    Returns:
+        The axes of the figure.
     """
     known = require_rows(frame.explode(value).dropna(subset=[value]), f"column {value!r} is empty")
     figure, axes = plt.subplots(layout="constrained")
     groups = {name: rows[value].to_numpy(float) for name, rows in _groups(known, by)}
     for (name, values), (color, _, line) in _styled(groups):
         axes.ecdf(values, label=name or value, color=OKABE_ITO[color], linestyle=line)
-    for share in (0.5, 0.99):  # of which the words speak
+    for share in (0.5, 0.99):  # the shares in the description
         axes.axhline(share, color=OKABE_ITO["grey"], linewidth=0.8, zorder=0)
     label = _label(value, labels)
     axes.set(xlabel=label, ylabel="share at or below", title=f"Distribution of {label}")
@@ -89,8 +99,21 @@ def scaling(
     frame: pd.DataFrame, x: str = "workers", y: str = "throughput", *, fit: Literal["usl", "amdahl"] = "usl",
     by: str | None = None, labels: Labels | None = None, **facts: object,
 ) -> Axes:  # fmt: skip
-    """What more workers bring: medians with 95 % intervals, the law fitted to all runs, and the line of those who
-    share nothing. A curve for each group `by`. Facts go into the stamp."""
+    """Draw throughput against the number of workers: medians with 95 % intervals, the law fitted to all runs, and the
+    ideal line of workers that share nothing.
+
+    Args:
+        frame: A row for each run, with the columns `x` and `y`.
+        x: The column with the number of workers.
+        y: The column with the throughput.
+        fit: The law: Gunther's Universal Scalability Law, or Amdahl's.
+        by: Draw a curve for each group in this column.
+        labels: Column -> label of its axis.
+        facts: What the stamp of the figure lists, by name.
+
+    Returns:
+        The axes of the figure.
+    """
     if fit not in FITS:
         raise ValueError(f"fit is {fit!r}; allowed: {', '.join(FITS)}")
     groups = dict(_groups(require_rows(frame, "no run has ended"), by))
@@ -101,7 +124,7 @@ def scaling(
         _draw_medians(axes, summarise(groups[name], x, y), x, style, f"{name} measured".strip())
         _draw_law(axes, law, frame[x].max(), style, f"{name} {law_name}".strip())
     axes.set(xlabel=_label(x, labels), ylabel=_label(y, labels), title="What more workers bring")
-    axes.set(xlim=(0, None), ylim=(0, 1.5 * frame[y].max()))  # or the ideal line would leave no room for the others
+    axes.set(xlim=(0, None), ylim=(0, 1.5 * frame[y].max()))  # the ideal line would leave little room for the others
     axes.set_xticks(sorted(frame[x].unique()))
     figure.legend(loc="outside right upper")
     columns = [x] if by is None else [by, x]
@@ -152,15 +175,25 @@ def predict(
     guess: Expected | None, theory: Expected | None, measured: pd.DataFrame, x: str = "arm", y: str = "value", *,
     log: bool = False, labels: Labels | None = None, **facts: object,
 ) -> Axes:  # fmt: skip
-    """Your guess, the theory, and what was measured, with intervals, in one figure; what is left over, in words.
+    """Draw your guess, the theory and the measurement, with intervals, and print what the theory leaves unexplained.
 
-    Guess and theory are values by arm, or functions of the arm; None (or Ellipsis in place of a value) where there is
-    none yet. `measured` has a row for each run. `log` gives the values a logarithmic axis. Facts go into the stamp.
-    Where `guess` is one of `lab.guess` that is not locked in, the figure is folded away.
+    Args:
+        guess: Values by arm, or a function of the arm; None, or Ellipsis for a value, if there is none yet. If it comes
+            from `lab.guess` and is not locked in, the figure is folded away.
+        theory: The same for the theory.
+        measured: A row for each run, with the columns `x` and `y`.
+        x: The column with the arm.
+        y: The column with the measured value.
+        log: Use a logarithmic axis for the values.
+        labels: Column -> label of its axis.
+        facts: What the stamp of the figure lists, by name.
+
+    Returns:
+        The axes of the figure.
     """
     table = left_over(guess, theory, measured, x, y)
     figure, axes = plt.subplots(layout="constrained")
-    ordered = pd.api.types.is_numeric_dtype(table[x])  # between names no line leads anywhere
+    ordered = pd.api.types.is_numeric_dtype(table[x])  # a line between names would mean nothing
     arms = table[x] if ordered else table[x].astype(str)
     for name, color, marker, line in (("guess", "vermilion", "D", ":"), ("theory", "green", "s", "--")):
         if table[name].notna().any():
@@ -185,7 +218,8 @@ def predict(
 def left_over(
     guess: Expected | None, theory: Expected | None, measured: pd.DataFrame, x: str = "arm", y: str = "value"
 ) -> pd.DataFrame:
-    """A row for each arm: guess, theory, median with interval, and `left`, what theory leaves to be explained."""
+    """Return a row for each arm: guess, theory, median with interval, and `left`, the part that theory does not
+    explain."""
     table = summarise(require_rows(measured, "no run has ended"), x, y)
     table.insert(1, "guess", [_expected(guess, arm) for arm in table[x]])
     table.insert(2, "theory", [_expected(theory, arm) for arm in table[x]])
@@ -193,7 +227,7 @@ def left_over(
 
 
 def _expected(expected: Expected | None, arm: Any) -> float:
-    """NaN where nothing is expected yet."""
+    """Return the expected value; NaN if there is none yet."""
     value = expected(arm) if callable(expected) else (expected or {}).get(arm)
     return np.nan if value is None or value is ... else float(value)
 
@@ -214,7 +248,7 @@ def _tell_error(table: pd.DataFrame, column: str, who: str) -> str:
 
 
 def _tell_most(table: pd.DataFrame, x: str) -> Iterator[str]:
-    """Where theory is off most, and by how much."""
+    """Yield a sentence on the arm where theory is off most."""
     share = (table["left"] / table["theory"]).abs()
     if share.notna().any():
         row = table.loc[share.idxmax()]
@@ -229,7 +263,7 @@ def _tell_most(table: pd.DataFrame, x: str) -> Iterator[str]:
 
 
 def _groups(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Name and rows of each group; all rows under no name where there is nothing to group by."""
+    """Yield the name and rows of each group; "" and all rows if `by` is None."""
     if by is None:
         yield "", frame
     else:
@@ -237,7 +271,7 @@ def _groups(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataF
 
 
 def _styled(groups: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], tuple[str, str, str]]]:
-    """Each group with colour, marker and line of its own: it can be told apart without colour too."""
+    """Pair each group with its colour, marker and line style: the groups differ without colour too."""
     return zip(groups.items(), itertools.cycle(STYLES))
 
 

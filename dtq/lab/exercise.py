@@ -1,11 +1,11 @@
-"""Exercises: a learner writes a function or a class in a cell, looks at what it does, and has it checked.
+"""Exercises: a learner writes a function or a class in a cell, sees what it does, and has it checked.
 
 show ----> input -> output, as often as you like
-check ---> "not yet" (a stub) | "wrong": expected against got | "right": why it works
-hint ----> three of them, each nearer to the answer; the solution is folded away
+check ---> "not yet" (a stub) | "wrong": expected and actual value | "right": why it works
+hint ----> three hints, each closer to the answer; the solution is folded away
 
-Where the learner's code hangs, exits or recurses for ever, the cell ends well all the same: Run All stays green.
-`prove` is for the tests: the stub fails, the solution passes, and each planted wrong answer is caught.
+If the learner's code hangs, exits or recurses forever, the cell still ends without an error, so Run All stays green.
+`prove` is for the tests: the stub fails, the solution passes, and the check catches each planted wrong answer.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Scope = dict[str, Any]  # the names of a notebook
 
 
 class Exercise:
-    """See `exercise`, which makes one. It shows itself as a card: the task, and, folded, the hints and the solution."""
+    """An exercise; `exercise` makes one. A cell shows it as a card with the task, and folded hints and solution."""
 
     def __init__(
         self, number: str, task: str, effort: str, hints: Sequence[str], solution: Any, check: Callable[[Any], object],
         why: str, samples: Sequence[str], wrong: Sequence[tuple[str, Any]], seconds: float,
     ) -> None:  # fmt: skip
         if len(hints) != 3:
-            raise ValueError(f"exercise {number} has {len(hints)} hints; it needs three, each nearer to the answer")
+            raise ValueError(f"exercise {number} has {len(hints)} hints; it needs three, each closer to the answer")
         self.number = number
         self.name = _name_of(solution)
         self._task, self._effort, self._why = task, effort, why
@@ -56,25 +56,25 @@ class Exercise:
 
     @property
     def solution(self) -> str:
-        """Its source."""
+        """The source of the solution."""
         text = self._solution if isinstance(self._solution, str) else excerpt(self._solution).text
         return textwrap.dedent(text).strip()
 
     def show(self, candidate: Any) -> None:
-        """Shows what the candidate does with the samples: input and output, right or not."""
+        """Show the output of the candidate for each sample, right or wrong."""
         names = _names_around(candidate)
         lines = [f"{sample}  ->  {self._answer(sample, candidate, names)}" for sample in self._samples]
         display(Page(f"<pre>{html.escape(chr(10).join(lines))}</pre>", "\n".join(lines)))
 
     def check(self, candidate: Any) -> Verdict:
-        """Checks the candidate, shows what came of it, and gives that; never raises."""
+        """Check the candidate, show the verdict and return it. Never raises."""
         verdict = self.judge(candidate)
         kept.note_try(self.number, verdict.status)
         display(verdict.page())
         return verdict
 
     def hint(self) -> None:
-        """Shows the next hint."""
+        """Show the next hint."""
         n, self._next_hint = self._next_hint, self._next_hint + 1
         if n < 3:
             kept.note_hint(self.number)
@@ -82,12 +82,12 @@ class Exercise:
         display(Page(prose(text), text))
 
     def judge(self, candidate: Any) -> Verdict:
-        """What `check` shows."""
+        """Return the verdict that `check` shows."""
         return judge(self.name, candidate, self._check, self._seconds, f"Why it works: {self._why}")
 
     def prove(self, names: Scope) -> None:
-        """For tests, with the names of the notebook: raises AssertionError where the stub in it is not told to be one
-        or passes, where the solution does not pass, or where a wrong answer is not caught by what it answers."""
+        """Prove the exercise, for tests, with the names of the notebook. Raise AssertionError if the stub in the
+        notebook is not recognised or passes, if the solution does not pass, or if the check misses a wrong answer."""
         assert self.name in names, f"exercise {self.number}: the notebook defines no {self.name}"
         self._must(self.judge(names[self.name]), "not yet", "the stub")
         assert self._try(names[self.name]).status != "right", f"exercise {self.number}: its check passes the stub"
@@ -101,7 +101,8 @@ class Exercise:
             assert not isinstance(verdict.error, NameError), f"exercise {self.number}, {label!r}: {verdict.text}"
 
     def _build(self, given: Any, label: str, names: Scope) -> Any:
-        """What the source text defines, where the notebook's names are known; what is no text is given as it is."""
+        """Return what the source text defines when it runs with the notebook's names. Return anything but text as it
+        is."""
         if not isinstance(given, str):
             return given
         text, file, scope = textwrap.dedent(given).strip() + "\n", f"<exercise {self.number}: {label}>", dict(names)
@@ -141,15 +142,23 @@ def exercise(
     wrong: Sequence[tuple[str, Any]] = (),
     seconds: float = 5.0,
 ) -> Exercise:
-    """An exercise, entered among EXERCISES; put it on the last line of a cell to show it.
+    """Make an exercise and register it in EXERCISES. Put it on the last line of a cell to show it.
 
-    - `solution` is source text that ends with the function or class asked for, or that function or class itself.
-    - `check` gets the candidate and raises AssertionError where it is wrong, best by `expect` of the
-      conformance kit. It makes what it passes to the candidate itself, and runs on a thread of its own, for at most
-      `seconds`.
-    - `samples` are expressions that call the candidate by its name: `show` gives what comes out.
-    - `wrong` has answers that people may well give, each with a label: the check has to catch them (see `prove`).
-    - In `task`, `hints` and `why`, `backticks` mark code.
+    Args:
+        number: The chapter and the number in it, as in "2.1".
+        task: What to write. Here, in `hints` and in `why`, `backticks` mark code.
+        effort: The expected number of lines and minutes.
+        hints: Three hints, each closer to the answer.
+        solution: Source text that ends with the function or class asked for, or that function or class itself.
+        check: Gets the candidate and raises AssertionError if it is wrong, preferably by `expect` of the conformance
+            kit. It runs on its own thread.
+        why: Why the solution works.
+        samples: Expressions that call the candidate by its name; `show` shows their values.
+        wrong: Plausible wrong answers, each with a label. The check must catch them (see `prove`).
+        seconds: How long a check may take.
+
+    Returns:
+        The exercise.
     """
     made = Exercise(number, task, effort, hints, solution, check, why, samples, wrong, seconds)
     EXERCISES[number] = made
@@ -160,7 +169,7 @@ def exercise(
 
 
 def _name_of(solution: Any) -> str:
-    """The name of the function or class that it defines last."""
+    """Return the name of the last function or class that the solution defines."""
     if not isinstance(solution, str):
         return str(solution.__name__)
     body = ast.parse(textwrap.dedent(solution)).body
@@ -171,13 +180,13 @@ def _name_of(solution: Any) -> str:
 
 
 def _names_around(candidate: Any) -> Scope:
-    """The names that its own code sees."""
+    """Return the global names that the candidate's code can use."""
     function = inspect.unwrap(candidate) if callable(candidate) else candidate
     module = sys.modules.get(getattr(candidate, "__module__", None) or "__main__")
     return getattr(function, "__globals__", None) or vars(module or sys.modules["__main__"])
 
 
 def _spared(names: Scope, sample: str) -> Scope:
-    """The same, with copies of what the sample names: a candidate may change what it is given."""
+    """Return the names, with copies of those that the sample uses: a candidate may change its arguments."""
     used = compile(sample, "<sample>", "eval").co_names
     return names | {name: copy.deepcopy(names[name]) for name in used if isinstance(names.get(name), list | dict | set)}

@@ -1,11 +1,11 @@
-"""Experiment: runs each arm several times, fairly, beside the kernel, and gives a table of what was measured.
+"""Experiment: run each arm several times, in fair order, in the background, and tabulate the measurements.
 
 arms x rounds --shuffled within each round--> for each: fresh state, run, note ---> frame: runs; summary: medians
                                               (on a thread; a bar moves, Stop ends it after the current run)
 
-Machines drift: they heat up, and others work on them. All runs of one arm and then all of the next would put the drift
-on the arms' account. Here each round runs every arm once, in an order of its own, so drift hits all of them alike. The
-first rounds only warm up (caches, imports, processes that start) and are not counted.
+Machines drift: they heat up, and other programs use them. If all runs of one arm came before all runs of the next, the
+drift would look like a difference between the arms. Here each round runs every arm once, in random order, so drift
+affects all arms alike. The first rounds only warm up (caches, imports, starting processes) and are not counted.
 """
 
 from __future__ import annotations
@@ -29,21 +29,33 @@ from dtq.lab.figures import OKABE_ITO, machine
 from dtq.lab.fit import summarise
 
 Arm = Hashable
-Run = tuple[Arm, int]  # what, and in which repeat; 0 is warming up
+Run = tuple[Arm, int]  # the arm, and the repeat; repeat 0 is a warm-up
 
 
 class RunFailed(DTQError):
-    """A run of an experiment raised; its exception is the cause of this one."""
+    """A run of an experiment raised an exception, which is the cause of this one."""
 
 
 class Experiment:
-    """Compares arms.
+    """Compares arms, in the background.
 
-    `arms` are functions by name, or values that `measure(arm)` takes. A run returns a number (noted as `y`), a
-    dictionary of values by name, or nothing; how many seconds it took is noted in any case. `fresh(arm)` gives a
-    context manager: it is entered before each run and left after it, outside of the measured time, and what it gives
-    is the run's last argument. `x` names the arms' column, or the columns, where each arm is a tuple. Runs must not
-    print: it would land in whatever cell runs then.
+    A run returns a number, a dictionary of values by name, or nothing. Its duration in seconds is measured in any case.
+    Runs must not print: the text would appear in whichever cell is running.
+
+    Args:
+        name: The title, and the name of a recording.
+        arms: Functions by name, or values that `measure(arm)` takes.
+        measure: Runs one arm, if `arms` are values.
+        repeats: How many times each arm is measured.
+        warmup: How many rounds run first and are not counted.
+        seed: Determines the order of the arms in each round.
+        x: The column with the arm, or several columns if each arm is a tuple.
+        y: The column with the number that a run returns.
+        fresh: Returns a context manager for an arm. It is entered before each run and left after it, outside the
+            measured time; its value is the last argument of the run.
+
+    Raises:
+        DTQError: `repeats`, `warmup` or `arms` is not allowed.
     """
 
     def __init__(
@@ -70,7 +82,7 @@ class Experiment:
     # --- run ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Shows the bar, runs on a thread of its own, and returns at once."""
+        """Show the bar, start the runs on a thread, and return at once."""
         if self._thread.ident is not None:
             raise DTQError(f"experiment {self.name!r} has run: make a new one to measure again")
         twin, text = _twin(self.name, len(self._plan)), f"{self.name}: {len(self._plan)} runs"
@@ -79,14 +91,20 @@ class Experiment:
         return self
 
     def stop(self) -> None:
-        """Ends it after the run that is on; what was measured so far stays. So does the button."""
+        """End the experiment after the current run and keep the measurements, as the button does."""
         self._stop.set()
 
     def wait(self, timeout: float = 60.0) -> Self:
-        """Returns when all has run, or was stopped. Raises RunFailed, and TimeoutError, saying how far it is; in
-        instructor mode, where there is a recording, it says so instead, and `frame` gives what was recorded.
+        """Return when all runs have ended, or the experiment was stopped.
 
-        A cell that waits keeps the kernel from hearing the button; interrupting the cell stops the experiment too."""
+        In instructor mode, a recording replaces an experiment that fails: this prints a notice, and `frame` returns the
+        recorded table. A cell that waits keeps the kernel busy, so the button has no effect; interrupt the cell
+        instead.
+
+        Raises:
+            RunFailed: A run failed.
+            TimeoutError: Runs were left after `timeout` seconds.
+        """
         if self._thread.ident is None:
             raise DTQError(f"experiment {self.name!r} does not run: call start() first")
         try:
@@ -101,7 +119,8 @@ class Experiment:
         return self
 
     def _check(self, over: bool, timeout: float) -> None:
-        """Raises where the run was no good; else keeps it, if it is complete and instructor mode asks for that."""
+        """Raise RunFailed or TimeoutError if the experiment failed. Else record it, if it is complete and this is
+        instructor mode."""
         if not over:
             raise TimeoutError(f"{self._done} of {len(self._plan)} runs of {self.name!r} have ended after {timeout} s")
         self._thread.join()
@@ -112,12 +131,12 @@ class Experiment:
             recorded.keep(self.name, self.frame(), machine())
 
     def _fall_back(self, error: Exception) -> None:
-        """Shows what was recorded. Raises the error where nothing was."""
+        """Use the recording. Raise the error if there is none."""
         self._recording = recorded.recall(self.name)
         if self._recording is None:
             raise error
         self.stop()
-        print(f"{error}\nIn its place you see what was recorded on {self._recording.at}.")
+        print(f"{error}\nA recording from {self._recording.at} is shown instead.")
 
     def _work(self) -> None:
         run = self._plan[0]
@@ -126,13 +145,13 @@ class Experiment:
                 if self._stop.is_set():
                     break
                 self._note(run, self._measure(run[0]))
-        except BaseException as error:  # also what no run should raise: whoever waits must hear of it
+        except BaseException as error:  # whatever a run raises, `wait` must raise it
             self._failed = run, error
         self._finish()
         self._over.set()
 
     def _measure(self, arm: Arm) -> dict[str, Any]:
-        """One run, with state of its own: how long it took, and what it gave."""
+        """Run one arm with fresh state. Return its duration and what it returned."""
         with self._fresh(arm) if self._fresh else nullcontext() as state:
             function = self._functions[arm]
             began = time.perf_counter()
@@ -141,7 +160,7 @@ class Experiment:
         return {"seconds": seconds, **_metrics(given, self._y)}
 
     def _note(self, run: Run, measured: dict[str, Any]) -> None:
-        """Counts the run, and keeps what it gave unless it was for warming up."""
+        """Count the run, and keep its measurements unless it was a warm-up."""
         arm, repeat = run
         if repeat:
             values: Any = arm if len(self._x) > 1 else (arm,)
@@ -150,19 +169,20 @@ class Experiment:
         self.bar.value = self._done
         self.label.value = html.escape(f"{self._done} of {len(self._plan)} runs; the last: {_words(run)}")
 
-    # --- look --------------------------------------------------------------------------------------------------------
+    # --- results -----------------------------------------------------------------------------------------------------
 
     def frame(self) -> pd.DataFrame:
-        """A row for each run that has ended, in the order they ran: the arm, repeat, seconds, what it returned."""
+        """Return a row for each run that has ended, in order: the arm, repeat, seconds, and what the run returned."""
         if self._recording is not None:
             return self._recording.frame()
         rows = self._rows.copy()
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*self._x, "repeat", "seconds"])
 
     def summary(self, value: str | None = None) -> pd.DataFrame:
-        """A row for each arm: how many runs, the median of `value`, and its 95 % interval from `low` to `high`.
+        """Return a row for each arm: the number of runs, the median of `value`, and its 95 % interval from `low` to
+        `high`.
 
-        Without `value`, it is of what the runs returned as a number, or else of the seconds they took."""
+        Without `value`, it summarises the number that the runs returned, or else their seconds."""
         frame = self.frame()
         return summarise(frame, self._x, value or (self._y if self._y in frame else "seconds"))
 
@@ -175,7 +195,7 @@ class Experiment:
         total = len(self._plan)
         style, layout = {"bar_color": OKABE_ITO["blue"]}, widgets.Layout(width="70%")
         self.bar = widgets.IntProgress(max=total, style=style, layout=layout)
-        self.button = widgets.Button(description="Stop", tooltip="Ends the experiment after the run that is on")
+        self.button = widgets.Button(description="Stop", tooltip="End the experiment after the current run")
         self.button.on_click(lambda button: self.stop())
         self.label = widgets.HTML(f"0 of {total} runs")
         title = widgets.HTML(f"<b>{html.escape(self.name)}</b>")
@@ -194,7 +214,7 @@ class Experiment:
 
 
 def plan(arms: Iterable[Arm], repeats: int, warmup: int, seed: int) -> list[Run]:
-    """All runs in their order: rounds, of which each has every arm once, shuffled. Warming up is repeat 0."""
+    """Return all runs in order: in each round every arm once, shuffled. A warm-up is repeat 0."""
     if repeats < 1 or warmup < 0:
         raise DTQError(
             f"repeats is {repeats}, warmup is {warmup}; expected: at least 1 repeat, and 0 or more to warm up"
@@ -205,7 +225,7 @@ def plan(arms: Iterable[Arm], repeats: int, warmup: int, seed: int) -> list[Run]
 
 
 def _functions(arms: Mapping[Any, Any] | Iterable[Any], measure: Callable[..., Any] | None) -> dict[Any, Any]:
-    """What to call for each arm."""
+    """Return the function to call for each arm."""
     if isinstance(arms, Mapping) and measure is None:
         functions = dict(arms)
     elif measure is not None and not isinstance(arms, Mapping):
@@ -229,6 +249,6 @@ def _words(run: Run) -> str:
 
 
 def _twin(name: str, total: int) -> str:
-    """What readers see where no kernel runs."""
+    """Return what readers see without a kernel."""
     name = html.escape(name)
-    return f"<p><em>A live bar for the {total} runs of “{name}” stands here when you run the notebook.</em></p>"
+    return f"<p><em>A live bar for the {total} runs of “{name}” appears here when you run the notebook.</em></p>"

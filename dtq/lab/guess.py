@@ -3,8 +3,8 @@
     my_guess = lab.guess("duplicates", {2: "2 claimers", 4: "4 claimers"})
     lab.predict(my_guess, theory, runs)      folded away until the guess is locked in, or the reader unfolds it
 
-A guess that was locked in stays: when its cell runs again, and when the kernel starts again. Run All and tests pass
-over it.
+A guess that was locked in stays locked when its cell runs again and when the kernel restarts. Run All and tests do not
+wait for a guess.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ class Guess(Mapping[Any, float]):
         return len(self._values)
 
     def lock(self) -> None:
-        """Take the numbers in the boxes as the guess, for good. An empty box is no guess; other words are refused."""
+        """Make the numbers in the boxes the guess, which cannot be changed later. Ignore empty boxes; refuse anything
+        but numbers."""
         try:
             values = {key: float(box.value.replace(",", ".")) for key, box in self.boxes.items() if box.value.strip()}
         except ValueError as error:
-            self.said.value = html.escape(f"Numbers only, please: {error}")
+            self.said.value = html.escape(f"Only numbers are allowed: {error}")
             return
         if not values:
             self.said.value = "Write at least one number."
@@ -72,7 +73,7 @@ class Guess(Mapping[Any, float]):
         self.said.value = "Locked in."
 
     def _recall(self) -> None:
-        """Take the guess that was locked in before, or that committed figures show."""
+        """Restore the guess that was locked in before, or the one in the committed figures."""
         known = kept.read().guesses.get(self._name) or _committed().get(self._name) or {}
         if values := {key: known[str(key)] for key in self._labels if str(key) in known}:
             self._settle(values)
@@ -82,26 +83,26 @@ def guess(name: str, labels: Mapping[Any, str]) -> Guess:
     """Show a box for each key, under its label, and a button that locks the numbers in.
 
     Args:
-        name: What is guessed. It names the guess within its chapter.
-        labels: What stands beside each box, by the key that figures know it by (the arm of an experiment).
+        name: What the reader guesses; unique in its chapter.
+        labels: For each key (the arm of an experiment), the text beside its box.
 
     Returns:
         The guess: a mapping from keys to numbers, empty until it is locked in.
     """
     made = Guess(name, labels)
     asked = ", ".join(labels.values())
-    twin = f"<p><em>Boxes for your guess stand here when you run the notebook: {html.escape(asked)}.</em></p>"
+    twin = f"<p><em>Boxes for your guess appear here when you run the notebook: {html.escape(asked)}.</em></p>"
     display({**made.widget._repr_mimebundle_(), "text/html": twin, "text/plain": f"Your guess: {asked}"}, raw=True)
     return made
 
 
 def veil(expected: object) -> str:
-    """Return the words behind which a figure is folded: none where there is no guess, or it is locked in."""
+    """Return the text that a figure is folded behind; "" if there is no guess or it is locked in."""
     return VEIL if isinstance(expected, Guess) and not expected.is_locked else ""
 
 
 def _committed() -> dict[str, dict[str, float]]:
-    """The guesses of the committed figures, while these are recorded."""
+    """Return the guesses for the committed figures, while these are recorded."""
     path = os.environ.get("DTQ_GUESSES")
     found: dict[str, dict[str, float]] = json.loads(Path(path).read_text()) if path else {}
     return found

@@ -1,10 +1,10 @@
-"""Nothing is left behind: what a chapter started has ended, and what went wrong on another thread is not overlooked.
+"""Hygiene: check that a chapter leaves no process, thread or file behind, and that no thread has failed.
 
-A cell is green when a thread, or a process, of its own has failed; `assert_clean` at the end of a chapter sees it.
+A cell stays green if a thread or a process that it started fails; `assert_clean` at the end of a chapter reports it.
 
-Every cell may run twice. What a cell starts in the background takes the place of what it started before:
+Every cell may run twice. What a cell starts in the background replaces what it started before:
 
-    end_before_next("queue", queue.shutdown)     ends the queue before; this one ends before the next, or at the end
+    end_before_next("queue", queue.shutdown)     ends the previous queue; this one ends before the next, or at the end
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Process = tuple[int, int, str, str]  # its id, its parent's, its state, its name
 
 
 class Watch:
-    """What was there before, and what has happened since."""
+    """The child processes that existed before the chapter, and the failures of threads since then."""
 
     def __init__(self) -> None:
         self.children = child_processes()
@@ -51,7 +51,7 @@ class Watch:
 
 
 _watches: list[Watch] = []
-_running: dict[str, Callable[[], object]] = {}  # what was started in the background, by its kind: how to end it
+_running: dict[str, Callable[[], object]] = {}  # kind of background work -> the function that ends it
 
 
 def begin(directory: Path) -> None:
@@ -65,7 +65,7 @@ def begin(directory: Path) -> None:
 
 
 def end_before_next(kind: str, end: Callable[[], object]) -> None:
-    """End what of this `kind` was started before. `end` is called before the next one starts, or at the end."""
+    """End the previous thing of this `kind`. `end` is called before the next one starts, or at the end."""
     _end(kind)
     _running[kind] = end
 
@@ -106,13 +106,13 @@ def _left(watch: Watch) -> list[str]:
 
 
 def child_processes() -> dict[int, str]:
-    """Id and name of the processes that this one has started and that have not ended."""
+    """Return the id and name of each child process that has not ended."""
     processes = _from_proc() if PROC.joinpath("self", "stat").exists() else _from_ps()
     return {pid: name for pid, parent, state, name in processes if parent == os.getpid() and state[0] not in "ZX"}
 
 
 def _from_proc() -> Iterator[Process]:
-    """On Linux: small images have no `ps`."""
+    """Yield all processes on Linux, where small images have no `ps`."""
     for directory in PROC.glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             head, _, tail = directory.joinpath("stat").read_text().rpartition(")")  # 7 (a (name)) S 1 ...
@@ -121,7 +121,7 @@ def _from_proc() -> Iterator[Process]:
 
 
 def _from_ps() -> Iterator[Process]:
-    """On macOS, which has no /proc."""
+    """Yield all processes on macOS, which has no /proc."""
     with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,stat=,comm="], stdout=subprocess.PIPE, text=True) as ps:
         assert ps.stdout is not None
         for line in ps.stdout:

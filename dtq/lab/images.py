@@ -1,4 +1,4 @@
-"""Pictures to work on: real files, made from a seed, the same on every machine with the same Pillow."""
+"""Pictures to process: real files, made from a seed, identical on every machine with the same Pillow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 960, 640  # pixels
 
 
 def make_images(directory: str | Path, n: int, seed: int = 0) -> list[Path]:
-    """Writes n JPEG pictures of hills below an evening sky; gives their paths."""
+    """Write n JPEG pictures of hills below an evening sky. Return their paths."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"picture-{number:03}.jpg" for number in range(n)]
@@ -30,7 +30,7 @@ def _landscape(chance: random.Random) -> Image.Image:
 
 
 def _sky(chance: random.Random) -> Image.Image:
-    """Two colours that run into each other from top to bottom."""
+    """Return a vertical gradient of two colours."""
     top, bottom = (chance.randint(20, 90), chance.randint(40, 110), 160), (250, chance.randint(120, 200), 120)
     column = Image.new("RGB", (1, 2))
     column.putdata([top, bottom])
@@ -43,7 +43,7 @@ def _sun(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
 
 
 def _hills(draw: ImageDraw.ImageDraw, chance: random.Random, nearness: float) -> None:
-    """A ridge of straight lines, darker the nearer it is."""
+    """Draw a ridge of straight lines, darker the nearer it is."""
     heights = [HEIGHT * (1 - 0.55 * (1 - nearness)) - chance.randint(0, 120) for _ in range(9)]
     ridge = [(WIDTH * i / 8, height) for i, height in enumerate(heights)]
     shade = int(150 * (1 - nearness))

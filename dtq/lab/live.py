@@ -1,7 +1,7 @@
-"""Bars that move while tasks run, and leave the kernel free for the next cell.
+"""Progress bars that move while tasks run and the kernel is free for the next cell.
 
 queue.stats() --10 times a second, on a thread--> widgets in the page
-                                                 and a table in their place, where no kernel runs (GitHub, nbviewer)
+                                                  (a sentence instead where no kernel runs: GitHub, nbviewer)
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dtq.queue.manager import QueueManager
 from dtq.stores.protocol import Stats
 from dtq.task.model import TERMINAL, Status
 
-TICK = 0.1  # seconds between looks
-# Okabe and Ito's palette: told apart by everybody
+TICK = 0.1  # seconds between updates
+# Okabe and Ito's palette, which people with colour blindness can tell apart too
 BARS = {"completed": "#009E73", "failed": "#D55E00", "to go": "#56B4E9"}
 
 
@@ -42,8 +42,8 @@ class Progress:
         self._thread.start()
 
     def wait(self, timeout: float = 60.0) -> None:
-        """Returns when all has ended and the bars show it. Raises TimeoutError, saying what is left, and StoreError
-        where the queue was closed before."""
+        """Return when all tasks have ended and the bars show it. Raise TimeoutError with the number of tasks left after
+        `timeout` seconds, and StoreError if the queue is closed before that."""
         if not self._over.wait(timeout):
             raise TimeoutError(f"{self.label.value} after {timeout} s: {self._queue.stats().counts}")
         self._thread.join()
@@ -56,12 +56,12 @@ class Progress:
             while left > 0:
                 time.sleep(TICK)
                 left = self._show(self._queue.stats())
-        except StoreError as error:  # the queue was closed, say: the bars stay as they are, and whoever waits is told
+        except StoreError as error:  # for example closed: the bars stay as they are, and `wait` raises the error
             self._error = error
         self._over.set()
 
     def _show(self, stats: Stats) -> int:
-        """Moves the bars; gives how many tasks have not ended."""
+        """Move the bars. Return how many tasks have not ended."""
         new = {status: stats.counts[status] - self._before[status] for status in TERMINAL}
         ended = sum(new.values())
         left = self._total - ended
@@ -72,7 +72,7 @@ class Progress:
 
 
 def progress(queue: QueueManager, total: int) -> Progress:
-    """Shows the bars and returns at once; `.wait()` on what it gives waits for the tasks."""
+    """Show the bars and return at once. Call `wait` on the result to wait for `total` tasks to end."""
     shown = Progress(queue, total)
     display({**shown.widget._repr_mimebundle_(), "text/html": _twin(total), "text/plain": f"{total} tasks"}, raw=True)
     shown.start()
@@ -90,5 +90,5 @@ def _caption(ended: int, left: int, rate: float) -> str:
 
 
 def _twin(total: int) -> str:
-    """What readers see where no kernel runs."""
-    return f"<p><em>Live bars for {total} tasks stand here when you run the notebook.</em></p>"
+    """Return what readers see without a kernel."""
+    return f"<p><em>Live bars for {total} tasks appear here when you run the notebook.</em></p>"

@@ -1,11 +1,11 @@
-"""Open-loop load: tasks come when they come, whether or not the earlier ones have ended.
+"""Open-loop load: tasks arrive at their times, whether or not the earlier ones have ended.
 
 arrivals ---> times ---> offer: add each at its time ---> Offered.frame: latency of each, from its time
 
 Users do not wait for each other. A generator that waits for an answer before it sends the next request (a closed loop)
-sends less just when the system is slow, and leaves out of its statistics those who would have waited longest
-("coordinated omission"). So latency counts here from the time at which a task *should* have come, even where `add`
-itself was late.
+sends less just when the system is slow, and its statistics omit the requests that would have waited longest
+("coordinated omission"). So here latency counts from the time at which a task *should* have arrived, even if `add`
+was late.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ COLUMNS = ("task", "status", "scheduled", "added", "started", "finished", "late"
 
 
 def arrivals(rate: float, n: int, seed: int = 0, kind: Literal["poisson", "even"] = "poisson") -> Floats:
-    """Times of n arrivals in seconds from 0, `rate` a second: evenly, or at random, each independent of all others."""
+    """Return the times of n arrivals in seconds from 0, `rate` a second on average: "even", or "poisson", where
+    arrivals are independent of each other. Raise ValueError if `rate` or `kind` is not allowed."""
     if rate <= 0:
         raise ValueError(f"rate is {rate!r}; expected: arrivals a second, above 0")
     if kind not in ("poisson", "even"):
@@ -37,7 +38,7 @@ def arrivals(rate: float, n: int, seed: int = 0, kind: Literal["poisson", "even"
 
 
 class Offered(msgspec.Struct, frozen=True):
-    """What was offered: the ids of the tasks, and when each was to come, in seconds since `began` (UTC)."""
+    """The tasks of an offered load: their ids, and the time planned for each, in seconds since `began` (UTC)."""
 
     queue: QueueManager
     began: float
@@ -45,8 +46,9 @@ class Offered(msgspec.Struct, frozen=True):
     times: list[float]
 
     def frame(self, timeout: float = 60.0) -> pd.DataFrame:
-        """Waits for the tasks; a row for each. Times are seconds since `began`; `late` is how long after its time a
-        task was added, `latency` how long after it the task had ended. Raises TimeoutError."""
+        """Wait for the tasks and return a row for each. Times are seconds since `began`; `late` is from the planned
+        time of a task until it was added, `latency` from the planned time until it ended. Raise TimeoutError after
+        `timeout` seconds."""
         give_up_at = time.monotonic() + timeout
         tasks = [self.queue.wait_for(id, max(0.0, give_up_at - time.monotonic())) for id in self.ids]
         return pd.DataFrame(map(self._row, tasks, self.times), columns=[*COLUMNS])
@@ -62,10 +64,23 @@ def offer(
     queue: QueueManager, type: str, times: Sequence[float] | Floats, payload: Any = None, *,
     stop: threading.Event | None = None, **options: Any,
 ) -> Offered:  # fmt: skip
-    """Adds a task at each of the times, in seconds from now, and returns after the last, or when `stop` is set.
+    """Add a task at each of the times, and return after the last, or when `stop` is set.
 
-    `payload` is the same for all, or a function of the task's number; options are those of `add`. Where adding takes
-    longer than the gap, all that is due by then is added at once. Raises what `add` raises.
+    If adding takes longer than the gap between two times, all tasks that are due by then are added together.
+
+    Args:
+        queue: Where the tasks go.
+        type: The type of all tasks.
+        times: When to add each task, in seconds from now.
+        payload: The payload of all tasks, or a function of the task's number.
+        stop: Ends the load early when it is set.
+        options: The options of `add`.
+
+    Returns:
+        The ids of the tasks and their planned times.
+
+    Raises:
+        InvalidTask, StoreError: As `add` does.
     """
     due = sorted(float(at) for at in times)
     make: Callable[[int], Any] = payload if callable(payload) else lambda number: payload
@@ -77,7 +92,7 @@ def offer(
 
 
 def _batches(due: list[float], stop: threading.Event) -> Iterator[tuple[int, int]]:
-    """Which are due, as they become due: from the first up to before the last."""
+    """Wait for the next due times; yield the index of the first and the index after the last that is due."""
     began, first = time.monotonic(), 0
     while first < len(due) and not stop.wait(max(0.0, due[first] - (time.monotonic() - began))):
         now = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Mailbox: a real SMTP server in the notebook, to which handlers/send_email.py may send. Nothing leaves the machine."""
+"""Mailbox: a real SMTP server in the notebook, for handlers/send_email.py. No mail leaves the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 
 class Mailbox:
-    """Keeps what arrives in `mails`. Workers that start later find it by DTQ_SMTP_HOST and DTQ_SMTP_PORT."""
+    """Keeps arriving mail in `mails`. Workers that start later find the server by DTQ_SMTP_HOST and DTQ_SMTP_PORT."""
 
     def __init__(self) -> None:
         self.mails: list[EmailMessage] = []
@@ -22,7 +22,7 @@ class Mailbox:
         os.environ["DTQ_SMTP_HOST"], os.environ["DTQ_SMTP_PORT"] = "127.0.0.1", str(self._controller.port)
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
-        """Called by the server for each mail."""
+        """Keep a mail; the server calls this for each one."""
         assert isinstance(envelope.content, bytes)
         mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
         assert isinstance(mail, EmailMessage)

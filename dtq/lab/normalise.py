@@ -1,4 +1,4 @@
-"""Runs notebooks and writes them back so that running again changes only what really changed.
+"""Run notebooks and write them back in a normal form, so that another run changes only what really changed.
 
 python -m dtq.lab.normalise notebooks/*.ipynb
 """
@@ -23,11 +23,11 @@ CHANGING = [
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x..."),
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
 ]
-WIDGET = "application/vnd.jupyter.widget-view+json"  # holds an id that only the kernel which made it knows
+WIDGET = "application/vnd.jupyter.widget-view+json"  # has an id that only its own kernel knows
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """Metadata, counts and outputs as they should be committed."""
+    """Return the notebook with metadata, counts and outputs as they should be committed."""
     notebook.metadata = METADATA
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, cell in enumerate(notebook.cells):
@@ -40,7 +40,7 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
 
 
 def _merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """What was printed in pieces is one output for each stream."""
+    """Merge what was printed in pieces into one output for each stream."""
     merged: list[NotebookNode] = []
     streams: dict[str, NotebookNode] = {}
     for output in outputs:

@@ -1,9 +1,9 @@
-"""The package's real code in the page: read from where it runs, so that it is never an old copy.
+"""Source: show the package's real code in a notebook. It is read from the running module, so it is never an old copy.
 
-source(SQLiteStore.claim)               a function, method, property, class or module, the reader's own in a cell too
-source("dtq.stores.sqlite.schema:INSERT")      a constant, by the name of its module
-compare(MyStore, MemoryStore)           two of them side by side, the methods of one name in one row; where that would
-                                        be too narrow to read, one below the other
+source(SQLiteStore.claim)                    a function, method, property, class or module, also one from a cell
+source("dtq.stores.sqlite.schema:INSERT")    a constant, by module and name
+compare(MyStore, MemoryStore)                two of them side by side, methods of the same name in one row; one below
+                                             the other on a narrow page
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-# JupyterLab gives .highlight the colours of its theme; elsewhere these can be read on white and on black
+# JupyterLab colours .highlight as its theme does; elsewhere these colours are legible on white and on black
 COLORS = {
     "k": ("keyword", "#8959a8"),
     "s": ("string", "#3f7f3f"),
@@ -63,12 +63,12 @@ WRAPPERS = {
     partial: "func",
     staticmethod: "__func__",
     classmethod: "__func__",
-}  # what stands around a function, and where that has it
+}  # kinds of wrapper -> the attribute that has the wrapped function
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Page:
-    """What a cell shows: HTML in a notebook, text in a terminal."""
+    """An output of a cell: HTML in a notebook, text in a terminal."""
 
     def __init__(self, html: str, text: str) -> None:
         self.html = html
@@ -82,7 +82,8 @@ class Page:
 
 
 class Excerpt(NamedTuple):
-    """Some lines of a file. `place` names the file as it is called in its package, `first` is the number of a line."""
+    """Some lines of a file. `place` is the path of the file within its package, `first` the number of the first
+    line."""
 
     file: str
     place: str
@@ -99,7 +100,12 @@ class Excerpt(NamedTuple):
 
 
 def source(thing: Any) -> None:
-    """Shows the code of a function, method, property, class or module; of a constant by "package.module:NAME"."""
+    """Show the code of a function, method, property, class or module, or of a constant named "package.module:NAME".
+
+    Raises:
+        TypeError: It is not written in Python.
+        OSError: Its file no longer exists.
+    """
     found = excerpt(thing)
     numbered = [f"{number:4}  {line}" for number, line in enumerate(found.text.splitlines(), found.first)]
     caption = f"<div><code>{html.escape(found.caption)}</code></div>"
@@ -107,8 +113,8 @@ def source(thing: Any) -> None:
 
 
 def compare(mine: Any, theirs: Any) -> None:
-    """Shows two sources side by side, with how many lines of code each has: blank lines, comments and docstrings
-    aside. Of two classes, the methods of one name stand in one row."""
+    """Show two sources side by side, and how many lines of code each has, without blank lines, comments and docstrings.
+    Methods of the same name in two classes are in one row."""
     both = excerpt(mine), excerpt(theirs)
     heads = [
         f"{_name(thing)}: {lines_of_code(found.text)} lines of code ({found.place})"
@@ -123,17 +129,19 @@ def _name(thing: Any) -> str:
 
 
 def code_html(text: str, first: int | None = None) -> str:
-    """Highlighted, in the colours of the page it stands in; with line numbers from `first` on, if it is given."""
+    """Return the code as HTML, in the colours of the page around it, with line numbers from `first` on if it is
+    given."""
     numbers = {"linenos": "inline", "linenostart": first} if first else {}
     formatter = HtmlFormatter(cssclass="highlight dtq-code", **numbers)
     return STYLE + str(highlight(text, PythonLexer(stripnl=False), formatter))
 
 
-# --- where code stands ---
+# --- finding code ---
 
 
 def excerpt(thing: Any) -> Excerpt:
-    """The lines that define it. Raises TypeError where it is not written in Python, OSError where its file is gone."""
+    """Return the lines that define it. Raise TypeError if it is not written in Python, and OSError if its file no
+    longer exists."""
     if isinstance(thing, str):
         return _constant(thing)
     thing = innermost(thing)
@@ -148,7 +156,7 @@ def excerpt(thing: Any) -> Excerpt:
 
 
 def innermost(thing: Any) -> Any:
-    """The function in a property, a partial, a decorated function."""
+    """Return the function inside a property, a partial or a decorated function."""
     for kind, attribute in WRAPPERS.items():
         if isinstance(thing, kind):
             return innermost(getattr(thing, attribute))
@@ -168,8 +176,8 @@ def _lines(thing: Any) -> tuple[str, int, list[str]]:
 
 
 def _class_by_methods(cls: type) -> tuple[str, int, list[str]] | None:
-    """A class made by `exec`, as in a cell, does not know its file; its methods do, and of several classes of one name
-    they know which."""
+    """Find a class through its methods. A class from a cell has no file of its own, but its methods have, and their
+    line numbers tell several classes of the same name apart."""
     for function in map(innermost, vars(cls).values()):
         if inspect.isfunction(function) and function.__qualname__.startswith(f"{cls.__qualname__}."):
             file, line = function.__code__.co_filename, function.__code__.co_firstlineno
@@ -180,7 +188,7 @@ def _class_by_methods(cls: type) -> tuple[str, int, list[str]] | None:
 
 
 def _class_in_a_cell(cls: type) -> tuple[str, int, list[str]] | None:
-    """The latest definition of this name; a cell has no time of change."""
+    """Return the latest definition of this name in a cell. Cells are the cached files without a modification time."""
     cells = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
     for _, _, lines, file in reversed(cells):
         for start, end in _classes(cls.__name__, lines):
@@ -189,7 +197,7 @@ def _class_in_a_cell(cls: type) -> tuple[str, int, list[str]] | None:
 
 
 def _classes(name: str, lines: list[str]) -> Iterator[tuple[int, int]]:
-    """First and last lines of the classes of this name, the innermost and latest first."""
+    """Return the first and last lines of the classes of this name, the innermost and latest first."""
     classes = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef)]
     return ((_start(node), node.end_lineno or 0) for node in reversed(classes) if node.name == name)
 
@@ -199,7 +207,7 @@ def _start(node: ast.ClassDef | FUNCTION) -> int:
 
 
 def _constant(name: str) -> Excerpt:
-    """The statement that gives a module's constant its value."""
+    """Return the statement that assigns a constant of a module."""
     module_name, _, constant = name.partition(":")
     module = import_module(module_name)
     text = inspect.getsource(module)
@@ -212,7 +220,7 @@ def _constant(name: str) -> Excerpt:
 
 
 def _place(file: str, thing: Any) -> str:
-    """dtq/stores/sqlite/store.py: from the package on, wherever that is installed."""
+    """Return the path within the package, as in dtq/stores/sqlite/store.py, wherever it is installed."""
     if file.startswith("<") or "ipykernel" in file:
         return "a cell of this notebook"
     module = str(getattr(thing, "__module__", None) or thing.__name__)
@@ -224,7 +232,7 @@ def _place(file: str, thing: Any) -> str:
 
 
 def lines_of_code(text: str) -> int:
-    """Lines that hold code: blank ones, comments and docstrings do not count."""
+    """Return the number of lines with code, without blank lines, comments and docstrings."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     code = {line for token in tokens if token.type not in QUIET for line in range(token.start[0], token.end[0] + 1)}
     return len(code - set(_docstring_lines(ast.parse(text))))
@@ -237,7 +245,7 @@ def _docstring_lines(tree: ast.AST) -> Iterable[int]:
 
 
 def _pieces(found: Excerpt) -> dict[str, Excerpt]:
-    """A class taken apart: what stands before its first method, under "", and each method under its name."""
+    """Split a class: "" maps to the lines before its first method, and the name of each method to its lines."""
     (node, *_) = ast.parse(found.text).body
     starts = {"": 1}
     for part in node.body if isinstance(node, ast.ClassDef) else []:

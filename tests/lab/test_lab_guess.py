@@ -54,7 +54,7 @@ def test_a_guess_that_is_locked_in_stays_when_the_cell_runs_again(shown):
     assert not lab.guess("memory", LABELS).is_locked
 
 
-@pytest.mark.parametrize(("text", "said"), [("many", "Numbers only, please"), ("", "at least one number")])
+@pytest.mark.parametrize(("text", "said"), [("many", "Only numbers are allowed"), ("", "at least one number")])
 def test_what_is_no_number_is_not_locked_in(shown, text, said):
     guess = lab.guess("speed", LABELS)
     guess.boxes[1].value = text

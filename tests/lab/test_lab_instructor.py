@@ -88,7 +88,7 @@ def test_a_complete_run_is_recorded_once_and_stands_in_for_one_that_fails(begin,
     pd.testing.assert_frame_equal(frame, good)
     out = capsys.readouterr().out
     assert "the projector was unplugged" in out
-    assert re.search(r"In its place you see what was recorded on \d{4}-\d\d-\d\d\.", out)
+    assert re.search(r"A recording from \d{4}-\d\d-\d\d is shown instead\.", out)
 
 
 def test_a_recorded_figure_says_so_in_the_picture_in_its_stamp_and_in_words(begin, shown):
