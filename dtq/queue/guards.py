@@ -44,6 +44,8 @@ def failed(task: Task, error: Exception, now: float, chance: Callable[[], float]
 
 def with_deliveries(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
     """Add the webhook deliveries to the outcomes. An outcome whose delivery cannot be built is kept without it."""
+    if all(task.webhook is None for task, _ in outcomes):
+        return outcomes
     try:
         return deliveries.with_deliveries(outcomes, now)
     except Exception as error:

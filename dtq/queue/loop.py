@@ -43,8 +43,8 @@ from dtq.queue.config import LoopConfig
 from dtq.queue.events import Emitter
 from dtq.queue.guards import MIN_BACKOFF, BatchCommit, with_deliveries
 from dtq.queue.handle import Waiters
-from dtq.queue.scheduler import Scheduler
-from dtq.stores.protocol import Node, Outcome, Store, clock_offset
+from dtq.queue.scheduler import MAX_INTERVAL, Scheduler
+from dtq.stores.protocol import Node, Outcome, Store
 from dtq.stores.shared.overlap import while_waiting
 from dtq.task.transitions import release
 from dtq.workers import backend
@@ -70,7 +70,7 @@ class Loop(Claimer):
         """`types` returns the types that this node handles. `each_heartbeat` is called once a second. `ahead` returns
         the seconds by which the clock of `turn` is ahead of the machine's. `chance` returns a number from 0 to 1."""
         id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
-        ahead = ahead or partial(clock_offset, store)
+        ahead = ahead or partial(getattr, store, "ahead", 0.0)  # a server's clock may differ from the machine's
         scheduler = Scheduler(store, id, config.lease)
         super().__init__(id, store, groups, events, scheduler, config, ahead, chance, monotonic)
         self.idle = True  # nothing is claimed, and the last claim found nothing
@@ -212,6 +212,8 @@ class Loop(Claimer):
     # --- schedules
 
     def _fire_schedules(self, now: float) -> None:
+        if now < self._scheduler.due <= now + MAX_INTERVAL:  # if it is further away, the clock was set back
+            return
         if self._fires_schedules and not self.draining:
             self._outcomes += self._scheduler.turn(now)
 

@@ -18,7 +18,7 @@ TICKS_PER_TURN = 25  # ticks that one turn claims
 
 
 class Scheduler:
-    """Claims and fires ticks for `node`. `due` is the time of the next search (UTC seconds)."""
+    """Claims and fires ticks for `node`. `due` is the time of the next `turn` (UTC seconds)."""
 
     def __init__(self, store: Store, node: str, lease: float) -> None:
         self.due = 0.0
@@ -28,8 +28,6 @@ class Scheduler:
 
     def turn(self, now: float) -> list[Outcome]:
         """Claim the ticks that are due. Return their outcomes. Raise StoreError if the claim fails."""
-        if now < self.due <= now + MAX_INTERVAL:  # if it is further away, the clock was set back
-            return []
         ticks = self._store.claim(self._node, TICKS_PER_TURN, self._lease, now, {cron.TYPE}, {cron.QUEUE})
         outcomes = self.fire(ticks, now)
         try:

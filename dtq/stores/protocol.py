@@ -275,12 +275,6 @@ def clock_of(store: Store) -> Callable[[], float]:
     return clock
 
 
-def clock_offset(store: Store) -> float:
-    """Return the seconds by which that clock is ahead of this machine's."""
-    ahead: float = getattr(store, "ahead", 0.0)
-    return ahead
-
-
 def sum_counts(rows: Iterable[tuple[str, str, str, int]]) -> tuple[Counts, dict[str, Counts], dict[str, Counts]]:
     """Sum up rows of (queue, type, status, count). Return the counts by status: of all tasks, by queue, and by type."""
     counts = dict.fromkeys(map(str, Status), 0)

@@ -33,8 +33,6 @@ Outcome = tuple[Task, Sequence[Task]]
 
 def with_deliveries(outcomes: Sequence[Outcome], now: float) -> Sequence[Outcome]:
     """Return the outcomes with the deliveries that they plant."""
-    if all(task.webhook is None for task, _ in outcomes):
-        return outcomes
     return [(task, (*successors, *deliveries(task, now))) for task, successors in outcomes]
 
 

@@ -85,8 +85,6 @@ def drop_edges_to(db: sqlite3.Connection, seqs: Iterable[int]) -> None:
 
 def unblock_children(db: sqlite3.Connection, ended: Iterable[tuple[str, str]], changes: StatusChanges) -> None:
     """Unblock or doom the children of these tasks (id, status), which have ended."""
-    if not db.execute(schema.ANY_EDGE).fetchone():
-        return
     for parent, status in ended:
         for child, strict in db.execute(schema.EDGES_OF, (parent,)).fetchall():
             _unblock_child(db, child, doom_from(parent, status, strict), changes)

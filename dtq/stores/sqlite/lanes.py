@@ -161,7 +161,8 @@ def _full_at(db: sqlite3.Connection, limit: Limit, bucket: str) -> float:
 
 
 def read_limits(db: sqlite3.Connection) -> list[Limit]:
-    return decode_or_skip(_limit, (body for (body,) in db.execute(schema.LIMITS)), "a limit")
+    bodies = [body for (body,) in db.execute(schema.LIMITS)]
+    return decode_or_skip(_limit, bodies, "a limit") if bodies else []
 
 
 def change_limit(

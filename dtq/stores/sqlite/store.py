@@ -156,7 +156,8 @@ class SQLiteStore(Forkable):
             self._block_again(db, revived, changes)
         if successors:
             add_tasks(db, self._lanes, successors)
-        unblock_children(db, [(task.id, task.status) for task in accepted.values() if task.is_terminal], changes)
+        if db.execute(schema.ANY_EDGE).fetchone():
+            unblock_children(db, [(task.id, task.status) for task in accepted.values() if task.is_terminal], changes)
         changes.write(db)
         return set(accepted)
 
