@@ -1,6 +1,6 @@
-"""serve: one queue runs at a time, however often a cell is run.
+"""serve: run one queue at a time, however often a cell runs.
 
-steady: a load that goes on until Stop, so that there is something to break.
+steady: add tasks until Stop, so that there is a load to disturb.
 
     serve(queue A) ---> A runs
     serve(queue B) ---> A is shut down, B runs
@@ -23,7 +23,7 @@ from dtq.lab import hygiene
 from dtq.queue.manager import QueueManager
 from dtq.queue.task_queue import TaskQueue
 
-LOOK = 0.05  # seconds between two additions of a steady load
+ADD_INTERVAL = 0.05  # seconds between two additions of a steady load
 
 
 def serve(queue: TaskQueue) -> TaskQueue:
@@ -34,12 +34,12 @@ def serve(queue: TaskQueue) -> TaskQueue:
 
 def _close(queue: TaskQueue) -> None:
     queue.shutdown()
-    with suppress(DTQError):  # it may have been closed
+    with suppress(DTQError):  # it may be closed already
         queue.store.close()
 
 
 def has_not_ended(queue: QueueManager) -> bool:
-    """Return whether tasks of the queue may still run: a TaskQueue that was shut down runs none."""
+    """Return whether tasks of the queue may still run. A TaskQueue that was shut down runs none."""
     return not isinstance(queue, TaskQueue) or queue.is_running
 
 
@@ -61,15 +61,15 @@ class Steady:
         return self
 
     def stop(self) -> None:
-        """Add no more. Return when the thread has ended."""
+        """Stop adding tasks. Return when the thread has ended."""
         self._over.set()
         self._thread.join()
 
     def _run(self) -> None:
         began = time.monotonic()
-        while not self._over.wait(LOOK) and has_not_ended(self._queue):
+        while not self._over.wait(ADD_INTERVAL) and has_not_ended(self._queue):
             due = int((time.monotonic() - began) * self._rate)
-            with suppress(DTQError):  # the disk is full, say: what was not added comes a moment later
+            with suppress(DTQError):  # for example a full disk: tasks that were not added are added a moment later
                 self._add(range(len(self.ids), due))
         self.button.disabled = True
         self.label.value = f"{len(self.ids)} added, and no more"
@@ -84,11 +84,11 @@ def steady(queue: QueueManager, type: str, payload: Any = None, *, rate: float =
     """Add tasks in the background, `rate` a second, until Stop is pressed or `stop` called; show the button.
 
     Args:
-        queue: The queue to which they are added. When it is closed the load ends by itself.
+        queue: The queue to add them to. The load ends when it is closed.
         type: The type of the tasks.
-        payload: The same for all, or a function of the task's number.
+        payload: The payload of all tasks, or a function of the task's number.
         rate: Tasks a second.
-        options: Those of `add`.
+        options: The options of `add`.
 
     Returns:
         The load: `stop()` ends it, `ids` are the tasks.

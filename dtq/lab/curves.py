@@ -175,7 +175,7 @@ def predict(
     guess: Expected | None, theory: Expected | None, measured: pd.DataFrame, x: str = "arm", y: str = "value", *,
     log: bool = False, labels: Labels | None = None, **facts: object,
 ) -> Axes:  # fmt: skip
-    """Draw your guess, the theory and the measurement, with intervals, and print what the theory leaves unexplained.
+    """Draw your guess, the theory and the measurement, with intervals, and show what the theory leaves unexplained.
 
     Args:
         guess: Values by arm, or a function of the arm; None, or Ellipsis for a value, if there is none yet. If it comes

@@ -1,7 +1,7 @@
-"""Dashboard: a queue at a glance, live, while the kernel is free for the next cell.
+"""Dashboard: a live overview of a queue, which leaves the kernel free for the next cell.
 
 queue.stats(), queue.workers() --twice a second, on a thread--> Reading --view--> HTML in the page
-events: what ended, how long it took, why it failed -----------------^            (and words where no kernel runs)
+events: outcome, duration, error ------------------------------------^            (a sentence without a kernel)
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from dtq.stores.protocol import Counts, Stats
 from dtq.task.model import TERMINAL, Task
 from dtq.workers.backend import WorkerInfo
 
-EVERY = 0.5  # seconds between looks
-SHOWN = 120  # looks that the curves go back
-LATENCIES = 1000  # tasks that the percentiles are taken over: those that completed last
-FAILURES = 5  # that are listed
+EVERY = 0.5  # seconds between readings
+SHOWN = 120  # readings in a curve
+LATENCIES = 1000  # completed tasks in the percentiles: the latest
+FAILURES = 5  # failures in the list: the latest
 WIDE, HIGH = 300, 48  # pixels of a curve
 SHADES = {
     "blocked": OKABE_ITO["grey"], "pending": OKABE_ITO["sky"], "processing": OKABE_ITO["blue"],
@@ -48,7 +48,8 @@ STYLE = (
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """The queue at one moment; `seconds` since the dashboard began, `rate` in tasks ended a second since the last."""
+    """The queue at one moment: `seconds` since the dashboard began, and `rate`, the tasks that ended in a second since
+    the last reading."""
 
     seconds: float
     counts: Counts
@@ -68,7 +69,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Dashboard:
-    """Looks at a queue until `stop`, or until the queue is closed. A context manager that stops at its end."""
+    """Reads a queue until `stop`, or until the queue is closed. As a context manager, it stops at the end."""
 
     def __init__(self, queue: QueueManager) -> None:
         self.readings: deque[Reading] = deque(maxlen=SHOWN)
@@ -89,7 +90,7 @@ class Dashboard:
         return self
 
     def stop(self) -> None:
-        """Leaves the last picture standing. Harmless when repeated."""
+        """Stop; the last picture stays. Further calls do nothing."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -101,11 +102,11 @@ class Dashboard:
         self.stop()
 
     def frame(self) -> pd.DataFrame:
-        """What the curves show: a row for each look, with seconds, waiting, running, ended, and tasks/s."""
+        """Return the data of the curves: a row for each reading, with seconds, waiting, running, ended, and tasks/s."""
         rows = [(r.seconds, r.waiting, r.running, r.ended, r.rate) for r in self.readings.copy()]
         return pd.DataFrame(rows, columns=["seconds", "waiting", "running", "ended", "rate"])
 
-    # --- look and listen
+    # --- readings and events
 
     def _hear(self, event: Event) -> None:
         task = event.task
@@ -150,7 +151,7 @@ def _reading(stats: Stats, seconds: float, before: Sequence[Reading]) -> Reading
     now = Reading(seconds, stats.counts, 0.0)
     if not before:
         return now
-    ended = max(0, now.ended - before[0].ended)  # the clean-up takes some away
+    ended = max(0, now.ended - before[0].ended)  # the clean-up removes some
     return msgspec.structs.replace(now, rate=ended / max(seconds - before[0].seconds, 1e-3))
 
 
@@ -160,7 +161,7 @@ def _reading(stats: Stats, seconds: float, before: Sequence[Reading]) -> Reading
 def view(
     readings: Sequence[Reading], latencies: Sequence[float], workers: Iterable[WorkerInfo], failures: Iterable[Task]
 ) -> str:
-    """The whole of it as HTML. Every colour has its word beside it, every curve its numbers."""
+    """Return the dashboard as HTML. Each colour has a word beside it, and each curve its numbers."""
     now = readings[-1]
     parts = [
         _row([_curve("waiting", [r.waiting for r in readings], SHADES["pending"], "tasks"),
@@ -219,7 +220,7 @@ def _workers(workers: Iterable[WorkerInfo]) -> str:
         f"<td><code>{html.escape((worker.task_id or '')[-8:])}</code></td></tr>"
         for worker in workers
     )
-    head = "<tr><th>worker</th><th>is</th><th>has done</th><th>busy (s)</th><th>process</th><th>at task</th></tr>"
+    head = "<tr><th>worker</th><th>state</th><th>tasks</th><th>busy (s)</th><th>process</th><th>current task</th></tr>"
     return f"<table>{head}{rows}</table>" if rows else ""
 
 
@@ -229,5 +230,5 @@ def _failures(failures: Iterable[Task]) -> str:
         f"<td>{html.escape(str(task.error)[:120])}</td></tr>"
         for task in failures
     )
-    head = "<tr><th>failed last</th><th>type</th><th>why</th></tr>"
+    head = "<tr><th>latest failures</th><th>type</th><th>error</th></tr>"
     return f"<table>{head}{rows}</table>" if rows else ""

@@ -1,22 +1,22 @@
-"""Explorer: tries every order in which small processes can come between each other, and finds the shortest one that
-breaks a promise.
+"""Explorer: try every order in which the steps of small processes can interleave, and find the shortest one that breaks
+a promise.
 
-A process is a generator function of a model and of its own name. What it does up to a `yield` is one step, in which
-nobody disturbs it, and the yield says what the step was:
+A process is a generator function of a model and of its own name. All that it does up to a `yield` is one atomic step,
+and the yielded text describes the step:
 
     def claimer(store, me):
         task = store.select_pending()
-        yield f"{me} selects {task}"             <-- here others come between, or it crashes and never goes on
+        yield f"{me} selects {task}"             <-- here other processes may run, or this one crashes for ever
         store.update(task, worker=me)
         yield f"{me} updates {task}"
 
-    schedule: A, B, A, A crashes --run on a fresh model--> its steps, and who can move next
+    schedule: A, B, A, A crashes --run on a fresh model--> its steps, and the processes that can move next
                   ^                                                        |
                   +---------- longer by one move, the shortest first ------+--> a promise is broken: nothing is shorter
 
-Nothing is left to chance, and time is a number in the model: the same schedule always gives the same steps. A state
-that was met before is not followed again. (Shortest first over states, as TLC does it for TLA+: Yu, Manolios, Lamport
-1999. A state is reached by running the code itself from the start, as in Godefroid's VeriSoft, 1997.)
+Nothing is random, and time is a number in the model: the same schedule always produces the same steps. The search does
+not continue from a state that it has seen before. (Breadth-first over states, as in TLC for TLA+: Yu, Manolios, Lamport
+1999. It reaches a state by running the code itself from the start, as in Godefroid's VeriSoft, 1997.)
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from itertools import count
 from types import GeneratorType
 from typing import Any, NamedTuple
 
-Gate = Callable[[], object]  # yielded instead of a label: the process goes on only when this is true
+Gate = Callable[[], object]  # yielded instead of a label: the process waits until this is true
 Steps = Generator[str | Gate, None, None]
 Process = Callable[[Any, str], Steps]
-Promise = Callable[[Any], object]  # of the model: raises AssertionError, or gives False or a text, where it is broken
-Move = tuple[str, bool]  # who moves, and whether its move is to crash
+Promise = Callable[[Any], object]  # of the model: raises AssertionError, or returns False or a text, if it is broken
+Move = tuple[str, bool]  # the process that moves, and whether it crashes
 CRASHES = "crashes"
 ENDED = object()
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
 
 class Step(NamedTuple):
-    """What a process did; CRASHES if it goes no further."""
+    """What a process did; CRASHES if it crashed."""
 
     process: str
     label: str
@@ -49,8 +49,8 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Exploration:
-    """What was found: the shortest `steps` after which a promise is `broken`, and how. None: it holds in all `states`,
-    which are all there are if `complete`, else all that `max_steps` steps lead to."""
+    """The result: the shortest `steps` after which a promise is `broken`, and which. If `broken` is None, the promises
+    hold in all `states`: in every state there is if `complete`, else in those that `max_steps` steps can reach."""
 
     processes: tuple[str, ...]
     states: int
@@ -78,17 +78,28 @@ def explore(
     max_steps: int = 30,
     key: Callable[[Any], Hashable] | None = None,
 ) -> Exploration:
-    """Looks for the shortest schedule that breaks `promise` (asked after each step), or `at_end` (asked when nobody can
-    move any more: all have ended, wait for what never comes, or have crashed).
+    """Search for the shortest schedule that breaks a promise. A process that raises breaks one too.
 
-    - `make_model` gives a fresh model. All that processes share has to be in it; it is closed if it has a `close`.
-    - `processes` by name; up to `crashes` of them stop for good, wherever that does the most harm.
-    - `world`: what never crashes, and happens at some time: `{"clock": time_passes(30)}`, a message that comes twice.
-    - A process that raises breaks a promise too.
-    - `key`: what of the model makes two states the same; by default, everything that is in it.
+    Args:
+        make_model: Returns a fresh model, which has everything that the processes share. It is closed if it has a
+            `close`.
+        processes: The processes by name.
+        promise: Checked after each step.
+        at_end: Checked when no process can move: all have ended, wait for something that never happens, or crashed.
+        world: Processes that never crash and move at any time: `{"clock": time_passes(30)}`, or a repeated message.
+        crashes: How many processes may crash, each at any of its steps.
+        max_steps: The length of the longest schedules.
+        key: Returns the part of a model that distinguishes states; by default, all of it.
+
+    Returns:
+        The shortest counterexample, or how many states were searched without one.
+
+    Raises:
+        TypeError: A process is not a generator function, or yields something that is not allowed.
+        RuntimeError: The same schedule produced different steps.
     """
     cast = _Cast(make_model, {**processes, **(world or {})}, tuple(processes), crashes, promise, at_end, key)
-    serial = count()  # of two schedules with as many steps, the earlier comes first
+    serial = count()  # of two schedules of the same length, the earlier comes first
     ahead = [(0, next(serial), _Run(cast, ()))]
     seen: set[Hashable] = set()
     complete = True
@@ -110,8 +121,8 @@ def explore(
 
 
 def time_passes(seconds: float, when: Callable[[Any], object] | None = None) -> Process:
-    """A process for the `world`: at some moment, `model.now` is so much later. This happens once or, given `when`, as
-    long as that is true of the model: `when=lambda store: store.has_a_lease_that_runs()`."""
+    """Return a process for the `world` that at some moment adds `seconds` to `model.now`. It does so once or, if `when`
+    is given, as often as that is true of the model: `when=lambda store: store.has_a_lease_that_runs()`."""
 
     def clock(model: Any, me: str) -> Steps:
         while True:
@@ -130,7 +141,7 @@ def time_passes(seconds: float, when: Callable[[Any], object] | None = None) -> 
 
 @dataclass(frozen=True)
 class _Cast:
-    """Who plays, and by which rules."""
+    """The arguments of `explore`."""
 
     make_model: Callable[[], Any]
     processes: Mapping[str, Process]
@@ -142,8 +153,8 @@ class _Cast:
 
 
 class _Run:
-    """A schedule, run on a fresh model: the `steps` that it gives, what is `broken` then, the `moves` that may follow,
-    and the `key` of the state that it ends in. `before`: the steps that it gave before it had its last move."""
+    """A schedule, run on a fresh model: its `steps`, the promise that is `broken`, the `moves` that may follow, and the
+    `key` of the state at its end. `before` has the steps of the same schedule without its last move."""
 
     def __init__(self, cast: _Cast, schedule: tuple[Move, ...], before: Sequence[Step] = ()) -> None:
         model = cast.make_model()
@@ -174,7 +185,7 @@ class _Run:
 
 @dataclass
 class _Actor:
-    """A process under way."""
+    """A process that is running."""
 
     name: str
     steps: GeneratorType[str | Gate, None, None]
@@ -190,8 +201,8 @@ class _Actor:
         return CRASHES
 
     def hear(self, said: object) -> str | None:
-        """The label of the step that it has made. The way to the end, or to a gate, has none: it is not seen, and does
-        not count."""
+        """Return the label of the step. A move that ends the process, or reaches a gate, has no label and is not
+        counted."""
         self.gate = lambda: True
         if isinstance(said, str):
             self.said.append(said.removeprefix(f"{self.name} "))
@@ -202,14 +213,14 @@ class _Actor:
             self.gate = said
         else:
             raise TypeError(
-                f"process {self.name} yields {said!r}; allowed: a text that says what it did, or a function that says "
-                "whether it can go on"
+                f"process {self.name} yields {said!r}; allowed: a text that describes the step, or a function that "
+                "returns whether the process can continue"
             )
         return None
 
     def place(self, model: Any) -> object:
-        """Where it stands: what it has said, where it is in its code, and its variables. What it does next depends on
-        nothing else."""
+        """Return the state of the process: its labels so far, its position in the code, and its variables. Nothing else
+        determines its next step."""
         if self.state != "alive" or (frame := self.steps.gi_frame) is None:
             return self.state
         return self.said, frame.f_lasti, [value for value in frame.f_locals.values() if value is not model]
@@ -223,17 +234,17 @@ def _start(name: str, process: Process, model: Any) -> _Actor:
 
 
 def _require_same(before: Sequence[Step], steps: Sequence[Step]) -> None:
-    """Raises RuntimeError where a schedule does not give the steps that it gave before."""
+    """Raise RuntimeError if a schedule does not repeat the steps that it had before."""
     for old, new in zip(before, steps, strict=False):
         if old != new:
             raise RuntimeError(
-                f"{old.process} {old.label!r} when this schedule was first run, and now {new.label!r}: keep all that "
-                "processes share in the model, and use neither chance nor the real time"
+                f"{old.process} {old.label!r} when this schedule was first run, and now {new.label!r}: keep everything "
+                "that processes share in the model, and use neither random numbers nor the real time"
             )
 
 
 def _ask(promise: Promise | None, model: Any) -> str | None:
-    """What is broken; None if nothing is."""
+    """Return the promise that is broken; None if it holds."""
     if promise is None:
         return None
     name = inspect.getdoc(promise) or promise.__name__.replace("_", " ")
@@ -245,8 +256,8 @@ def _ask(promise: Promise | None, model: Any) -> str | None:
 
 
 def _spell(thing: Any, seen: dict[int, int], out: list[Hashable]) -> None:
-    """Writes the content of a thing down, so that the same content gives the same words. What is met again is named by
-    its number: two names of one list are not two lists that happen to be equal."""
+    """Append the content of an object to `out`, so that equal content produces equal entries. An object that was seen
+    before is written as its number: two names of one list differ from two equal lists."""
     kind = type(thing)
     if kind in ATOMS:
         out.append(thing)
@@ -275,7 +286,7 @@ def _spell_new(thing: Any, kind: str, seen: dict[int, int], out: list[Hashable])
     elif _has_hash(thing):
         out.append(thing)
     else:
-        out.append(object())  # equals nothing: the state is not known again, which costs time and hides no error
+        out.append(object())  # equals nothing, so the state counts as new: this costs time but hides no error
 
 
 def _key(*things: Any) -> tuple[Hashable, ...]:

@@ -1,10 +1,10 @@
 """Figures of a run, and what all figures share.
 
-    figure --show_figure--> picture with words for those who cannot see it (alt text: the finding, in numbers)
+    figure --show_figure--> picture with a description for readers who cannot see it (alt text: the finding, in numbers)
                             stamp: where and how it was measured
                             the data, as a table, folded
 
-Each gives its axes, for assertions. Sizes of type and figures come from matplotlib's rcParams, never from here.
+Each function returns the axes, for assertions. Sizes of text and figures come from matplotlib's rcParams only.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from PIL import Image
 import dtq
 from dtq.lab.record import Recorder
 
-OKABE_ITO = {  # a palette that everybody can tell apart; the only place where colours of figures are written down
+OKABE_ITO = {  # a palette for readers with colour blindness; the only place that defines colours of figures
     "blue": "#0072B2",
     "vermilion": "#D55E00",
     "green": "#009E73",
     "orange": "#E69F00",
     "purple": "#CC79A7",
     "sky": "#56B4E9",
-    "grey": "#999999",  # not theirs
+    "grey": "#999999",  # added to their palette
 }
 COLORS = {
     "completed": OKABE_ITO["green"],
@@ -43,22 +43,35 @@ COLORS = {
     "failed": OKABE_ITO["vermilion"],
     "cancelled": OKABE_ITO["grey"],
 }
-HATCHES = {"retried": "//", "failed": "xx", "worker killed": "\\\\", "cancelled": ".."}  # told apart without colour too
+HATCHES = {
+    "retried": "//",
+    "failed": "xx",
+    "worker killed": "\\\\",
+    "cancelled": "..",
+}  # outcomes differ without colour too
 Mark = tuple[float, str]  # seconds, and what was done: "kill w2", "thaw"
 MARKS = {"kill": ("v", "vermilion"), "freeze": ("s", "blue"), "thaw": ("^", "sky")}
 OTHER_MARK = ("D", "grey")
-NARROW = 0.002  # of the time shown: a bar narrower than this gets an edge of its own colour, or nobody would see it
-RECORDED = "recorded"  # what the table of a recording has among its attributes, and its stamp begins with
-ROWS = 25  # of a table of data, at most
+NARROW = 0.002  # share of the time axis: below it, the edge of a bar gets the colour of the bar, to stay visible
+RECORDED = "recorded"  # the attribute that marks the table of a recording, and the first word of its stamp
+ROWS = 25  # the most rows in a table of data
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
 def gantt(recorder: Recorder, marks: Sequence[Mark] = (), **facts: object) -> Axes:
-    """Who ran what and when: a lane for each worker, a bar for each attempt, coloured by how it ended, and a cross
-    where a worker was killed. `marks` are the faults to show, `fault.marks(recorder.began)`. Facts go into the
-    stamp."""
+    """Draw a Gantt chart: a lane for each worker, a bar for each attempt, coloured by its outcome, and a cross where a
+    worker was killed.
+
+    Args:
+        recorder: The recorder of the run.
+        marks: Faults to show: `fault.marks(recorder.began)`.
+        facts: What the stamp of the figure lists, by name.
+
+    Returns:
+        The axes of the figure.
+    """
     frame = require_rows(recorder.frame(), "no attempt has ended")
     figure, axes = plt.subplots(layout="constrained")
     lanes = {worker: lane for lane, worker in enumerate(sorted(frame["worker"].unique(), key=_in_order))}
@@ -90,7 +103,8 @@ def _draw_bars(axes: Axes, rows: pd.DataFrame, lanes: pd.Series, outcome: str, e
 
 
 def _draw_marks(axes: Axes, kind: str, marks: Sequence[Mark], lanes: Mapping[str, int]) -> None:
-    """A line through all lanes at each time, and a sign above the lane that was hit (or above all of them)."""
+    """Draw a line through all lanes at each time, and a marker above the lane of the worker that was hit, or above all
+    lanes."""
     sign, color = MARKS.get(kind, OTHER_MARK)
     places = [lanes.get(_target(what), len(lanes) - 1) + 0.45 for _, what in marks]
     times = [seconds for seconds, _ in marks]
@@ -106,13 +120,13 @@ def _kind(what: str) -> str:
 
 
 def _target(what: str) -> str:
-    """The worker that a fault names, if it names one."""
+    """Return the worker that a fault names; "" if it names none."""
     return what.partition(" ")[2]
 
 
 def _by_worker(frame: pd.DataFrame, marks: Sequence[Mark]) -> pd.DataFrame:
-    """A row for each worker: how many attempts ended how, for how many seconds it was busy, and the faults that hit it;
-    a row for all of them, where a fault hit none in particular."""
+    """Return a row for each worker: the number of attempts by outcome, its busy seconds, and the faults that hit it. If
+    a fault hit no worker in particular, there is a row "all"."""
     table = frame.groupby(["worker", "outcome"]).size().unstack(fill_value=0)
     table["busy (s)"] = frame.groupby("worker")["seconds"].sum()
     table = table.loc[sorted(table.index, key=_in_order)]
@@ -143,12 +157,12 @@ def _tell_gantt(frame: pd.DataFrame) -> str:
 
 
 def _in_order(worker: str) -> tuple[int, str]:
-    """w2 before w10."""
+    """Return a sort key that puts w2 before w10."""
     return len(worker), worker
 
 
 def depth(recorder: Recorder, **facts: object) -> Axes:
-    """How many tasks wait, run and have ended, over time. Facts go into the stamp."""
+    """Draw how many tasks wait, run and have ended, over time. Facts go into the stamp. Return the axes."""
     frame = require_rows(recorder.depth(), "no task was added")
     figure, axes = plt.subplots(layout="constrained")
     for name, color, line in (("waiting", "blue", "-"), ("running", "orange", "-"), ("ended", "green", "--")):
@@ -169,7 +183,7 @@ def _tell_depth(frame: pd.DataFrame) -> str:
 
 
 def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every so many rows of it, and the last."""
+    """Return at most ROWS rows at equal distances, with the last."""
     step = max(1, -(-len(frame) // ROWS))
     return frame.iloc[(len(frame) - 1) % step :: step]
 
@@ -178,7 +192,7 @@ def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def show(*pictures: str | Path, width: int = 210) -> None:
-    """Pictures side by side, each with its place and its size in pixels below; `width` is how wide they are shown."""
+    """Show pictures side by side, `width` pixels wide, each with its path and its size in pixels."""
     display(HTML("".join(_captioned(Path(path), width) for path in pictures)))
 
 
@@ -204,14 +218,14 @@ def _png(picture: Image.Image, width: int) -> bytes:
 def show_figure(
     figure: Figure, alt: str, data: pd.DataFrame | None = None, stamp: str = "", *, told: str = "", veil: str = ""
 ) -> None:
-    """The picture, with words in its place for those who cannot see it, the stamp, and the data in a folded table.
+    """Show the picture, with `alt` for readers who cannot see it, the stamp, and the data in a folded table.
 
-    `told` is the finding, below the picture. With a `veil` all of it is folded away behind these words.
-
-    One whose stamp begins with "recorded" says so in the picture too."""
+    `told` is the finding, below the picture. With a `veil`, all of it is folded behind that text. If the stamp begins
+    with "recorded", so does the picture.
+    """
     if stamp.startswith(RECORDED):
         figure.text(0.99, 0.99, RECORDED, color=OKABE_ITO["vermilion"], fontweight="bold", ha="right", va="top")
-        alt = f"{alt} This was recorded, it is not live."
+        alt = f"{alt} This is a recording, not a live run."
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
@@ -222,10 +236,10 @@ def show_figure(
 
 
 def stamp(frame: pd.DataFrame | None = None, by: str | list[str] | None = None, /, **facts: object) -> str:
-    """Where and how the figure was measured: this machine, the facts as they are given, and how many runs each
-    group `by` has. Of a table that was recorded it is the machine of then.
+    """Return where and how a figure was measured: the machine, the facts, and how many runs each group `by` has. For a
+    recording, it is the machine that made it.
 
-    No date: the notebook's history has it, and outputs should change only where what was measured did.
+    There is no date: the notebook's history has it, and outputs should change only if the measurements did.
     """
     words = [machine() if frame is None else frame.attrs.get(RECORDED, machine())]
     words += [f"{name} {value}" for name, value in facts.items()]
@@ -246,7 +260,7 @@ def require_rows(frame: pd.DataFrame, why: str) -> pd.DataFrame:
 
 
 def number(value: float) -> str:
-    """Three digits that matter, and never an exponent for what people count."""
+    """Return three significant digits, and never an exponent for a number from 100 on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

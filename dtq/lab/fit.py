@@ -1,13 +1,13 @@
-"""From many numbers to a few: the median of runs with its interval, and the scalability laws fitted to them.
+"""Summaries of runs: medians with their intervals, and the scalability laws fitted to them.
 
                     rate * n                        rate:  what one worker gets done in a second (lambda)
-X(n) = -----------------------------------------    sigma: share of the work that only one can do at a time
-        1 + sigma * (n - 1) + kappa * n * (n - 1)   kappa: what it costs each pair of workers to agree
+X(n) = -----------------------------------------    sigma: share of the work that runs on one worker at a time
+        1 + sigma * (n - 1) + kappa * n * (n - 1)   kappa: cost of coordination for each pair of workers
 
 This is Gunther's Universal Scalability Law ("A General Theory of Computational Scalability Based on Rational
 Functions", arXiv:0808.1431). Without kappa it is Amdahl's: sigma is his serial share s, for n / (1 + s * (n - 1)) is
-1 / (s + (1 - s) / n). Upside down, n / X(n) is linear in (1, sigma, kappa) / rate, and so a first fit is plain linear
-regression. Gauss-Newton then makes it least squares in X itself, which is what one has measured.
+1 / (s + (1 - s) / n). The reciprocal n / X(n) is linear in (1, sigma, kappa) / rate, so a first fit is a linear
+regression. Gauss-Newton then minimises the squares in X itself, the measured quantity.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
 STEPS = 100  # of Gauss-Newton, at most; a handful is enough
-# What is left free of (1, sigma, kappa) / rate: a column for each. The rest stands on its bound, sigma on 0 or on 1.
+# The free parameters of (1, sigma, kappa) / rate, one in each column. The others are at a bound: sigma at 0 or at 1.
 AMDAHL = tuple(np.array(face, float).T for face in ([[1, 0, 0], [0, 1, 0]], [[1, 0, 0]], [[1, 1, 0]]))
 USL = AMDAHL + tuple(np.hstack([face, [[0], [0], [1]]]) for face in AMDAHL)
 
@@ -33,8 +33,9 @@ USL = AMDAHL + tuple(np.hstack([face, [[0], [0], [1]]]) for face in AMDAHL)
 
 
 def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the median: draws as many values, with replacement, many times, and looks where 95 %
-    of the medians lie. Of 5 values it is about the smallest to the largest, and that is honest: no 5 values tell more.
+    """Return the 95 % bootstrap interval of the median: resample the values with replacement RESAMPLES times, and take
+    the range of the middle 95 % of the medians. For 5 values it is about the smallest to the largest: 5 values cannot
+    tell more.
     """
     known = np.asarray(values, float)
     drawn = np.random.default_rng(seed).choice(known, (RESAMPLES, len(known)))
@@ -43,7 +44,8 @@ def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
 
 
 def summarise(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.DataFrame:
-    """A row for each group, sorted: how many runs, the median of `value`, and the interval from `low` to `high`."""
+    """Return a row for each group, sorted: the number of runs, the median of `value`, and its interval from `low` to
+    `high`."""
     by = [by] if isinstance(by, str) else [*by]
     rows = [
         (*group, len(values), float(values.median()), *interval(values)) for group, values in frame.groupby(by)[value]
@@ -75,12 +77,14 @@ class Law(msgspec.Struct, frozen=True):
 
 
 def fit_amdahl(n: Iterable[float], x: Iterable[float]) -> Law:
-    """The law without kappa, 0 <= sigma <= 1, that comes nearest to throughputs (or speed-ups) x with n workers."""
+    """Return the law without kappa, 0 <= sigma <= 1, that fits the throughputs (or speed-ups) x with n workers best.
+    Raise ValueError if a number is not allowed, or there are too few different n."""
     return _fit(n, x, AMDAHL, parameters=2)
 
 
 def fit_usl(n: Iterable[float], x: Iterable[float]) -> Law:
-    """The law with 0 <= sigma <= 1 and kappa >= 0 that comes nearest to throughputs x with n workers."""
+    """Return the law with 0 <= sigma <= 1 and kappa >= 0 that fits the throughputs x with n workers best. Raise
+    ValueError if a number is not allowed, or there are too few different n."""
     return _fit(n, x, USL, parameters=3)
 
 
@@ -111,14 +115,14 @@ def _misfit(law: Law, n: Floats, x: Floats) -> float:
 
 
 def _step(law: Law, n: Floats, x: Floats, faces: tuple[Floats, ...]) -> Law:
-    """Gauss-Newton: near z = n / X, X is a straight line of slope -n / z**2; along it, x is reached at another z."""
+    """Take a Gauss-Newton step: near z = n / X, X is a line of slope -n / z**2, which reaches x at another z."""
     z = n / law(n)
     return _nearest(n, 2 * z - x * z * z / n, n / (z * z), faces, law)
 
 
 def _nearest(n: Floats, z: Floats, weights: Floats, faces: tuple[Floats, ...], fallback: Law | None = None) -> Law:
-    """Linear least squares of z = (1, n - 1, n * (n - 1)) . c within the bounds. The best c lies inside, or on a face
-    of what is allowed: there are few, so all are tried."""
+    """Solve z = (1, n - 1, n * (n - 1)) . c by linear least squares within the bounds. The best c is inside the allowed
+    region or on one of its few faces, so all of them are tried."""
     terms = np.stack([np.ones_like(n), n - 1, n * (n - 1)], axis=1) * weights[:, None]
     found = [face @ np.linalg.lstsq(terms @ face, z * weights, rcond=None)[0] for face in faces]
     allowed = [c for c in found if c[0] > 0 and 0 <= c[1] <= c[0] and c[2] >= 0]

@@ -1,9 +1,9 @@
-"""A flow, drawn while it runs: its tasks in layers, from left to right, each told by colour and by a sign.
+"""Draw a flow while it runs: its tasks in layers from left to right, each with a colour and a symbol for its status.
 
 flow.tasks() --a few times a second, on a thread--> SVG in the page
-                                                    and the same SVG, as it was first, where no kernel runs
+                                                    (without a kernel, the first SVG)
 
-Up to DOTS tasks are drawn one by one, with what waits for what; of a larger flow each layer is a bar.
+Up to DOTS tasks are drawn one by one, with lines to their parents; in a larger flow each layer is a bar.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dtq.lab.figures import OKABE_ITO
 from dtq.queue.flow import Flow
 from dtq.task.model import Status, Task
 
-TICK = 0.2  # seconds between looks, at least
+TICK = 0.2  # seconds between two drawings, at least
 DOTS = 150  # tasks that are drawn one by one
 STEP_X, STEP_Y, RADIUS, MARGIN = 90, 30, 10, 24  # units of the drawing
 BAR = 160  # the length of the longest bar
-LOOKS = {  # status -> colour, and a sign for those who cannot tell colours apart
+LOOKS = {  # status -> colour, and a symbol for readers who cannot tell the colours apart
     Status.BLOCKED: ("#FFFFFF", ""),
     Status.PENDING: (OKABE_ITO["sky"], ""),
     Status.PROCESSING: (OKABE_ITO["blue"], "…"),
@@ -41,7 +41,7 @@ Place = tuple[float, float]
 
 
 class Drawing:
-    """The drawing of one flow. `widget` is what the page shows, `svg` what it shows at this moment."""
+    """The drawing of one flow. `widget` is the output in the page, `svg` its present content."""
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
@@ -57,8 +57,8 @@ class Drawing:
         self._thread.start()
 
     def wait(self, timeout: float = 60.0) -> None:
-        """Returns when all tasks have ended and the drawing shows it. Raises TimeoutError, saying what is left, and
-        what became of the store where it could not be read any more."""
+        """Return when all tasks have ended and the drawing shows it. Raise TimeoutError with the tasks left after
+        `timeout` seconds, or the error if the store can no longer be read."""
         if not self._over.wait(timeout):
             raise TimeoutError(f"{_tell(self._flow.tasks(brief=True), len(self._layers))} after {timeout} s")
         if self._error is not None:
@@ -73,7 +73,7 @@ class Drawing:
                 if all(task.is_terminal for task in tasks):
                     break
                 time.sleep(max(TICK, 4 * (time.monotonic() - began)))  # a large flow takes a fifth of a core at most
-        except DTQError as error:  # the queue was closed, say: the drawing stays as it is, and whoever waits is told
+        except DTQError as error:  # for example closed: the drawing stays as it is, and `wait` raises the error
             self._error = error
         self._over.set()
 
@@ -91,7 +91,7 @@ class Drawing:
 
 
 def flow(flow: Flow) -> Drawing:
-    """Shows the flow and returns at once; `.wait()` on what it gives waits for the tasks."""
+    """Show the flow and return at once. Call `wait` on the result to wait for the tasks."""
     drawing = Drawing(flow)
     bundle = {**drawing.widget._repr_mimebundle_(), "text/html": drawing.svg, "text/plain": repr(flow)}
     display(bundle, raw=True)
@@ -100,7 +100,8 @@ def flow(flow: Flow) -> Drawing:
 
 
 def layers(parents: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """The tasks by how many stand before them, counted along the longest way; parents from elsewhere do not count."""
+    """Return the tasks in layers, by the length of the longest path that leads to them. Parents outside the flow do not
+    count."""
     inside = {task_id: [parent for parent in after if parent in parents] for task_id, after in parents.items()}
     depth: dict[str, int] = {}
     for task_id in TopologicalSorter(inside).static_order():
@@ -113,7 +114,7 @@ def layers(parents: Mapping[str, Iterable[str]]) -> list[list[str]]:
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
-Drawn = tuple[float, float, list[str]]  # width, height, what is in it
+Drawn = tuple[float, float, list[str]]  # width, height, shapes
 
 
 def _dots(layers: Sequence[Sequence[str]], tasks: Mapping[str, Task], flow: Flow) -> Drawn:
@@ -148,7 +149,8 @@ def _dot(place: Place, task: Task, name: str) -> str:
 
 
 def _bars(layers: Sequence[Sequence[str]], tasks: Mapping[str, Task], flow: Flow) -> Drawn:
-    """A bar for each layer, as long as it has tasks, in parts by status; of many layers, neighbours share a bar."""
+    """Draw a bar for each layer, as long as its number of tasks, divided by status. If there are many layers,
+    neighbours share a bar."""
     share = -(-len(layers) // DOTS)
     rows = [[id for layer in layers[at : at + share] for id in layer] for at in range(0, len(layers), share)]
     most, shapes = max(map(len, rows)), []
@@ -165,7 +167,7 @@ def _bars(layers: Sequence[Sequence[str]], tasks: Mapping[str, Task], flow: Flow
 
 
 def _counted(ids: Iterable[str], tasks: Mapping[str, Task]) -> list[tuple[Status, int]]:
-    """Those that have ended first."""
+    """Return the number of tasks by status; those that have ended come first."""
     counts = Counter(tasks[task_id].status for task_id in ids if task_id in tasks)
     return [(status, counts[status]) for status in reversed(Status) if counts[status]]
 
@@ -189,7 +191,7 @@ def _legend(tasks: Sequence[Task]) -> str:
 
 
 def _table(layers: Sequence[Sequence[str]], tasks: Mapping[str, Task]) -> str:
-    """The counts of each layer, as far as a person would read them."""
+    """Return a table with the counts of the first 25 layers."""
     rows = "".join(
         f"<tr><td>{number}</td><td>{len(layer):,}</td>"
         f"<td>{', '.join(f'{n:,} {status}' for status, n in _counted(layer, tasks))}</td></tr>"

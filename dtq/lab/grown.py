@@ -1,10 +1,10 @@
-"""A class that grew over several cells, as one piece.
+"""A class that was written in several cells, as one class.
 
 class MyStore(Table): step        class MyStore(MyStore): add        class MyStore(MyStore): claim
              +------------------------------+-------------------------------+
                                             v
-whole(MyStore)      one class with step, add, claim: each as it is now, folded away
-module_text(MyStore)     the same with all that it uses, to be imported elsewhere
+whole(MyStore)           one class with step, add, claim in their present form, folded
+module_text(MyStore)     the same class with all that it uses, to be imported elsewhere
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Names = dict[str, Any]
 
 
 def whole(cls: type) -> None:
-    """Show the class with all of its methods, those of earlier cells too, folded."""
+    """Show the class with all its methods, including those of earlier cells, folded."""
     text = class_text(cls)
     title = f"{cls.__name__} as a whole, {len(text.splitlines())} lines"
     display(Page(folded(title, code_html(text)), text))
 
 
 def is_ours(value: Any) -> bool:
-    """Return whether a method is one that `hole` has put in place of the reader's."""
+    """Return whether `hole` has replaced the reader's method by ours."""
     return hasattr(value, "check_of_hole")
 
 
 def members(cls: type) -> Names:
-    """Return the functions of the class by name, as they are now, in the order in which they came."""
+    """Return the functions of the class by name, in their present form, in the order of their first definition."""
     found: Names = {}
     for stage in reversed(_stages(cls)):
         found |= {name: value for name, value in vars(stage).items() if inspect.isfunction(innermost(value))}
@@ -46,7 +46,7 @@ def members(cls: type) -> Names:
 
 
 def class_text(cls: type) -> str:
-    """Return the source of one class that is the same as all stages of it together."""
+    """Return the source of one class that is equivalent to all its stages together."""
     stages = _stages(cls)
     bases = ", ".join(base.__name__ for base in stages[-1].__bases__ if base is not object)
     statements = [text for stage in reversed(stages) for text in _statements(stage, members(cls))]
@@ -56,12 +56,12 @@ def class_text(cls: type) -> str:
 
 
 def _stages(cls: type) -> list[type]:
-    """The classes of this name and module that it grew out of, the latest first."""
+    """Return the stages of the class: the classes of the same name and module in its MRO, the latest first."""
     return [each for each in cls.__mro__ if (each.__name__, each.__module__) == (cls.__name__, cls.__module__)]
 
 
 def _statements(stage: type, methods: Names) -> Iterator[str]:
-    """What a class's body has besides methods: docstring, fields, constants."""
+    """Yield the statements in the body of a class that are not methods: docstring, fields, constants."""
     text = excerpt(stage).text
     (node, *_) = ast.parse(text).body
     for part in node.body if isinstance(node, ast.ClassDef) else []:
@@ -71,7 +71,7 @@ def _statements(stage: type, methods: Names) -> Iterator[str]:
 
 
 def _assigns(part: ast.stmt, methods: Names) -> bool:
-    """Whether it gives a method its value, as `reap = lab.hole(...)` does."""
+    """Return whether the statement assigns a method, as `reap = lab.hole(...)` does."""
     targets = part.targets if isinstance(part, ast.Assign) else []
     return any(isinstance(target, ast.Name) and target.id in methods for target in targets)
 
@@ -84,14 +84,14 @@ def _has_source(value: Any) -> bool:
     return True
 
 
-# --- a module of it --------------------------------------------------------------------------------------------------
+# --- the module ------------------------------------------------------------------------------------------------------
 
 
 def module_text(cls: type) -> str:
     """Return the text of a module that defines the class, and `kept`, which is the class.
 
     Raises:
-        ValueError: It uses a value that has no name in a module and is no plain data.
+        ValueError: It uses a value that is neither importable nor plain data.
     """
     imports: dict[str, str] = {}
     definitions: dict[str, str] = {}
@@ -114,7 +114,7 @@ def _define_names(
     definitions: dict[str, str],
     skip: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> None:
-    """Add what the text uses of that scope."""
+    """Add the names of the scope that the text uses."""
     tree = ast.parse(textwrap.dedent(text))
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     for name in sorted(used & scope.keys() - skip):
@@ -131,9 +131,9 @@ def _define(name: str, value: Any, imports: dict[str, str], definitions: dict[st
         imports[name] = f"from {module} import {own} as {name}"
     elif inspect.isfunction(value) or inspect.isclass(value):
         text = excerpt(value).text if inspect.isfunction(value) else class_text(value)
-        definitions[name] = ""  # it may use itself
+        definitions[name] = ""  # it may refer to itself
         _define_names(text, vars(sys.modules["__main__"]), imports, definitions)
-        definitions[name] = definitions.pop(name) or text  # behind what it uses
+        definitions[name] = definitions.pop(name) or text  # after the names that it uses
     else:
         definitions[name] = f"{name} = {_literal(name, value)}"
 

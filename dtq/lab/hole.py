@@ -4,9 +4,9 @@ class MyStore(MyStore):
     def reap(self, worker, n, lease, now):
         "Take over what has run out of its lease."          <-- a stub, to be filled in
 
-    reap = lab.hole(ch02.reap, reap)       the reader's where the check accepts it; until then ours, and it says so
+    reap = lab.hole(ch02.reap, reap)       the reader's if the check accepts it; until then ours, with a notice
 
-Run All stays green whatever stands in the hole, and the chapter goes on with a method that works.
+Run All stays green whatever the reader writes, and the chapter continues with a method that works.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dtq.lab import kept
 from dtq.lab.verdict import Verdict, judge
 
 F = TypeVar("F", bound=Callable[..., Any])
-SECONDS = 10.0  # that a check may take
+SECONDS = 10.0  # the time that a check may take
 
 
 def checked_by(check: Callable[[Any], object]) -> Callable[[F], F]:
-    """Attach to a function the check that a reader's version of it has to pass: it raises where that is wrong."""
+    """Attach to a function the check that a reader's version must pass. The check raises if the version is wrong."""
 
     def attach(function: F) -> F:
         function.check_of_hole = check  # type: ignore[attr-defined]
@@ -34,9 +34,9 @@ def checked_by(check: Callable[[Any], object]) -> Callable[[F], F]:
 
 
 def hole(given: F, function: F) -> F:
-    """Return the reader's `function` where the check of the `given` one accepts it; else the given one.
+    """Return the reader's `function` if the check of the `given` one accepts it; else the given one.
 
-    Shows which of the two it is, and what is wrong with the reader's.
+    Show which of the two it is, and what is wrong with the reader's.
     """
     name = given.__name__
     check = given.check_of_hole  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""What the reader has built and done, kept from chapter to chapter in notebooks/mine/ (ignored by git).
+"""The reader's classes and progress, kept from chapter to chapter in notebooks/mine/ (ignored by git).
 
 keep(MyStore) ---> mine/store.py ---> mine("store", default=SQLiteStore)
 verdicts, hints, guesses ---> mine/progress.json ---> report()
 
-A class is kept only when all of it is the reader's: Run All of an untouched chapter writes nothing.
+A class is kept only if the reader wrote all of it: Run All of an untouched chapter writes nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from IPython.display import display
 from dtq.lab.grown import is_ours, members, module_text
 from dtq.lab.source import Page
 
-HINT = 0.2  # of the mark of an exercise, that each hint costs
+HINT = 0.2  # the share of an exercise's mark that each hint costs
 
 
 class Tried(msgspec.Struct):
-    """How an exercise, or a part to be written, went: times are UTC, in seconds."""
+    """A reader's progress with an exercise or a part to be written. Times are UTC seconds."""
 
     status: str = "not yet"
     tries: int = 0
@@ -42,17 +42,17 @@ class Progress(msgspec.Struct):
 
 
 def folder() -> Path:
-    """Return where it is kept: DTQ_MINE, or mine/ beside the notebook."""
+    """Return the folder: DTQ_MINE, or mine/ beside the notebook."""
     return Path(os.environ.get("DTQ_MINE") or Path.cwd() / "mine")
 
 
-# --- what was built --------------------------------------------------------------------------------------------------
+# --- classes ---------------------------------------------------------------------------------------------------------
 
 
 def keep(cls: type) -> None:
-    """Write a class of the notebook down for later chapters, with all that it uses: MyStore into mine/store.py.
+    """Write a class of the notebook to a file for later chapters, with all that it uses: MyStore to mine/store.py.
 
-    Where a part of it is ours for now, nothing is written, and what was kept before stays.
+    If a part of it is still ours, nothing is written, and an earlier file stays.
 
     Raises:
         ValueError: The class uses a value that has no name in a module and is no plain data.
@@ -67,8 +67,8 @@ def keep(cls: type) -> None:
 
 
 def mine(name: str, default: Any) -> Any:
-    """Return what was kept under this name, the class of the last `keep`; `default` where there is none yet, or where
-    it cannot be loaded. Says which."""
+    """Return the class that the last `keep` wrote under this name; `default` if there is none yet, or it cannot be
+    loaded. Show which of the two it is."""
     path = folder() / f"{name}.py"
     if not path.exists():
         _say(f"You have kept no {name} yet, so this is {default.__name__}.")
@@ -92,15 +92,15 @@ def _load(name: str, path: Path) -> Any:
 
 
 def _short(cls: type) -> str:
-    """MyStore: store."""
+    """Return the short name: "store" for MyStore."""
     return cls.__name__.removeprefix("My").lower()
 
 
-# --- what was done ---------------------------------------------------------------------------------------------------
+# --- progress --------------------------------------------------------------------------------------------------------
 
 
 def note_try(number: str, status: str) -> None:
-    """Note a verdict. A stub is no try: Run All of an untouched chapter notes nothing."""
+    """Record a verdict. A stub does not count: Run All of an untouched chapter records nothing."""
     if status == "not yet":
         return
     progress = read()
@@ -113,21 +113,21 @@ def note_try(number: str, status: str) -> None:
 
 
 def note_hint(number: str) -> None:
-    """Note that a hint was asked for."""
+    """Record a hint."""
     progress = read()
     progress.tried.setdefault(number, Tried(began=time.time())).hints += 1
     _save(progress)
 
 
 def note_guess(name: str, values: dict[str, float]) -> None:
-    """Note a guess that was locked in."""
+    """Record a guess that was locked in."""
     progress = read()
     progress.guesses[name] = values
     _save(progress)
 
 
 def read() -> Progress:
-    """Return what was done so far; nothing where the file cannot be read."""
+    """Return the progress so far; none if the file cannot be read."""
     try:
         return msgspec.json.decode((folder() / "progress.json").read_bytes(), type=Progress)
     except (OSError, msgspec.DecodeError):
@@ -144,7 +144,7 @@ def report() -> pd.DataFrame:
 
 
 def _minutes(tried: Tried) -> float:
-    """From the first try or hint until it was right."""
+    """Return the minutes from the first try or hint to the first right answer; NaN without one."""
     return round((tried.right - tried.began) / 60, 1) if tried.right else float("nan")
 
 

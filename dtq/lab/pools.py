@@ -1,4 +1,4 @@
-"""Who ran what, by priority: what it is good for to keep a worker free for what cannot wait.
+"""Gantt charts by priority: why it helps to reserve a worker for urgent tasks.
 
 The picture in docs/tasks.md is a real run: python -c "from dtq.lab.pools import main; main('docs/pools.svg')"
 """
@@ -23,8 +23,8 @@ LONG, SHORT = 0.3, 0.05  # seconds that a task of the demonstration takes
 
 
 def by_priority(runs: Mapping[str, Sequence[Task]], urgent: int, **facts: object) -> Sequence[Axes]:
-    """Who ran what and when, one panel for each run (title -> tasks that have ended): a lane for each worker, a bar for
-    each task, in another colour where its priority is at least `urgent`. Facts go into the stamp."""
+    """Draw a Gantt chart for each run (title -> tasks that have ended): a lane for each worker, a bar for each task, in
+    another colour if its priority is at least `urgent`. Facts go into the stamp. Return the axes of each chart."""
     frames = {title: _frame(tasks, urgent) for title, tasks in runs.items()}
     figure, panels = _draw(frames)
     table = pd.concat({title: _waits(frame) for title, frame in frames.items()}, names=["run"]).reset_index()
@@ -51,7 +51,7 @@ def _draw(frames: Mapping[str, pd.DataFrame]) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _frame(tasks: Sequence[Task], urgent: int) -> pd.DataFrame:
-    """A row for each task that ran; times from the first `added`."""
+    """Return a row for each task that ran; times count from the first `add`."""
     ran = [task for task in tasks if task.started_at is not None and task.finished_at is not None]
     began = min((task.created_at for task in ran), default=0.0)
     rows = [
@@ -68,12 +68,12 @@ def _frame(tasks: Sequence[Task], urgent: int) -> pd.DataFrame:
 
 
 def _waits(frame: pd.DataFrame) -> pd.DataFrame:
-    """Seconds from due to started, by kind."""
+    """Return the seconds from due to started, by kind."""
     return frame.groupby("kind")["waited"].agg(["count", "median", "max"]).reset_index()
 
 
 def _wait(frame: pd.DataFrame) -> float:
-    """Of the urgent tasks, in the median."""
+    """Return the median wait of the urgent tasks, in seconds."""
     return float(frame[frame["kind"] == "urgent"]["waited"].median())
 
 
@@ -94,10 +94,10 @@ def rest(seconds: float, context: Any) -> None:
 
 
 def demonstrate(pools: Mapping[str, Pool], urgent: int = 9, n: int = 24, every: float = 0.2) -> list[Task]:
-    """Gives the tasks of a real run: `n` long ones at once, and a short urgent one each `every` seconds meanwhile."""
+    """Return the tasks of a real run: `n` long ones at once, and meanwhile a short urgent one each `every` seconds."""
     handlers = {"long": "dtq.lab.pools:rest", "short": "dtq.lab.pools:rest"}
     with tempfile.TemporaryDirectory() as folder, TaskQueue(f"{folder}/queue.db", handlers, pools=pools) as queue:
-        for type, seconds in (("long", LONG), ("short", SHORT)):  # the queue gets to know how long they take
+        for type, seconds in (("long", LONG), ("short", SHORT)):  # so that the queue knows how long they take
             queue.add_many({"type": type, "payload": seconds, "priority": urgent} for _ in range(4))
         queue.join(60)
         known = {task.id for task in queue.find()}

@@ -1,5 +1,5 @@
-"""Conformance tables: which promises a store keeps; and for those that it breaks, what was expected and what came, and
-the calls that show it.
+"""Conformance tables: which promises a store keeps; and for a broken one, the expected and the actual value, and the
+calls that led to it.
 
     checks of dtq.testing.conformance ---> Recorded(the reader's store) ---> a table of promises
                                       |
@@ -24,20 +24,21 @@ from dtq.lab.verdict import COLORS
 from dtq.testing import conformance
 from dtq.testing.conformance import CHECKS, Check, Make, Result
 
-WORDS = {"passed": "right", "failed": "wrong", "skipped": "not yet"}  # whose colours they have
+WORDS = {"passed": "right", "failed": "wrong", "skipped": "not yet"}  # result -> the verdict whose colour it has
 EXPLAINED = 3  # failures that are shown with their calls
-CALLS = 12  # before a failure that are shown
+CALLS = 12  # calls that are shown before a failure
 LEFT = 'style="text-align:left;vertical-align:top"'
-FEW = 12  # promises that were kept: more of them are folded away
-HANGS = 3  # then the other checks are not asked
+FEW = 12  # kept promises; more of them are folded
+HANGS = 3  # checks that took too long; after them, the others are skipped
 
 
 class Findings(list[Result]):
-    """The results of the checks. They were shown when they came, so a cell that ends with them shows nothing more."""
+    """The results of the checks. `promises` has shown them already, so a cell that ends with them shows nothing
+    more."""
 
     @property
     def kept(self) -> bool:
-        """Whether no promise was broken (what was skipped was not asked)."""
+        """Whether no promise was broken. Skipped checks do not count."""
         return all(result.status != "failed" for result in self)
 
     def _ipython_display_(self) -> None:
@@ -45,7 +46,7 @@ class Findings(list[Result]):
 
 
 class Finding(NamedTuple):
-    """A result, and the calls that led to it: how many, and as lines."""
+    """A result, and the calls that led to it: their number, and their lines."""
 
     result: Result
     n: int = 0
@@ -54,11 +55,19 @@ class Finding(NamedTuple):
 
 
 def promises(make: Make, checks: Iterable[Check] = CHECKS, seconds: float = 10.0) -> Findings:
-    """Asks a store for what it promises, a new one from `make` for each check, and shows what came; gives the results.
+    """Check the promises of a store, with a new store for each check, and show the results.
 
-    `make` is the class itself, or a function that gives an empty store, or its `conformance.Subject`. `checks` are a
-    lesson's part, such as `conformance.group("add", "claim")`. A check that takes longer than `seconds` has failed;
-    after three of those the others are skipped.
+    Args:
+        make: The class, or a function that returns an empty store, or its `conformance.Subject`.
+        checks: All of them, or a part such as `conformance.group("add", "claim")`.
+        seconds: How long a check may take; one that takes longer has failed. After three of those the others are
+            skipped.
+
+    Returns:
+        The results.
+
+    Raises:
+        ValueError: There are no checks.
     """
     if not (asked := list(checks)):
         raise ValueError(f"there are no checks to ask; groups: {', '.join(sorted({c.group for c in CHECKS}))}")
@@ -99,13 +108,13 @@ def _summary(findings: Sequence[Finding]) -> str:
 
 
 def _explained(findings: Sequence[Finding]) -> list[Finding]:
-    """The first failures, of those that the fewest calls show."""
+    """Return the failures with the fewest calls."""
     failed = [finding for finding in findings if finding.result.status == "failed"]
     return sorted(failed, key=lambda finding: finding.n)[:EXPLAINED]
 
 
 def _evidence(finding: Finding) -> str:
-    """What was expected and what came, and below it the calls."""
+    """Return the expected and the actual value, and below them the calls."""
     calls, left_out = finding.calls[-CALLS:], len(finding.calls) - CALLS
     before = [f"... {left_out} before these"] if left_out > 0 else []
     steps = ["after these calls on a new store:", *(f"  {call}" for call in [*before, *calls])] if calls else []

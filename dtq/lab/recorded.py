@@ -1,11 +1,11 @@
-"""Recordings: what an instructor shows when a live run fails in front of the class, and which says that it is one.
+"""Recordings: what an instructor shows if a live run fails in front of the class. They are marked as recordings.
 
 DTQ_INSTRUCTOR=1
     a run that is complete, and has no recording yet --keep--> recorded/03-its-name.json, beside the notebook
     a run that failed, or takes too long             <--recall-- the same; figures bear its date and its machine
 
-So a rehearsal makes the recordings; to make one anew, delete its file. Without instructor mode nothing is recorded, and
-nothing stands in for a run that failed: tests must see it fail.
+So a rehearsal makes the recordings; to make one again, delete its file. Without instructor mode nothing is recorded,
+and nothing replaces a run that failed: tests must see it fail.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class Recording(msgspec.Struct, frozen=True):
     rows: list[list[Any]]
 
     def frame(self) -> pd.DataFrame:
-        """The table. It bears, and hands on to what is selected from it, what the stamp of a figure says of it."""
+        """Return the table. Its attributes, and those of selections from it, tell the stamp of a figure that it is a
+        recording."""
         frame = pd.DataFrame(self.rows, columns=self.columns)
         frame.attrs["recorded"] = f"recorded {self.at}, {self.machine}"
         return frame
 
 
 def use(folder: Path | None, chapter: int) -> None:
-    """Keeps recordings of this chapter in that folder from now on; None: keeps and recalls none."""
+    """Set the folder for the recordings of this chapter; None: make and use none."""
     global _folder, _chapter
     _folder, _chapter = folder, chapter
 
@@ -50,7 +51,7 @@ def chapter() -> int:
 
 
 def keep(name: str, frame: pd.DataFrame, machine: str) -> None:
-    """Writes the table down, unless there is a recording of this name."""
+    """Write the table to a file, unless there is a recording of this name."""
     path = _path(name)
     if path is None or path.exists():
         return
@@ -63,7 +64,7 @@ def keep(name: str, frame: pd.DataFrame, machine: str) -> None:
 
 
 def recall(name: str) -> Recording | None:
-    """The recording of this name; None where there is none, or not in instructor mode."""
+    """Return the recording of this name; None if there is none, or without instructor mode."""
     path = _path(name)
     return msgspec.json.decode(path.read_bytes(), type=Recording) if path is not None and path.exists() else None
 
@@ -74,7 +75,7 @@ def _path(name: str) -> Path | None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON knows; numpy's numbers as Python's, and what is neither by its name."""
+    """Return a value that JSON can represent: numpy's numbers as Python's, and anything else as text."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     value = value.item() if hasattr(value, "item") else value

@@ -1,4 +1,4 @@
-"""The first cell of every chapter: a seed, a place for files, one line that says where this runs, and the map."""
+"""The first cell of every chapter: a seed, a directory, one line about versions and machine, and the map."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ STYLE = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
-LARGE = {  # for a projector: what is not here stays as it is
+LARGE = {  # for a projector; added to STYLE
     "figure.figsize": (12, 5),
     "font.size": 17,
     "lines.linewidth": 3,
     "lines.markersize": 10,
 }
-LARGE_PAGE = (  # sizes of JupyterLab, of this page only, until it is loaded again
+LARGE_PAGE = (  # sizes in JupyterLab, for this page only, until it is loaded again
     "<style>:root{--jp-content-font-size1:20px;--jp-code-font-size:18px;--jp-ui-font-size1:16px;"
     "--jp-widgets-font-size:18px;--jp-cell-prompt-width:80px}.jp-RenderedHTMLCommon{font-size:20px}"
     ".jp-MarkdownOutput pre{font-size:16px}"
@@ -42,8 +42,8 @@ LARGE_PAGE = (  # sizes of JupyterLab, of this page only, until it is loaded aga
 
 
 class Chapter(msgspec.Struct, frozen=True):
-    """Where a chapter works. `path` is a directory of its own, `handlers` the repository's; `fast` asks for less,
-    `instructor` is instructor mode."""
+    """Where a chapter works: `path` is its own directory, `handlers` the directory of the repository's handlers; `fast`
+    asks for less work, `instructor` is instructor mode."""
 
     number: int
     path: Path
@@ -52,7 +52,7 @@ class Chapter(msgspec.Struct, frozen=True):
     instructor: bool = False
 
     def size(self, full: int, fast: int) -> int:
-        """How much to do: less where DTQ_FAST is set, on small or busy machines."""
+        """Return how much to do: less if DTQ_FAST is set, for small or busy machines."""
         return fast if self.fast else full
 
     def fresh(self) -> Path:
@@ -61,15 +61,24 @@ class Chapter(msgspec.Struct, frozen=True):
 
 
 def start(chapter: int) -> Chapter:
-    """Begins a chapter, and shows where it is on the map. Everything that it starts has to have ended when
-    `lab.assert_clean` is called. What `lab.serve` has started is ended there.
+    """Begin a chapter, and show its place on the map.
 
-    Handlers that take paths may touch what lies below the chapter's own directory and the working directory, or those
-    that DTQ_FILES names.
+    Everything that the chapter starts must have ended when `lab.assert_clean` is called, which itself ends what
+    `lab.serve` has started. Handlers that take paths may use files below the chapter's own directory and the working
+    directory, or below those in DTQ_FILES.
 
-    Two switches are read from the environment, here, and so may be set before the notebook server starts, or in a cell
-    above this one with %env: DTQ_FAST=1 asks for less work, and DTQ_INSTRUCTOR=1 is instructor mode, which makes type
-    and figures larger, and records complete experiments in recorded/ to fall back on when one fails.
+    Two environment variables are read here. Set them before the notebook server starts, or with %env in a cell above
+    this one. DTQ_FAST=1 asks for less work. DTQ_INSTRUCTOR=1 is instructor mode: text and figures are larger, and
+    complete experiments are recorded in recorded/ as a replacement if one fails later.
+
+    Args:
+        chapter: The number of the chapter.
+
+    Returns:
+        Where the chapter works.
+
+    Raises:
+        ValueError: There is no such chapter.
     """
     you_are_here = system_map.draw(chapter)
     random.seed(chapter)
@@ -93,7 +102,8 @@ def _is_set(name: str) -> bool:
 
 
 def _find_handlers() -> Path:
-    """The directory with handlers such as process_image.py: beside the package, or above where we are."""
+    """Return the directory with handlers such as process_image.py: beside the package, or above the working
+    directory."""
     for place in (Path(dtq.__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
         if (place / "handlers" / "process_image.py").exists():
             return place / "handlers"

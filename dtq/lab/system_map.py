@@ -1,4 +1,4 @@
-"""The map of the system, with the part that a chapter is about lit: "you are here".
+"""The map of the system, with the subject of a chapter highlighted: "you are here".
 
      API          schedules, limits       retries         monitor
       |                   |                  |               |
@@ -6,7 +6,7 @@
       |                   |                  |               |
  flows, webhooks     dead letters       waiting line    more machines
 
-draw(chapter) --> a picture, an SVG in an <img>, which pages that trust nobody show too; the same as text; and in words
+draw(chapter) --> an SVG in an <img>, which untrusted notebooks show too; the same as text; and a description
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import NamedTuple
 
 from dtq.lab.source import Page
 
-PARTS = {  # chapter -> what it is about, as it stands on the map, and in words
+PARTS = {  # chapter -> its subject: the label on the map, and the description
     0: ("all of it", "the whole system at once"),
     1: ("tasks", "the task, on every arrow"),
     2: ("store", "the store, where tasks live"),
     3: ("workers", "the workers, where handlers run"),
     4: ("loop", "the loop, which claims, dispatches and commits"),
     5: ("retries", "retries: what follows an attempt that failed"),
-    6: ("API", "the API, by which other programs come in"),
+    6: ("API", "the API, through which other programs use the queue"),
     7: ("monitor", "the monitor, which watches and warns"),
     8: ("waiting line", "the waiting line, and what load does to it"),
-    9: ("dead letters", "dead letters: tasks that were given up"),
-    10: ("schedules, limits", "schedules and limits: what may run when"),
+    9: ("dead letters", "dead letters: tasks that failed permanently"),
+    10: ("schedules, limits", "schedules and limits: when tasks may run"),
     11: ("flows, webhooks", "flows and webhooks: what follows a task that ended"),
     12: ("more machines", "more machines on one store"),
 }
@@ -40,7 +40,7 @@ ROWS = (
 )
 NUMBERS = {name: number for number, (name, _) in PARTS.items()}
 WIDE, HIGH = 184, 52  # of a box
-LEFT, TOP, RIGHT_BY, DOWN_BY = 12, 12, 241, 92  # where the first is, and how far it is to the next
+LEFT, TOP, RIGHT_BY, DOWN_BY = 12, 12, 241, 92  # the position of the first box, and the distance to the next
 WIDTH, HEIGHT = 2 * LEFT + 3 * RIGHT_BY + WIDE, 2 * TOP + 2 * DOWN_BY + HIGH
 CELL, ARROW = 17, " -tasks-> "  # of the text
 STYLE = (
@@ -72,7 +72,7 @@ BOXES = [Box(name, column, row) for row, names in enumerate(ROWS) for column, na
 
 
 def draw(chapter: int) -> Page:
-    """The map as a cell shows it. Raises ValueError where there is no such chapter."""
+    """Return the map as an output of a cell. Raise ValueError if there is no such chapter."""
     if chapter not in PARTS:
         raise ValueError(f"chapter is {chapter!r}; allowed: a whole number from 0 to {max(PARTS)}")
     source = base64.b64encode(_svg(chapter).encode()).decode()
@@ -83,7 +83,7 @@ def draw(chapter: int) -> Page:
 
 
 def describe(chapter: int) -> str:
-    """Where you are, and what is around it, in words."""
+    """Return a description of the map and of the highlighted part."""
     return (
         f"Map of the system. You are here: {PARTS[chapter][1]} (chapter {chapter:02}). In the middle, tasks go from "
         "you to the store, to the loop, to the workers, and back as outcomes. Above are API, schedules and limits, "
@@ -111,7 +111,7 @@ def _svg(chapter: int) -> str:
 
 
 def _lines() -> Iterator[str]:
-    """What is above and below belongs to what is in the middle."""
+    """Draw lines from the parts above and below to those in the middle."""
     for box in BOXES:
         if box.row < 2:
             x = box.x + WIDE // 2
@@ -130,7 +130,7 @@ def _box(box: Box, chapter: int) -> str:
 
 
 def _arrow(column: int, chapter: int) -> str:
-    """From a box in the middle to the next, with the tasks on it, and their outcomes on the way back."""
+    """Draw an arrow from a middle box to the next, with the tasks on it, and one for their outcomes on the way back."""
     start, end = LEFT + column * RIGHT_BY + WIDE, LEFT + (column + 1) * RIGHT_BY
     y, middle = TOP + DOWN_BY + HIGH // 2, (start + end) // 2
     head = f"M{end - 10},{y - 5} L{end - 1},{y} L{end - 10},{y + 5} Z"

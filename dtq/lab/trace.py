@@ -1,4 +1,5 @@
-"""The picture of a trace: a lane for each process, time downwards, a dot for each step, and what broke at the end.
+"""Draw a counterexample: a lane for each process, time downwards, a dot for each step, and the broken promise at the
+end.
 
 A        B
 o        |     1  selects t1
@@ -15,14 +16,15 @@ from matplotlib.axes import Axes
 from dtq.lab.explore import CRASHES, Exploration
 from dtq.lab.figures import OKABE_ITO, show_figure, stamp
 
-LANES = [OKABE_ITO[name] for name in ("blue", "green", "purple", "orange", "sky")]  # names stand beside the colours
+LANES = [OKABE_ITO[name] for name in ("blue", "green", "purple", "orange", "sky")]  # each lane also has its name
 BROKEN = OKABE_ITO["vermilion"]
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind words, so that no line runs through them
-LINE = 2.75  # the height of a step, in heights of the type
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind text, so that no line crosses it
+LINE = 2.75  # the height of a step, in font sizes
 
 
 def trace(found: Exploration, **facts: object) -> Axes | None:
-    """Draws the counterexample and prints it; where there is none, only says so. Facts go into the stamp."""
+    """Draw the counterexample and print it. If there is none, only print that. Facts go into the stamp. Return the
+    axes, or None without a counterexample."""
     if found.broken is None:
         print(found)
         return None
@@ -43,7 +45,7 @@ def trace(found: Exploration, **facts: object) -> Axes | None:
 
 
 def describe(found: Exploration) -> str:
-    """The counterexample in words."""
+    """Return the counterexample in words."""
     story = "; ".join(f"{n}. {process} {label}" for n, (process, label) in enumerate(found.steps, 1))
     return f"Space-time diagram of {', '.join(found.processes)}. {story}. Then the promise is broken: {found.broken}."
 
@@ -62,7 +64,7 @@ def _draw_lane(axes: Axes, found: Exploration, process: str, x: int) -> None:
 
 
 def _write(axes: Axes, broken: str, y: int, lanes: int) -> None:
-    """What broke, in red below all lanes."""
+    """Write the broken promise in red below all lanes."""
     axes.text(-0.1, y, f"broken: {broken}", color=BROKEN, fontweight="bold", va="center")
     axes.set(xlim=(-0.2, lanes - 0.1), ylim=(y + 0.5, -0.3), title="The shortest way to break the promise")
     axes.set_axis_off()

@@ -1,6 +1,6 @@
-"""Running code that may do anything, and saying in a few lines what went wrong: no wall of a traceback.
+"""Trial: run code that may do anything, and explain in a few lines, without a traceback, what went wrong.
 
-in_time(seconds, call) --> (what it gives, None) | (None, what it raised) --> explain: expected against got
+in_time(seconds, call) --> (result, None) | (None, exception) --> explain: the expected and the actual value
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, TypeVar
 from dtq.lab.source import excerpt
 
 T = TypeVar("T")
-STOPS_WITHIN = 0.5  # seconds that code has to end when it was told to
-LENGTH = 120  # characters of a value that are shown
+STOPS_WITHIN = 0.5  # seconds that code has to end after it was interrupted
+LENGTH = 120  # the most characters of a value that are shown
 DIFFERENCE = re.compile(r"(?s)(?:(?P<what>.*?): )?expected (?P<wanted>.*), got (?P<got>.*)")
 
 
 def in_time(seconds: float, call: Callable[[], T]) -> tuple[T | None, BaseException | None]:
-    """What the call gives, or what it raises, SystemExit too; a TimeoutError when it takes longer.
+    """Return the result of the call, or what it raised, even SystemExit; a TimeoutError if it takes longer.
 
-    It runs on a thread of its own, which is then told to end. What does not listen, a call into C say, goes on there
-    until the process ends.
+    The call runs on its own thread, which is then interrupted. Code that cannot be interrupted, such as a call into C,
+    continues there until the process ends.
     """
     came: list[tuple[T | None, BaseException | None]] = []
 
@@ -40,7 +40,7 @@ def in_time(seconds: float, call: Callable[[], T]) -> tuple[T | None, BaseExcept
     thread.start()
     try:
         thread.join(seconds)
-    finally:  # also where the notebook's stop button interrupts
+    finally:  # also if the notebook's stop button interrupts
         late = not came and thread.is_alive()
         if late:
             _stop(thread)
@@ -53,8 +53,8 @@ def _stop(thread: threading.Thread) -> None:
 
 
 def explain(error: BaseException, candidate: Any = None) -> str:
-    """What went wrong, in a few lines: expected against got, the assertion that does not hold, or the line that
-    raised."""
+    """Return what went wrong in a few lines: the expected and the actual value, the assertion that does not hold, or
+    the line that raised."""
     if isinstance(error, AssertionError):
         return difference(str(error)) if str(error) else f"This does not hold: {_asserted(error)}"
     if isinstance(error, TimeoutError) and error.__traceback__ is None:
@@ -63,7 +63,7 @@ def explain(error: BaseException, candidate: Any = None) -> str:
 
 
 def difference(text: str) -> str:
-    """`what: expected x, got y` with x and y below each other, cut to where they differ."""
+    """Return `what: expected x, got y` with x and y below each other, cut to the part that differs."""
     if not (match := DIFFERENCE.fullmatch(text)):
         return text
     wanted, got = _around_difference(match["wanted"], match["got"])
@@ -71,7 +71,7 @@ def difference(text: str) -> str:
 
 
 def _around_difference(*texts: str) -> list[str]:
-    """Short ones as they are; long ones from the item in which they differ."""
+    """Return short texts unchanged, and long ones from the item in which they differ."""
     if max(map(len, texts)) <= LENGTH:
         return [*texts]
     same = sum(1 for _ in takewhile(lambda letters: letters[0] == letters[1], zip(*texts, strict=False)))
@@ -80,13 +80,13 @@ def _around_difference(*texts: str) -> list[str]:
 
 
 def clipped(text: str, start: int = 0) -> str:
-    """LENGTH characters of it from `start` on, with dots where something is left out."""
+    """Return LENGTH characters of the text from `start` on, with dots where something is left out."""
     end = start + LENGTH
     return f"{'... ' if start else ''}{text[start:end]}{' ...' if end < len(text) else ''}"
 
 
 def in_words(error: BaseException | None) -> str:
-    """ValueError: what it says."""
+    """Return the name of the exception and its message, as in "ValueError: too large"."""
     name, colon, text = traceback.format_exception_only(error)[-1].strip().partition(": ")
     return name.rpartition(".")[2] + colon + text
 
@@ -96,7 +96,7 @@ def _asserted(error: AssertionError) -> str:
 
 
 def _where(error: BaseException, candidate: Any) -> str:
-    """The last line of the candidate itself that was reached."""
+    """Return the last line of the candidate itself that was reached."""
     with contextlib.suppress(TypeError, OSError, ValueError, SyntaxError):
         found = excerpt(candidate)
         for frame in reversed(traceback.extract_tb(error.__traceback__)):

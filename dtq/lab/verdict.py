@@ -16,21 +16,21 @@ from typing import Any, Literal
 from dtq.lab.source import Page, excerpt
 from dtq.lab.trial import explain, in_time, in_words
 
-# dark enough on white, bright enough on black
+# legible on white and on black
 COLORS = {"not yet": "#767676", "wrong": "#CC4400", "right": "#00806A"}
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found. It was shown when it was found, so a cell that ends with it does not show it again."""
+    """The result of a check. `check` has shown it already, so a cell that ends with it does not show it again."""
 
     status: Literal["not yet", "wrong", "right"]
     text: str
     error: BaseException | None = field(default=None, repr=False)
 
     def page(self) -> Page:
-        """Return what a cell shows of it."""
+        """Return the verdict as an output of a cell."""
         return Page(_verdict_html(self), f"{self.status.capitalize()}. {self.text}")
 
     def _ipython_display_(self) -> None:
@@ -40,7 +40,7 @@ class Verdict:
 def judge(name: str, candidate: Any, check: Callable[[Any], object], seconds: float, right: str) -> Verdict:
     """Return the verdict of `check` on a candidate that should be called `name`; never raise.
 
-    `check` runs on a thread of its own for at most `seconds`. `right` is the text of the verdict where it passes.
+    `check` runs on its own thread for at most `seconds`. `right` is the text of the verdict if it passes.
     """
     if is_stub(candidate):
         return Verdict("not yet", f"`{name}` is still to be written: fill it in, run its cell, check again.")
@@ -57,17 +57,17 @@ def attempt(name: str, candidate: Any, check: Callable[[Any], object], seconds: 
     return Verdict("wrong", explain(error, candidate), error)
 
 
-# --- reading what was written ---
+# --- reading the candidate ---
 
 
 def is_stub(candidate: Any) -> bool:
-    """Return whether it is still to be written: a function with nothing in it but a docstring, `...`, `pass` or
-    NotImplementedError; a class with nothing in it but such functions, or with one that is left open by `...` or
-    NotImplementedError (an empty one may be meant)."""
+    """Return whether the candidate is still to be written: a function that has only a docstring, `...`, `pass` or
+    NotImplementedError; a class that has only such functions, or one with `...` or NotImplementedError (an empty one
+    may be intended)."""
     try:
         (node, *_) = ast.parse(excerpt(candidate).text).body
     except (TypeError, OSError, SyntaxError, ValueError):
-        return False  # there is no source to look at: let the check find out
+        return False  # without source there is no way to tell: let the check decide
     if isinstance(node, ast.ClassDef):
         return all(map(_is_open, node.body)) or any(map(_is_left_open, node.body))
     return isinstance(node, FUNCTION) and _is_open(node)

@@ -53,10 +53,10 @@ def test_it_moves_while_tasks_run_and_tells_what_the_queue_tells(queue):
         queue.add_many({"type": "work", "payload": 0.02} for _ in range(20))
         queue.add("fail", max_attempts=1)
         queue.join(WAIT)
-        eventually(lambda: "20 tasks)" in board.widget.value and "failed last" in board.widget.value)
+        eventually(lambda: "20 tasks)" in board.widget.value and "latest failures" in board.widget.value)
     assert "99 of 100 within" in values[-1]
     assert re.search(r"completed</td><td>20</td>.*failed</td><td>1</td>", values[-1])
-    assert re.search(r"failed last.*fail</td><td>\w+", values[-1])
+    assert re.search(r"latest failures.*fail</td><td>\w+", values[-1])
     assert all(worker.id in values[-1] for worker in queue.workers())
     frame = board.frame()
     assert frame["seconds"].is_monotonic_increasing

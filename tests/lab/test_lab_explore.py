@@ -300,7 +300,7 @@ def test_state_outside_the_model_is_found_out():
         yield f"{me} draws {outside.random()}"
         yield f"{me} goes on"
 
-    with pytest.raises(RuntimeError, match="keep all that processes share in the model"):
+    with pytest.raises(RuntimeError, match="keep everything that processes share in the model"):
         explore(TaskFiles, {"A": secretive})
 
 

@@ -1,6 +1,6 @@
 """Figures agree with their data, and tell what they show to those who cannot see them."""
 
-from __future__ import annotations
+from __future__ import html
 
 import re
 
@@ -217,13 +217,13 @@ def test_a_law_that_is_not_known_is_refused(runs):
 # --- predict
 
 
-def test_guess_theory_and_measurement_are_overlaid(shown, runs, capsys):
+def test_guess_theory_and_measurement_are_overlaid(shown, runs):
     axes = predict(dict.fromkeys(WORKERS, 300), lambda n: 100 * n, runs, "workers", "throughput")
     drawn = lines(axes)
     assert drawn["guess"].get_ydata().tolist() == [300] * 5
     assert drawn["theory"].get_ydata().tolist() == [100, 200, 400, 800, 1600]
-    text = capsys.readouterr().out.strip()
-    assert text in shown[0]["text/plain"]
+    text = shown[0]["text/plain"]
+    assert text.partition(". ")[2] in html.unescape(shown[0]["text/html"])
     assert "Theory is typically off by 35%, and within the interval for 1 of 5." in text
     assert "Most is left over at workers 16: measured 462 (453 to 472)" in text
     assert "1,138 less than the 1,600 of theory" in text

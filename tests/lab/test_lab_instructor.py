@@ -103,7 +103,7 @@ def test_a_recorded_figure_says_so_in_the_picture_in_its_stamp_and_in_words(begi
         axes = draw(frame)
         assert [text.get_text() for text in axes.figure.texts] == ["recorded"]
         assert re.match(r"recorded \d{4}-\d\d-\d\d, \d+ cores, Python", stamp_of(shown[-1]))
-        assert shown[-1]["text/plain"].endswith("This was recorded, it is not live.")
+        assert shown[-1]["text/plain"].endswith("This is a recording, not a live run.")
     lab.scaling(run(measure).frame())
     assert re.match(r"\d+ cores", stamp_of(shown[-1]))
     assert "not live" not in shown[-1]["text/plain"]
