@@ -71,7 +71,6 @@ class Presses:
         interrupt = ctypes.pythonapi.PyErr_SetInterrupt
         interrupt.restype = None
         self._key = type("Key", (), {"__neg__": interrupt})()
-        _clear_async_exceptions()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._armed:
@@ -120,21 +119,6 @@ class Presses:
                 if self._left == -1:
                     return -self._key
         return self._trace
-
-
-def _clear_async_exceptions() -> None:
-    """Clear what an asynchronous exception leaves behind if its thread ended first: CPython 3.11 goes on looking for
-    it, and then never passes the first instruction of a function that is traced."""
-
-    class Arrived(BaseException):
-        pass
-
-    try:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(Arrived))
-        while True:
-            time.sleep(0)
-    except Arrived:
-        pass
 
 
 def _is_beyond_us(code: CodeType) -> bool:

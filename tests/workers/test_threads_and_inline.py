@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -260,6 +261,31 @@ def test_a_handler_over_its_timeout_is_interrupted(pool):
     assert str(end.error) == "Timeout: ran longer than its timeout of 0.02 s"
     assert "in work" in end.error.traceback
     assert [worker.id for worker in pool.workers()] == ["thread-1", "thread-2"]  # no thread was replaced
+
+
+TIMED_OUT_THEN_PROFILED = """
+import sys, time
+from dtq import TaskQueue
+
+def endless(payload, context):
+    while True:
+        time.sleep(0.001)
+
+with TaskQueue("memory:", handlers={"endless": endless}, executor="thread", pool_size=1) as queue:
+    queue.add("endless", timeout=0.05, max_attempts=1)
+    queue.join(timeout=20)
+
+sys.setprofile(lambda *_: None)
+len(str(queue))
+print("traced")
+"""
+
+
+def test_code_can_be_traced_after_a_handler_was_interrupted():
+    result = subprocess.run(
+        [sys.executable, "-c", TIMED_OUT_THEN_PROFILED], stdout=subprocess.PIPE, text=True, timeout=LONG
+    )
+    assert result.stdout == "traced\n"
 
 
 def test_a_thread_that_ignores_its_timeout_is_replaced_and_its_messages_are_ignored(pool, gate):

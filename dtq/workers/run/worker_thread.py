@@ -17,8 +17,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Lock, Thread
-from time import monotonic, time
-from typing import Any, Literal, Self
+from time import monotonic, sleep, time
+from typing import Literal, Self
 
 from dtq.task.model import Task
 from dtq.workers import wire
@@ -116,6 +116,10 @@ class ThreadCall:
                 self.worker.withdraw_interrupt()
 
 
+class _Withdrawn(BaseException):
+    """Takes the place of an exception that is no longer to be raised in a thread."""
+
+
 class WorkerThread:
     """A thread that runs calls from the inbox until it finds None there, or is abandoned."""
 
@@ -137,14 +141,23 @@ class WorkerThread:
 
     def interrupt(self, call: ThreadCall, kind: type[Interrupted]) -> None:
         """Raise the exception in the thread as soon as that runs Python code."""
-        self._set_exception(ctypes.py_object(kind))
+        self._set_exception(kind)
 
     def withdraw_interrupt(self) -> None:
-        """Drop an exception that was to be raised and has not been yet."""
-        self._set_exception(None)
+        """Drop an exception that was to be raised and has not been yet. The thread calls this itself.
 
-    def _set_exception(self, exception: Any) -> None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident or 0), exception)
+        Raise another in its place and catch that. Without any, CPython 3.11 would look for an exception for ever, and
+        hang in the next function that a debugger or profiler traces, in whichever thread.
+        """
+        try:
+            self._set_exception(_Withdrawn)
+            while True:
+                sleep(0)
+        except _Withdrawn:
+            pass
+
+    def _set_exception(self, kind: type[BaseException]) -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(kind))
 
     def _run(self) -> None:
         while not self.is_abandoned and (call := self._shared.inbox.get()) is not None:
