@@ -1,7 +1,8 @@
-"""Figures agree with their data, and tell what they show to those who cannot see them."""
+"""Figures agree with their data, and describe it for readers who cannot see them."""
 
-from __future__ import html
+from __future__ import annotations
 
+import html
 import re
 
 import matplotlib.pyplot as plt
