@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import closing
 from itertools import chain
+from pathlib import Path
 
 import httpx
 import pytest
 import servers
-from api_memory import FLOW, LISTS, fill, measure, read
+from api_memory import FLOW, LIMIT, LISTS, Peak, fill, measure, read
+from api_memory import TASKS as MANY
 from msgspec.json import encode
 
 pytest.importorskip("litestar")
@@ -23,17 +25,31 @@ from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import ErrorInfo
 from dtq.task.transitions import fail
 
+STORES = ["sqlite", "valkey", "file"]
 TASKS, KIB = 150, 100
 ALLOWED = 40  # MB beyond what the process has when it has answered once; the tasks of one page of 100 would take more
 
 
+def peak_of(store: str, directory: Path, tasks: int) -> Peak:
+    """Return how much memory an API process needs for this many tasks of KIB KiB in such a store."""
+    urls = {"sqlite": f"{directory}/queue.db", "file": f"file:{directory}/queue"}
+    url = urls.get(store) or servers.url_of(store)
+    fill(url, tasks, KIB)
+    return measure(url, directory / "log")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("store", ["sqlite", "valkey"])
+@pytest.mark.parametrize("store", STORES)
 def test_an_api_process_stays_small_while_every_list_of_large_tasks_is_read(store, tmp_path):
-    url = servers.url_of("valkey") if store == "valkey" else f"{tmp_path}/queue.db"
-    fill(url, TASKS, KIB)
-    peak = measure(url, tmp_path / "log")
+    peak = peak_of(store, tmp_path, TASKS)
     assert peak.most - peak.begin < ALLOWED, peak
+
+
+@pytest.mark.hourly
+@pytest.mark.parametrize("store", STORES)
+def test_an_api_process_of_many_large_tasks_stays_below_its_limit(store, tmp_path):
+    peak = peak_of(store, tmp_path, MANY)
+    assert peak.most < LIMIT, peak
 
 
 class Counted(MemoryStore):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from msgspec.structs import replace
 
 from dtq.errors import InvalidTask, StoreError
 from dtq.queue.manager import QueueManager
+from dtq.stores.file import replica
 from dtq.stores.file.changes import Moved
 from dtq.stores.file.disk import Disk
 from dtq.stores.file.journal import Diverged, Journal, format_line, parse
@@ -26,7 +29,7 @@ from dtq.stores.open import open_store
 from dtq.stores.protocol import Node, Store
 from dtq.stores.shared.lockfile import Lockfile
 from dtq.task.model import STATE, ErrorInfo, Task
-from dtq.task.transitions import cancel, fail, succeed
+from dtq.task.transitions import brief_of, cancel, fail, revive, succeed
 
 NOW = 1000.0
 NEVER = 86400.0  # the files are written when the test says so
@@ -393,8 +396,12 @@ def crash_after_each_write(directory: Path, disk: Recording, seed: int) -> int:
     "seed",
     [pytest.param(3, marks=pytest.mark.long), *(pytest.param(seed, marks=pytest.mark.hourly) for seed in (4, 5, 6))],
 )
-def test_a_kill_after_any_write_loses_nothing_that_was_acknowledged_and_a_power_cut_nothing_either(tmp_path, seed):
-    """The four lives have more than 2,600 writes. Each is cut off twice, with and without what was not flushed."""
+def test_a_kill_after_any_write_loses_nothing_that_was_acknowledged_and_a_power_cut_nothing_either(
+    tmp_path, seed, monkeypatch
+):
+    """The four lives have more than 2,600 writes. Each is cut off twice, with and without what was not flushed. Two of
+    them evict all ended tasks."""
+    monkeypatch.setattr(replica, "LARGE", 0 if seed % 2 else replica.LARGE)
     assert crash_after_each_write(tmp_path, Recording(), seed) > 1000
 
 
@@ -568,6 +575,133 @@ def test_no_task_waits_for_a_parent_whose_file_is_damaged(on_parent_failure, sta
     store = opened(tmp_path)
     assert [child.id for child in store.claim("w", 10, 30, NOW, {"a"})] == ["t2"]
     store.close()
+
+
+# --- ended tasks that are large stay on the disk ---------------------------------------------------------------------
+
+BIG = 100 * 1024  # bytes
+
+
+def end(store: Store, result: object) -> list[Task]:
+    """Let all waiting tasks complete. Return all tasks."""
+    store.update([(succeed(claimed, result, NOW), ()) for claimed in store.claim("w", 100, 30, NOW, {"a"})])
+    return everything(store)
+
+
+def evicting(directory: Path, n: int) -> tuple[FileStore, FileStore, list[Task]]:
+    """Two processes that have left `n` large tasks, t0 and so on, in their files."""
+    store, other = opened(directory), opened(directory)
+    store.add([task(n, payload="x" * BIG) for n in range(n)])
+    ended = end(store, "y" * BIG)
+    assert everything(other) == ended
+    store.checkpoint()
+    return store, other, ended
+
+
+def test_no_process_keeps_large_ended_tasks_in_memory(tmp_path):
+    opened(tmp_path).close()  # what is imported and made once does not count
+    tracemalloc.start()
+    try:
+        stores = evicting(tmp_path, 40)[:2]
+        briefs = [store.find(brief=True) for store in stores]
+        third = opened(tmp_path)
+        assert briefs == [third.find(brief=True)] * 2
+        gc.collect()
+        now, peak = tracemalloc.get_traced_memory()
+        assert (now < 10 * BIG, peak > 40 * BIG) == (True, True), (now, peak)
+    finally:
+        tracemalloc.stop()
+    for store in (*stores, third):
+        store.close()
+
+
+def test_who_opens_a_store_never_holds_all_large_ended_tasks(tmp_path):
+    for store in evicting(tmp_path, 40)[:2]:
+        store.close()
+    tracemalloc.start()
+    try:
+        opened(tmp_path).close()
+        assert tracemalloc.get_traced_memory()[1] < 15 * BIG
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_stays_on_the_disk_is_read_where_it_is_asked_for(tmp_path):
+    store, other, ended = evicting(tmp_path, 3)
+    third = opened(tmp_path)
+    for look in (store, other, third):
+        assert everything(look) == look.get(["t0", "t1", "t2"]) == ended
+        assert look.find(brief=True) == list(map(brief_of, ended))
+        look.close()
+
+
+def test_a_large_task_that_runs_again_is_whole_in_every_process(tmp_path):
+    store, other = opened(tmp_path), opened(tmp_path)
+    store.add([task(1, payload="x" * BIG)])
+    store.update([(cancel(store.get(["t1"])[0], NOW), ())])
+    store.checkpoint()
+    assert other.update([(revive(other.get(["t1"])[0], NOW), ())]) == {"t1"}
+    (claimed,) = store.claim("w", 1, 30, NOW, {"a"})
+    assert claimed.payload == "x" * BIG
+    other.checkpoint()
+    store.abandon()
+    other.abandon()
+    store = opened(tmp_path)
+    assert store.update([(succeed(claimed, 1, NOW), ())]) == {"t1"}
+    assert [(t.payload, t.result) for t in store.get(["t1"])] == [("x" * BIG, 1)]
+    store.close()
+
+
+@pytest.mark.parametrize("is_added_again", [False, True])
+def test_a_task_whose_file_changes_while_it_is_read_is_read_again(is_added_again, tmp_path, monkeypatch):
+    store, other, _ = evicting(tmp_path, 1)
+
+    def change_first(id: str) -> Task | None:
+        monkeypatch.undo()
+        store.delete(["t0"])
+        if is_added_again:
+            store.add([task(0, payload="z" * BIG)])
+            end(store, "new")
+        store.checkpoint()
+        return other._directory._task_files.read(id)
+
+    other.stats()
+    monkeypatch.setattr(other._directory._replica, "_read_file", change_first)
+    found = other.get(iter(["t0"]))
+    assert [(t.payload, t.result) for t in found] == [("z" * BIG, "new")] * is_added_again
+    assert found == store.get(["t0"])
+    store.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_text(path.read_text()[:-9]), Path.unlink], ids=["torn", "gone"]
+)
+def test_a_file_that_is_damaged_meanwhile_costs_its_own_task_only(damage, tmp_path):
+    store, other, ended = evicting(tmp_path, 3)
+    store.stats()
+    damage(next(path for path in task_files(tmp_path) if path.stem == "t1"))
+    assert store.update([(revive(replace(ended[1], status="failed"), NOW), ())]) == set()
+    for look in (other, store):
+        assert everything(look) == look.get(["t0", "t1", "t2"]) == [ended[0], ended[2]]
+        assert look.stats().counts["completed"] == 2
+        look.close()
+
+
+def test_without_room_for_the_files_large_tasks_stay_in_memory(tmp_path):
+    disk = Disk()
+    store = opened(tmp_path, disk=disk)
+    store.add([task(1, payload="x" * BIG)])
+    ended = end(store, "y" * BIG)
+
+    def place(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk.place = place
+    with pytest.raises(StoreError, match="No space left"):
+        store.checkpoint()
+    assert everything(store) == ended
+    store.abandon()
 
 
 # --- several processes -----------------------------------------------------------------------------------------------

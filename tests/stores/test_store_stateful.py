@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
+from dtq.stores.file import replica
 from dtq.stores.file.store import FileStore
 from dtq.stores.memory.store import MemoryStore
 from dtq.stores.open import open_store
@@ -395,11 +396,13 @@ class SQLiteAgrees(StoresAgree):
 
 
 class FileAgrees(StoresAgree):
-    """Its files are brought up to date at any moment, and never by themselves."""
+    """Its files are brought up to date at any moment, and never by themselves. All ended tasks in them are evicted."""
 
     def open(self):
         if not hasattr(self, "directory"):
             self.directory = tempfile.TemporaryDirectory()
+            self.patch = pytest.MonkeyPatch()
+            self.patch.setattr(replica, "LARGE", 0)
         return FileStore(self.directory.name, durability="relaxed", persistence_interval=86400)
 
     def crash(self, store):
@@ -412,6 +415,7 @@ class FileAgrees(StoresAgree):
     def teardown(self):
         super().teardown()
         if hasattr(self, "directory"):
+            self.patch.undo()
             self.directory.cleanup()
 
 

@@ -145,7 +145,11 @@ class Directory:
         replica = self._replica or self._load()
         job.error = None
         try:
-            job.value = job.work(replica)
+            try:
+                job.value = job.work(replica)
+            except Diverged:  # the file of a task is damaged: reading everything again puts it in quarantine
+                replica = self._load()
+                job.value = job.work(replica)
             if change := replica.drain(self._journal.number):
                 self._written.append(_to_json(change))
         except InvalidTask as error:  # raised before anything was changed
@@ -158,32 +162,39 @@ class Directory:
         """Read the task files, the journals, and the changes of the current transaction. Needs the lock."""
         if not self._label.exists():
             self._disk.place(str(self._label), FORMAT)
-        replica = Replica()
+        changes = self._read_journals()
+        replica = Replica(self._task_files.read)
+        replica.restore(self._task_files.entries(), {moved.id for _, change in changes for moved in change.moved})
         replica.apply(self._task_files.others(), 0)
-        replica.apply(Change(put=list(self._task_files.entries())), 0)
         replica.dirty.clear()  # what was read from task files need not be written to them
-        lines, damaged = self._journal.read_all()
-        for number, body in [*lines, *((self._journal.number, body) for body in self._written)]:
-            try:
-                change = _change(body)
-            except PROBLEMS:
-                damaged.append(body)
-                change = salvaged(body)
+        for number, change in changes:
             replica.apply(change, number)
-        self._task_files.keep_damaged(damaged)
         replica.unblock_orphans()
         self._replica = replica
         return replica
+
+    def _read_journals(self) -> list[tuple[int, Change]]:
+        """Return all changes that are not in the task files yet, each with the number of its journal."""
+        lines, damaged = self._journal.read_all()
+        changes = []
+        for number, body in [*lines, *((self._journal.number, body) for body in self._written)]:
+            try:
+                changes.append((number, _change(body)))
+            except PROBLEMS:
+                damaged.append(body)
+                changes.append((number, salvaged(body)))
+        self._task_files.keep_damaged(damaged)
+        return changes
 
     # --- read
 
     def read(self, look: Callable[[Replica], T]) -> T:
         """Return what `look` returns for the replica, after everything committed so far is applied to it."""
         with self.named_errors("read"):
-            with self._lock:
+            with self._lock, suppress(Diverged):  # another process has just rewritten the file of a task
                 if self._catch_up(is_writer=False) and self._replica is not None:
                     return look(self._replica)
-            return self._group_commit.run(look, flush=False)  # reads everything again
+            return self._group_commit.run(look, flush=False)  # while no other process writes; may read everything again
 
     def _catch_up(self, *, is_writer: bool) -> bool:
         """Apply what others have appended. Return False where everything must be read again."""
@@ -191,12 +202,20 @@ class Directory:
             try:
                 for number, body in self._journal.read_new(is_writer=is_writer):
                     self._replica.apply(_change(body), number)
+                self._settle(self._replica)
             except (Diverged, *PROBLEMS):
                 self._replica = None
             except BaseException:  # a change may be half applied
                 self._replica = None
                 raise
         return self._replica is not None
+
+    def _settle(self, replica: Replica) -> None:
+        """Let the replica evict what was written to the task files, by any process."""
+        while (oldest := min(replica.dirty, default=self._journal.number)) < self._journal.number:
+            if os.path.exists(self._journal.path(oldest)):
+                break
+            replica.settle(oldest)
 
     # --- checkpoint: bring the task files up to date
 
@@ -229,7 +248,6 @@ class Directory:
     def _rotate(self, replica: Replica) -> Checkpoint | None:
         """Begin a new journal. Return what must be in the task files before the old ones may be removed."""
         journals = self._journal.numbers()
-        replica.dirty = {number: ids for number, ids in replica.dirty.items() if number in journals}
         if self._journal.is_empty and len(journals) == 1:
             return None
         ids = set().union(*replica.dirty.values())

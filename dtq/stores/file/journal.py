@@ -18,13 +18,14 @@ from itertools import count
 from pathlib import Path
 from zlib import crc32
 
+from dtq.errors import StoreError
 from dtq.stores.file.disk import Disk
 
 NAME = "journal-"
 
 
-class Diverged(Exception):
-    """The journal does not continue what was read before: everything must be read again."""
+class Diverged(StoreError):
+    """The files do not continue what was read before: everything must be read again."""
 
 
 class Journal:

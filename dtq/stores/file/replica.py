@@ -2,23 +2,35 @@
 
 this process      add, claim, update ... --> Replica --drain--> Change --> journal
 other processes                              Replica <--apply-- Change <-- journal
+task files                                   Replica --evict, whole--      (payload, result ... of large ended tasks)
+
+An ended task with more than LARGE bytes is evicted once its file holds it: memory keeps what `brief_of` returns, and
+the file has the rest. Its version shows whether the file still holds the same state. It returns to memory before it
+changes, and then goes to the journal as a whole, since other processes may have evicted it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
+import msgspec
 from msgspec.structs import asdict, replace
 
 from dtq.policy.limits import Limit, Selector
 from dtq.policy.picking import MAX_CLAIM_WAIT, Share
 from dtq.stores.file.changes import NOTHING, Change, Entry, moved_of
+from dtq.stores.file.journal import Diverged
 from dtq.stores.memory.index import Index
 from dtq.stores.protocol import Node
-from dtq.task.model import WAITING, Status, Task
+from dtq.task.model import TERMINAL, WAITING, Status, Task
+from dtq.task.transitions import brief_of
 
 STALE_ENTRIES = 1000  # entries of the ready queue, beyond twice the number of tasks, after which it is rebuilt
+LARGE = 4096  # bytes of JSON in what `brief_of` leaves out; to read less from a file is not worth the memory
+_to_json = msgspec.json.Encoder().encode
+_bulk = attrgetter("payload", "result", "error", "history", "log")
 
 
 class Recording:
@@ -37,14 +49,17 @@ class Replica(Index):
     """An Index that takes part in a journal.
 
     `peer` names this process among those that have the store open; `peer_of` maps each node to the peer that it runs
-    in. `dirty` has, for each journal, the ids of tasks that changed in it.
+    in. `dirty` has, for each journal, the ids of tasks that changed in it. `read_file` returns the task that the file
+    of an id holds, or None.
     """
 
-    def __init__(self, peer: str = "") -> None:
+    def __init__(self, read_file: Callable[[str], Task | None]) -> None:
         super().__init__()
-        self.peer = peer
+        self.peer = ""
         self.peer_of: dict[str, str] = {}
         self.dirty: dict[int, set[str]] = {}
+        self._read_file = read_file
+        self._evicted: set[str] = set()
         self._entered = 0  # tasks that entered the ready queue since it was built
         self._recording = Recording(self._number)
 
@@ -60,6 +75,7 @@ class Replica(Index):
 
     def _forget(self, task: Task) -> None:
         self._recording.touched[task.id] = None
+        self._evicted.discard(task.id)
         super()._forget(task)
 
     def _unblock_children(self, parent: Task) -> None:
@@ -70,9 +86,13 @@ class Replica(Index):
         self._recording.freed |= self._children.get(parent.id, set())
         super()._detach_children(parent)
 
-    def _block_again(self, task: Task) -> None:
-        self._recording.rewritten.add(task.id)
-        super()._block_again(task)
+    def _advance(self, task: Task) -> bool:
+        stored = self._tasks[task.id]
+        if stored.is_terminal:
+            self._tasks[task.id] = self._whole(stored)
+            self._evicted.discard(task.id)
+            self._recording.rewritten.add(task.id)
+        return super()._advance(task)
 
     def _give_up_key(self, task: Task) -> None:
         self._recording.rewritten.add(task.id)
@@ -237,6 +257,38 @@ class Replica(Index):
             return 0.0
         return max(buckets.values()) - (limit.burst + 1) / limit.rate - MAX_CLAIM_WAIT
 
+    # --- evict: what is large of an ended task stays in its file
+
+    def restore(self, entries: Iterable[Entry], changing: Collection[str]) -> None:
+        """Begin with the tasks in these files. Evict those that are not `changing` in a journal, one by one."""
+        for entry in entries:
+            self._restore(entry)
+            self._evict({entry.task.id}.difference(changing))
+
+    def settle(self, journal: int) -> None:
+        """Evict the tasks that changed in this journal last: it is gone, so their files hold them as they are."""
+        later = [ids for number, ids in self.dirty.items() if number != journal]
+        self._evict(self.dirty[journal].difference(*later))
+        del self.dirty[journal]
+
+    def _evict(self, ids: Iterable[str]) -> None:
+        for task in self._stored(ids):
+            if task.status in TERMINAL and len(_to_json(_bulk(task))) > LARGE:
+                self._evicted.add(task.id)
+                self._tasks[task.id] = brief_of(task)
+
+    def _whole(self, task: Task) -> Task:
+        """Return the task, from its file if it was evicted. Raise Diverged where the file holds another state of it."""
+        if task.id not in self._evicted:
+            return task
+        found = self._read_file(task.id)
+        if found is None or (found.id, found.version) != (task.id, task.version):
+            raise Diverged(f"the file of task {task.id} does not hold its version {task.version}")
+        return found
+
+    def _shown(self, found: Iterable[Task], brief: bool) -> list[Task]:
+        return super()._shown(found if brief or not self._evicted else map(self._whole, found), brief)
+
     # --- read
 
     def entries(self, ids: Iterable[str]) -> list[Entry]:
@@ -244,7 +296,8 @@ class Replica(Index):
         return [self._entry(task_id) for task_id in ids if task_id in self._tasks]
 
     def _entry(self, task_id: str) -> Entry:
-        return Entry(self._seq[task_id], self._tasks[task_id], tuple(sorted(self._parents.get(task_id, ()))))
+        task = self._whole(self._tasks[task_id])
+        return Entry(self._seq[task_id], task, tuple(sorted(self._parents.get(task_id, ()))))
 
     def all_but_tasks(self) -> Change:
         """Return limits, shares, nodes and the highest deleted version, as one change from an empty store."""

@@ -13,9 +13,9 @@
         Journal     the changes, in the order in which they were committed
         TaskFiles   one JSON file for each task
 
-Every process holds all tasks in memory and follows the journal. On opening, it reads the task files and then the
-journals that are left. Use it for up to some hundred thousand tasks; SQLite takes more, opens faster and needs less
-memory.
+Every process holds all tasks in memory and follows the journal; of ended tasks that are large, it holds only a brief
+part once their files are written. On opening, it reads the task files and the journals that are left. Use it for up to
+some hundred thousand tasks; SQLite takes more and opens faster.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class FileStore(Forkable):
         return self._directory.write(work, flush=False, wake=None)
 
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
+        ids = list(ids)
         return self._directory.read(lambda replica: replica.get(ids, brief=brief))
 
     def find(self, **wanted: Any) -> list[Task]:

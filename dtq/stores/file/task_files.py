@@ -128,6 +128,17 @@ class TaskFiles:
 
     # --- read
 
+    def read(self, task_id: str) -> Task | None:
+        """Return the task as its file has it; None where that is missing or damaged."""
+        try:
+            with open(self.path(task_id), "rb") as file:
+                data = file.read()
+            return _entry(data).task
+        except (FileNotFoundError, *_DAMAGE):
+            return None
+        except RecursionError:
+            return entry_of(cut(data)).task
+
     def entries(self) -> Iterator[Entry]:
         """Yield every task that can be read. Move other files to the quarantine, and log that.
 

@@ -262,8 +262,7 @@ class Index(Dependencies, Turns):
     # --- look
 
     def get(self, ids: Iterable[str], *, brief: bool = False) -> list[Task]:
-        found = self._stored(ids)
-        return list(map(brief_of, found)) if brief else found
+        return self._shown(self._stored(ids), brief)
 
     def find(
         self, *, status: str | None = None, queue: str | None = None, type: str | None = None,
@@ -278,8 +277,10 @@ class Index(Dependencies, Turns):
                 and (finished_after is None or (task.finished_at or 0) > finished_after)
             )
 
-        found = nsmallest(limit, filter(wanted, self._tasks.values()), key=lambda task: task.id)
-        return list(map(brief_of, found)) if brief else found
+        return self._shown(nsmallest(limit, filter(wanted, self._tasks.values()), key=lambda task: task.id), brief)
+
+    def _shown(self, found: Iterable[Task], brief: bool) -> list[Task]:
+        return list(map(brief_of, found) if brief else found)
 
     def stats(self) -> Stats:
         rows = ((queue, type, str(status), n) for (queue, type, status), n in self._counts.items())
