@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import servers
 
-from dtq.queue.config import LoopConfig
+from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
@@ -63,10 +63,11 @@ class ScriptedPool:
 
 def make(store, pool, monotonic=lambda: 0.0, **options):
     """Return a loop with one pool. By default a turn takes no time."""
-    fixed = {"types": lambda: {"a"}, "chance": lambda: 0.5, "monotonic": monotonic}
-    settings = {name: options.pop(name) for name in LoopConfig.__struct_fields__ if name in options}
+    fixed = {"types": lambda: {"a"}, "monotonic": monotonic}
+    settings = {"chance": lambda: 0.5}
+    settings |= {name: options.pop(name) for name in QueueConfig.__struct_fields__ if name in options}
     groups = [WorkerGroup(Pool(2), pool)]
-    return Loop(store, groups, Emitter(), Waiters(), LoopConfig(**settings), **fixed, **options)
+    return Loop(store, groups, Emitter(), Waiters(), QueueConfig(**settings), **fixed, **options)
 
 
 def add(store, *ids, **options):

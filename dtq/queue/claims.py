@@ -14,7 +14,7 @@ from functools import partial
 
 from dtq.errors import StoreError
 from dtq.queue.attempts import AttemptTracker
-from dtq.queue.config import LoopConfig
+from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.scheduler import Scheduler
 from dtq.stores.protocol import Store
@@ -34,9 +34,9 @@ class Claimer(AttemptTracker):
 
     def __init__(
         self, id: str, store: Store, groups: Sequence[WorkerGroup], events: Emitter, scheduler: Scheduler,
-        config: LoopConfig, ahead: Callable[[], float], chance: Callable[[], float], monotonic: Callable[[], float],
+        config: QueueConfig, ahead: Callable[[], float], monotonic: Callable[[], float],
     ) -> None:  # fmt: skip
-        super().__init__(id, groups, events, scheduler, ahead, chance, monotonic)
+        super().__init__(id, groups, events, scheduler, ahead, config.chance, monotonic)
         self._store = store
         self._lease = config.lease
         self._max_parents = config.max_parents

@@ -13,11 +13,10 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -25,13 +24,13 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from dtq.errors import DTQError
-from dtq.queue.config import LoopConfig
+from dtq.queue.config import QueueConfig
 from dtq.queue.guards import ErrorBackoff
 from dtq.queue.loop import Loop
-from dtq.queue.manager import DEFAULT_MAX_JSON, QueueManager
+from dtq.queue.manager import QueueManager
 from dtq.stores.protocol import Store
 from dtq.sync.condition import Condition, SafeFuture
-from dtq.workers.groups import WorkerGroup
+from dtq.workers import groups
 from dtq.workers.registry import Registry
 
 log = logging.getLogger("dtq")
@@ -43,26 +42,18 @@ POLL_INTERVAL = 1.0  # seconds between two reads of the store when no hint comes
 class Lifecycle(QueueManager):
     """A QueueManager with a loop and workers. Part of TaskQueue, which documents the parameters."""
 
-    def __init__(
-        self,
-        store: str | os.PathLike[str] | Store,
-        registry: Registry,
-        make_groups: Callable[[], Sequence[WorkerGroup]],
-        config: LoopConfig,
-        *,
-        inline: bool = False,
-        backlog_limit: int | None = None,
-        max_payload: int = DEFAULT_MAX_JSON,
-        clock: Callable[[], float] | None = None,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        super().__init__(store, backlog_limit=backlog_limit, max_payload=max_payload, clock=clock)
+    def __init__(self, store: str | os.PathLike[str] | Store, registry: Registry, config: QueueConfig) -> None:
+        super().__init__(
+            store, backlog_limit=config.backlog_limit, max_payload=config.max_payload, clock=config.clock
+        )  # fmt: skip
         self.registry = registry
-        self._inline = inline
-        self._groups = make_groups()
+        self._inline = config.is_inline
+        self._groups = groups.make_executors(
+            config.pools, config.executor, config.max_tasks_per_worker, config.max_result
+        )
         self._loop = Loop(
-            self.store, self._groups, self.events, self._waiters, config, types=registry.types, chance=chance,
-            each_heartbeat=self._at_heartbeat, ahead=(lambda: self.clock() - time.time()) if clock else None,
+            self.store, self._groups, self.events, self._waiters, config, types=registry.types,
+            each_heartbeat=self._at_heartbeat, ahead=(lambda: self.clock() - time.time()) if config.clock else None,
         )  # fmt: skip
         self._thread: threading.Thread | None = None
         self._stop_at = float("inf")  # by the monotonic clock
@@ -173,8 +164,6 @@ class Lifecycle(QueueManager):
 
     def _listen(self, seconds: float) -> None:
         self._groups[0].pool.wait(seconds)
-        for group in self._groups[1:]:
-            group.pool.wait(0)
         if self.store.wait(0):
             self._poller.hint()
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import socket
 import time
 from collections import deque
@@ -39,7 +38,7 @@ from dtq.errors import StoreError
 from dtq.queue.attempts import ENDING_EVENTS
 from dtq.queue.claims import Claimer
 from dtq.queue.cleaner import Cleaner
-from dtq.queue.config import LoopConfig
+from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.guards import MIN_BACKOFF, BatchCommit, with_deliveries
 from dtq.queue.handle import Waiters
@@ -55,7 +54,7 @@ log = logging.getLogger("dtq")
 HEARTBEAT = 1.0  # seconds between heartbeats, and between searches for dead nodes
 REAPED_PER_TURN = 100  # tasks of dead nodes that one turn takes over
 INFINITE = float("inf")
-DEFAULTS = LoopConfig()
+DEFAULTS = QueueConfig()
 
 
 class Loop(Claimer):
@@ -63,23 +62,23 @@ class Loop(Claimer):
 
     def __init__(
         self, store: Store, groups: Sequence[WorkerGroup], events: Emitter, waiters: Waiters,
-        config: LoopConfig = DEFAULTS, *, types: Callable[[], Iterable[str]] = tuple,
+        config: QueueConfig = DEFAULTS, *, types: Callable[[], Iterable[str]] = tuple,
         each_heartbeat: Callable[[], None] = lambda: None, ahead: Callable[[], float] | None = None,
-        chance: Callable[[], float] = random.random, monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """`types` returns the types that this node handles. `each_heartbeat` is called once a second. `ahead` returns
-        the seconds by which the clock of `turn` is ahead of the machine's. `chance` returns a number from 0 to 1."""
+        the seconds by which the clock of `turn` is ahead of the machine's."""
         id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
         ahead = ahead or partial(getattr, store, "ahead", 0.0)  # a server's clock may differ from the machine's
         scheduler = Scheduler(store, id, config.lease)
-        super().__init__(id, store, groups, events, scheduler, config, ahead, chance, monotonic)
+        super().__init__(id, store, groups, events, scheduler, config, ahead, monotonic)
         self.idle = True  # nothing is claimed, and the last claim found nothing
         self._waiters = waiters
         self._interval = min(HEARTBEAT, config.lease / 3)  # seconds between heartbeats
         self._reap_from = 0.0  # earliest time to take over tasks of other nodes
         self._types = types
         self._cleaner = Cleaner(store, config.cleanup_age, config.dead_age, config.dead_limit)
-        self._fires_schedules = config.fires_schedules
+        self._fires_schedules = not config.is_inline
         self._each_heartbeat = each_heartbeat
         self._worker_infos: list[backend.WorkerInfo] = []  # as of the last heartbeat
         self._metrics: dict[str, Any] = {}

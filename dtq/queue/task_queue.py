@@ -19,7 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from dtq.errors import DTQError, UnknownType
-from dtq.queue.config import LoopConfig
+from dtq.queue.config import QueueConfig
 from dtq.queue.lifecycle import POLL_INTERVAL, Lifecycle
 from dtq.queue.manager import DEFAULT_MAX_JSON
 from dtq.stores.protocol import Node, Store
@@ -91,25 +91,18 @@ class TaskQueue(Lifecycle):
         clock: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        specs = pools or {"w": Pool(pool_size)}
-        groups.check(specs, executor)
-        if not 1 <= lease <= 86400:
-            raise DTQError(f"lease is {lease!r}; allowed: 1 to 86,400 seconds")
-        if dead_limit is not None and not dead_limit >= 0:
-            raise DTQError(f"dead_limit is {dead_limit!r}; allowed: a number of failed tasks to keep, 0 or more")
+        config = QueueConfig(
+            pools=pools or {"w": Pool(pool_size)}, executor=executor, max_tasks_per_worker=max_tasks_per_worker,
+            lease=lease, cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
+            max_result=max_result, max_parents=max_parents, backlog_limit=backlog_limit, max_payload=max_payload,
+            clock=clock, chance=chance,
+        )  # fmt: skip
+        config.check()
         registry = Registry(pickles=executor not in ("thread", "inline"))
         for type, handler in (handlers or {}).items():
             registry.register(type, handler)
         self._webhook_handler = WebhookHandler(secrets or {}, webhook_networks, webhook_http)
-        config = LoopConfig(
-            lease=lease, cleanup_age=cleanup_age if auto_cleanup else None, dead_age=dead_age, dead_limit=dead_limit,
-            max_parents=max_parents, fires_schedules=executor != "inline",
-        )  # fmt: skip
-        super().__init__(
-            store, registry, partial(groups.make_executors, specs, executor, max_tasks_per_worker, max_result), config,
-            inline=executor == "inline", backlog_limit=backlog_limit, max_payload=max_payload, clock=clock,
-            chance=chance,
-        )  # fmt: skip
+        super().__init__(store, registry, config)
 
     # --- handlers
 

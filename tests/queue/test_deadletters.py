@@ -9,7 +9,7 @@ import pytest
 
 from dtq import QueueManager, TaskQueue
 from dtq.errors import DTQError, InvalidTask, UnknownTask
-from dtq.queue.config import LoopConfig
+from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
@@ -175,7 +175,7 @@ def test_ids_together_with_filters_are_refused(manager, call):
 
 
 def loop(manager, **options):
-    return Loop(manager.store, (), Emitter(), Waiters(), LoopConfig(**options))
+    return Loop(manager.store, (), Emitter(), Waiters(), QueueConfig(**options))
 
 
 def test_failed_tasks_may_be_kept_for_longer_than_others(manager, clock):

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, cast
 
 from dtq.errors import StoreError
-from dtq.queue.config import LoopConfig
+from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.handle import Waiters
 from dtq.queue.loop import Loop
@@ -152,8 +152,8 @@ class SimNode:
         self.pool = SimPool(world, self)
         staff = [WorkerGroup(Pool(WORKERS), cast(Any, self.pool))]  # it has all that the loop uses
         self.loop = make_loop(
-            SimStore(world, id), staff, RecordingEmitter(world, id), Waiters(), LoopConfig(lease=LEASE),
-            types=lambda: {TYPE}, chance=world.rng.random, monotonic=lambda: world.ticks,
+            SimStore(world, id), staff, RecordingEmitter(world, id), Waiters(),
+            QueueConfig(lease=LEASE, chance=world.rng.random), types=lambda: {TYPE}, monotonic=lambda: world.ticks,
         )  # fmt: skip
         self.loop.id = id
         self.wake(world.now)
