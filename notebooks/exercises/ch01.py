@@ -1,6 +1,6 @@
-"""What chapter 01 brings along: a comparison, its figures, and its exercises.
+"""Helpers of chapter 01: a comparison, its figures, and its exercises.
 
-They stand here and not in the notebook, so that its cells are about tasks, and nobody meets a solution before the
+They are here and not in the notebook, so that its cells are about tasks, and no reader sees a solution before the
 exercise. The chapter imports them:
 
     from exercises import ch01
@@ -38,9 +38,10 @@ Moves = dict[str, Callable[..., Any]]
 
 
 def compare_moves(mine: Moves, my_task: Any, error: ErrorInfo) -> tuple[list[tuple[Any, ...]], int]:
-    """Fires `succeed` and `fail` of both over a grid of tasks; gives where they differ, and how many cases there were.
+    """Apply `succeed` and `fail` of both to a grid of tasks. Return the cases in which they differ, and the number of
+    cases.
 
-    They agree where all fields that `my_task` has are the same afterwards, or both refuse with the same words.
+    They agree if all fields of `my_task` are equal afterwards, or both refuse with the same message.
     """
     arguments = {"succeed": (42, 9.0), "fail": (error, 9.0, lambda: 0.25)}
     grid = itertools.product(Status, (1, 2, 3), get_args(real.Backoff), (0.0, 0.5))
@@ -69,7 +70,8 @@ def _outcome(move: Callable[..., Any], task: Any, arguments: tuple[Any, ...], fi
 
 
 def fire_all(error: ErrorInfo) -> pd.DataFrame:
-    """Fires the package's six moves from each status (a row): a cell says where that leads, "" if it is refused."""
+    """Apply the package's six moves to each status. Return a table with a row for each status and a column for each
+    move: the new status, or "" if the move is refused."""
     arguments = {"succeed": (42, 9.0), "fail": (error, 9.0, random.random), "release": ()}
     arguments |= {"interrupt": (9.0,), "cancel": (9.0,), "revive": (9.0,)}
     return pd.DataFrame(
@@ -89,7 +91,7 @@ def _target(move: Callable[..., Any], status: Status, arguments: tuple[Any, ...]
 
 
 def draw_moves(matrix: pd.DataFrame) -> None:
-    """Where each move (a column) leads from each status (a row); "" where it is refused."""
+    """Draw the table of `fire_all`."""
     figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
     axes.pcolormesh(matrix != "", cmap=ListedColormap(["#F2F2F2", OKABE_ITO["sky"]]), edgecolor="white", linewidth=2)
     for (row, column), target in np.ndenumerate(matrix):
@@ -105,7 +107,7 @@ def draw_moves(matrix: pd.DataFrame) -> None:
 
 
 def draw_delays(delays: pd.DataFrame) -> None:
-    """A curve for each column, of delays in seconds by the number of the failed attempt."""
+    """Draw a curve for each column: the delay in seconds by the number of the failed attempt."""
     figure, axes = plt.subplots(layout="constrained")
     for (name, values), (color, marker, line) in zip(delays.items(), STYLES, strict=False):
         axes.plot(values, color=OKABE_ITO[color], marker=marker, linestyle=line, label=name)
@@ -123,7 +125,7 @@ def draw_delays(delays: pd.DataFrame) -> None:
 
 
 def draw_waves(bins: np.ndarray, waves: dict[float, np.ndarray]) -> None:
-    """How many come back in each bin of 0.1 s, a panel for each jitter."""
+    """Draw how many retries fall into each bin of 0.1 s, in a panel for each jitter."""
     figure, panels = plt.subplots(len(waves), 1, sharex=True, sharey=True, figsize=(9, 4.6), layout="constrained")
     for axes, (jitter, counts), color in zip(panels, waves.items(), ("vermilion", "blue"), strict=True):
         axes.bar(bins[:-1], counts, width=0.1, align="edge", color=OKABE_ITO[color])
@@ -135,7 +137,7 @@ def draw_waves(bins: np.ndarray, waves: dict[float, np.ndarray]) -> None:
 
 
 def draw_sizes(seconds: pd.Series, sizes: dict[str, float], **facts: object) -> None:
-    """A dot for each way to encode a task: how long it takes, and how many bytes it gives."""
+    """Draw a dot for each way to encode a task: its duration, and the size of its output."""
     figure, axes = plt.subplots(layout="constrained")
     table = pd.DataFrame({"time (µs)": seconds * 1e6, "size (bytes)": sizes})
     for (way, (time, size)), (color, marker, _) in zip(table.iterrows(), STYLES, strict=False):
@@ -191,8 +193,8 @@ def cancel(task, now, reason="cancelled by request"):
 cancel = lab.exercise(
     "1.1",
     """
-    Write `cancel(task, now, reason)`. A task that has not ended ends without a result, wherever it stands: its status
-    becomes cancelled, its error is `ErrorInfo("Cancelled", reason)`, it has finished now, and nobody holds a lease on
+    Write `cancel(task, now, reason)`. A task that has not ended ends without a result, whatever its state: its status
+    becomes cancelled, its error is `ErrorInfo("Cancelled", reason)`, it has finished now, and no worker has a lease on
     it any more. One that has ended refuses, with `IllegalTransition`.
     """,
     effort="about 5 lines, 8 minutes",
@@ -244,7 +246,7 @@ full_jitter = lab.exercise(
     """
     Write `full_jitter(attempt, base, cap, chance)`: the seconds to wait after the failed attempt 1, 2, 3, ... The
     ceiling is base, 2 base, 4 base, ... but never over the cap; the delay is anywhere between 0 and the ceiling, where
-    `chance()`, a number from 0 to 1, says how far up. It must survive attempt 5000.
+    `chance()`, a number from 0 to 1, decides where. It must survive attempt 5000.
     """,
     effort="about 2 lines, 6 minutes",
     hints=[
@@ -312,9 +314,9 @@ upgrade = lab.exercise(
     """
     An earlier release wrote its tasks with other names: `state` (waiting, done or error) where today there is `status`
     (pending, completed or failed), and `delay_ms`, whole milliseconds, where today there is `retry_delay`, seconds.
-    Write `upgrade(record)`: it gives a new dictionary with today's names.
+    Write `upgrade(record)`: it returns a new dictionary with today's names.
 
-    What it does not know it keeps; a record of today comes back as it is; the dictionary that came in stays as it was.
+    Unknown fields stay as they are; a record of today is returned unchanged; the original dictionary does not change.
     """,
     effort="about 7 lines, 10 minutes",
     hints=[
