@@ -132,7 +132,7 @@ class AttemptTracker:
         ended_at = started_at + report.seconds
         task = replace(task, worker=f"{self.id}/{report.worker}", started_at=started_at, log=report.log)
         if report.error is None:
-            self._end(succeed(task, report.result, ended_at))
+            self._end(succeed(task, report.raw_result, ended_at))
         elif report.discarded:
             self._end(cancel(task, ended_at, report.error.message, report.error.type))
         else:

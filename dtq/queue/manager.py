@@ -194,7 +194,7 @@ class QueueManager(LaneControls):
         return self._entering(task, now)
 
     def _entering(self, task: Task, now: float) -> Task:
-        return entering(task, now, codec.normalise(task.payload, self.max_payload, "payload"))
+        return entering(task, now, codec.encoded(task.raw_payload, self.max_payload, "payload"))
 
     # --- read
 

@@ -2,6 +2,9 @@
 
 Stores keep JSON, which people can read. MessagePack travels between the pool and its workers. Both carry plain data
 only (None, bool, int, float, str, list, dict), never a pickle.
+
+A payload is encoded when a task is added, a result when its handler returns. From then on they travel as they are, as a
+msgspec.Raw, and are decoded where a handler or a user looks at them (see JsonField in model.py).
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ pack = msgspec.msgpack.Encoder().encode
 unpack = msgspec.msgpack.Decoder().decode
 from_json = msgspec.json.Decoder().decode
 _json = msgspec.json.Encoder()
+_checked = msgspec.json.Decoder(msgspec.Raw).decode
 
+NULL = msgspec.Raw(b"null")
 MAX_DEPTH = 64  # levels of nested arrays and objects in a payload or a result
 TOO_DEEP = f"has more than {MAX_DEPTH} levels of nested arrays and objects"
 ENVELOPE_DEPTH = 16  # levels that a store may put around a payload or a result
@@ -35,6 +40,8 @@ _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 def to_json(value: Any) -> bytes:
     """Return the value as JSON. Raise InvalidTask where JSON cannot carry it, as with NaN and infinity, which would
     become null."""
+    if type(value) is msgspec.Raw:
+        return bytes(value)
     if sys.getrecursionlimit() > _SAFE and is_nested(value, _SAFE // 10):
         raise InvalidTask(f"{_kind(value)} {TOO_DEEP}")
     try:
@@ -79,8 +86,20 @@ def cut(data: bytes, limit: int = MAX_DEPTH + ENVELOPE_DEPTH) -> bytes:
     return b"".join([*parts, data[start:]])
 
 
-def normalise(value: Any, limit: int, what: str) -> Any:
-    """Return the value as a store returns it: a copy made of plain JSON types.
+def raw(data: bytes | str) -> msgspec.Raw | None:
+    """Return this JSON as a task keeps it: checked, but not decoded. Return None for `null`.
+
+    Raise DecodeError, UnicodeDecodeError or RecursionError where it cannot be decoded. (A number that is too large for
+    a float or an integer is found only later, where it is decoded.)
+    """
+    if isinstance(data, bytes) and not data.isascii():
+        data.decode()  # the check below does not look at the characters of texts
+    value = _checked(data)
+    return None if value == NULL else value
+
+
+def encoded(value: Any, limit: int, what: str) -> msgspec.Raw | None:
+    """Return the value as a task keeps it: as JSON, or None for None.
 
     Raise InvalidTask, which names `what`, where it is longer than `limit` bytes or nested deeper than MAX_DEPTH.
     """
@@ -91,7 +110,10 @@ def normalise(value: Any, limit: int, what: str) -> Any:
         raise InvalidTask(
             f"{what} is {len(data):,} bytes of JSON, more than the limit of {limit:,}: pass a path or a key to it"
         )
-    return from_json(data)
+    try:
+        return raw(data)
+    except ValueError as error:  # a msgspec.Raw in the value held no JSON
+        raise InvalidTask(f"{what} cannot be written as JSON: {error}") from None
 
 
 def _kind(value: Any) -> str:

@@ -17,12 +17,14 @@ import re
 from copy import copy
 from enum import StrEnum
 from itertools import count
-from typing import Any, Literal, get_args
+from operator import attrgetter
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from dtq.task import names
+from dtq.task.codec import from_json
 
 Backoff = Literal["exponential", "linear", "constant"]
 OnParentFailure = Literal["fail", "run"]
@@ -153,9 +155,22 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     history: tuple[Attempt, ...] = ()  # the attempts that did not succeed, oldest first
     log: str = ""  # the end of what the handler printed
 
+    raw_payload: ClassVar[Any]  # the payload and the result as they are kept: JSON (msgspec.Raw), or plain data where
+    raw_result: ClassVar[Any]  # they were given as such, or somebody has looked at them
+
     def __post_init__(self) -> None:
         if self.version == 0:  # a task from a store was checked when it was added
             check(self)
+
+    def __eq__(self, other: object) -> bool:
+        return _values(self) == _values(other) if isinstance(other, Task) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.version))
+
+    def __repr__(self) -> str:
+        _values(self)  # decodes the payload and the result
+        return super().__repr__()
 
     @property
     def is_terminal(self) -> bool:
@@ -168,11 +183,46 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.queue, self.type, self.limit_key
 
 
+class JsonField:
+    """A field of a struct whose value is kept as JSON (msgspec.Raw), and shown as plain data.
+
+    The first look decodes the JSON, and the struct keeps the data instead. Copies that were made before still have the
+    JSON: what somebody changes in the data of one task does not appear in another.
+    """
+
+    def __init__(self, slot: Any) -> None:
+        self._slot = slot
+
+    def __get__(self, struct: msgspec.Struct | None, kind: type[msgspec.Struct]) -> Any:
+        if struct is None:
+            return self
+        value = self._slot.__get__(struct)
+        if type(value) is msgspec.Raw:
+            value = from_json(value)
+            self._slot.__set__(struct, value)
+        return value
+
+    def __set__(self, struct: msgspec.Struct, value: Any) -> None:  # for force_setattr
+        self._slot.__set__(struct, value)
+
+
+def keep_json(kind: type[msgspec.Struct], *fields: str) -> None:
+    """Make each of these fields of a struct a JsonField, and `raw_` with its name what the struct keeps."""
+    for field in fields:
+        slot = getattr(kind, field)
+        setattr(kind, f"raw_{field}", slot)
+        setattr(kind, field, JsonField(slot))
+
+
+keep_json(Task, "payload", "result")
+_values = attrgetter(*Task.__struct_fields__)
+
 # The fields that transitions may change. All others stay as the task was added.
 STATE = (
     "status", "priority", "expires", "run_at", "started_at", "finished_at", "attempts", "interruptions", "worker",
     "lease_until", "doom", "progress", "note", "result", "error", "history", "log",
 )  # fmt: skip
+state_of = attrgetter(*("raw_result" if name == "result" else name for name in STATE))  # their values, not decoded
 
 
 # --- what is allowed ------------------------------------------------------------------------------------------------

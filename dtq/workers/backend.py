@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import time
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from msgspec import Struct
 
 from dtq.task.internal_error import internal_error
-from dtq.task.model import ErrorInfo, Task
+from dtq.task.model import ErrorInfo, Task, keep_json
 from dtq.workers import wire
 from dtq.workers.wire import Source
 
@@ -49,7 +49,7 @@ class Logged(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The attempt has ended, with a result (plain JSON types) or an error.
+    """The attempt has ended, with a result or an error.
 
     `final` is true when another attempt is useless, `delay` holds the seconds after which the handler asked for another
     attempt, and `discarded` is true when the handler dropped the task.
@@ -65,6 +65,10 @@ class Finished(Struct, frozen=True):
     final: bool
     delay: float | None = None
     discarded: bool = False
+    raw_result: ClassVar[Any]  # the result as JSON (see JsonField)
+
+
+keep_json(Finished, "result")
 
 
 class Returned(Struct, frozen=True):
@@ -90,7 +94,7 @@ def unfit(task: Task, error: Exception) -> Finished:
 
 
 def finished(task: Task, worker: str, done: wire.Done, result: Any) -> Finished:
-    """Return the report of a call that has ended. `result` is the decoded result of the message."""
+    """Return the report of a call that has ended. `result` is the result of the message, as a task keeps it."""
     return Finished(
         task, worker, done.started_at, done.seconds, result, done.error, done.log, done.final, done.delay,
         done.discarded,

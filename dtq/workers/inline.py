@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from dtq.sync.wakeup import Wakeup
-from dtq.task.codec import from_json, to_json
+from dtq.task.codec import raw, to_json
 from dtq.task.model import Task
 from dtq.workers import backend, wire
 from dtq.workers.run.runner import Handlers, is_async, perform, perform_async
@@ -60,7 +60,7 @@ class LocalPool:
         return self._wakeup.fileno()
 
     def _call(self, task: Task, parents: bytes = b"") -> wire.Call:
-        payload = to_json(task.payload)
+        payload = to_json(task.raw_payload)
         return wire.Call(next(self._numbers), task.id, task.type, payload, task.attempts, task.timeout, parents)
 
     def _release(self) -> None:
@@ -156,7 +156,7 @@ def report_of(task: Task, worker: str, message: wire.ToPool) -> backend.Report |
         case wire.Progress() | wire.Log():
             return backend.output(task, message)
         case wire.Done(error=error, result=result):
-            return backend.finished(task, worker, message, from_json(result) if error is None else None)
+            return backend.finished(task, worker, message, raw(result) if error is None else None)
     raise TypeError(f"{message!r} is not about a call")
 
 

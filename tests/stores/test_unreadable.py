@@ -16,7 +16,7 @@ from dtq import QueueManager, TaskFailed, TaskQueue
 from dtq.errors import InvalidTask
 from dtq.stores.file.journal import format_line, parse
 from dtq.stores.open import open_store
-from dtq.task.codec import CUT, MAX_DEPTH, cut, is_nested, is_too_deep, normalise, to_json
+from dtq.task.codec import CUT, MAX_DEPTH, cut, encoded, from_json, is_nested, is_too_deep, to_json
 from dtq.task.transitions import unreadable_doom
 
 WAIT = 60.0
@@ -52,22 +52,22 @@ def test_depth_is_counted_over_bytes_as_over_the_value(wrap, depth):
     data = msgspec.json.encode(value)
     assert is_too_deep(data) == is_nested(value) == (depth > MAX_DEPTH)
     if depth <= MAX_DEPTH:
-        normalise(value, 1 << 20, "payload")
+        encoded(value, 1 << 20, "payload")
     else:
         with pytest.raises(InvalidTask, match="payload has more than 64 levels of nested arrays and objects"):
-            normalise(value, 1 << 20, "payload")
+            encoded(value, 1 << 20, "payload")
 
 
 def test_many_arrays_beside_each_other_are_not_deep():
     value = [[{"a": [1, "]"]}] * 3] * 1000
-    assert normalise(value, 1 << 20, "payload") == value
+    assert from_json(encoded(value, 1 << 20, "payload")) == value
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 987, 3_000, 100_000])
 def test_a_value_that_is_too_deep_is_refused_and_never_a_recursion_error(depth):
     for value in (nested(depth), {"x": [None, nested(depth)]}):
         with pytest.raises(InvalidTask, match="nested arrays and objects"):
-            normalise(value, 1 << 30, "payload")
+            encoded(value, 1 << 30, "payload")
     with QueueManager("memory:") as manager:
         with pytest.raises(InvalidTask, match="nested arrays and objects"):
             manager.add_many([{"type": "a", "payload": 1}, {"type": "a", "payload": nested(depth)}])

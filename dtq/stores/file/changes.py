@@ -6,7 +6,6 @@ a state that includes it already.
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ from msgspec.structs import fields
 
 from dtq.policy.limits import Limit, Selector
 from dtq.stores.protocol import Node
-from dtq.task.model import STATE, Task
+from dtq.task.model import STATE, Task, state_of
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -33,7 +32,6 @@ Moved: Any = msgspec.defstruct(
     omit_defaults=True,
 )
 Moved.__doc__ = "The fields of a task that a transition may change; the others are as in an earlier Entry."
-_moved_values = attrgetter("id", "version", *STATE)
 
 
 class Change(msgspec.Struct, omit_defaults=True):
@@ -56,4 +54,4 @@ NOTHING = Change()
 
 def moved_of(task: Task) -> Any:
     """Return the state of this task, as a Moved."""
-    return Moved(*_moved_values(task))
+    return Moved(task.id, task.version, *state_of(task))

@@ -30,7 +30,7 @@ from dtq.task.transitions import brief_of
 STALE_ENTRIES = 1000  # entries of the ready queue, beyond twice the number of tasks, after which it is rebuilt
 LARGE = 4096  # bytes of JSON in what `brief_of` leaves out; to read less from a file is not worth the memory
 _to_json = msgspec.json.Encoder().encode
-_bulk = attrgetter("payload", "result", "error", "history", "log")
+_bulk = attrgetter("raw_payload", "raw_result", "error", "history", "log")
 
 
 class Recording:

@@ -13,9 +13,9 @@ specification: read it to learn the rules. A store that differs is wrong (a hypo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from heapq import nsmallest
 from itertools import islice
-from operator import attrgetter
 
 from msgspec.structs import replace
 
@@ -25,10 +25,9 @@ from dtq.stores.memory.dependencies import Dependencies
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.stores.memory.turns import Turns
 from dtq.stores.protocol import Node, Outcome, Stats, parents_of, sum_counts
-from dtq.task.model import PROCESSING, STATE, WAITING, Task
+from dtq.task.model import PROCESSING, STATE, WAITING, Task, state_of
 from dtq.task.transitions import brief_of
 
-_state = attrgetter(*STATE)
 TASKS_PER_PURGE = 1000
 
 
@@ -216,7 +215,7 @@ class Index(Dependencies, Turns):
     def _advance(self, task: Task) -> bool:
         """Apply the outcome. Return True if a terminal task waits again."""
         stored = self._tasks[task.id]
-        state = dict(zip(STATE, _state(task), strict=True))
+        state = dict(zip(STATE, state_of(task), strict=True))
         if stored.status == PROCESSING and task.status in WAITING:
             state["doom"] = task.doom or stored.doom  # its parent may have been deleted while it ran
         self._put(replace(stored, version=stored.version + 1, **state))
@@ -280,7 +279,7 @@ class Index(Dependencies, Turns):
         return self._shown(nsmallest(limit, filter(wanted, self._tasks.values()), key=lambda task: task.id), brief)
 
     def _shown(self, found: Iterable[Task], brief: bool) -> list[Task]:
-        return list(map(brief_of, found) if brief else found)
+        return list(map(brief_of if brief else copy, found))
 
     def stats(self) -> Stats:
         rows = ((queue, type, str(status), n) for (queue, type, status), n in self._counts.items())

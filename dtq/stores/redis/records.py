@@ -43,14 +43,14 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     retry_cap: float = DAY
     on_parent_failure: OnParentFailure = "fail"
     webhook: Webhook | None = None
-    payload: Any = None
+    payload: msgspec.Raw = None  # type: ignore[assignment]
 
 
 class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What attempts left. The error comes first: lib.lua puts only that into a brief record."""
 
     error: ErrorInfo | None = None
-    result: Any = None
+    result: msgspec.Raw = None  # type: ignore[assignment]
     history: tuple[Attempt, ...] = ()
     log: str = ""
 
@@ -73,8 +73,8 @@ class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
 NUMBER_DIGITS = 14  # of the insertion number that the server gives to a new task
 NO_REMAINS = Remains()
 _state = msgspec.msgpack.Decoder(State).decode
-_body = msgspec.json.Decoder(Body).decode
-_remains = msgspec.json.Decoder(Remains).decode
+_decode_body = msgspec.json.Decoder(Body).decode
+_decode_remains = msgspec.json.Decoder(Remains).decode
 _node = msgspec.json.Decoder(Node).decode
 read_limit = msgspec.json.Decoder(Limit).decode
 _STATUS = {str(status): status for status in Status}
@@ -117,7 +117,7 @@ def new_record(task: Task) -> list[Any]:
 def _body_of(task: Task) -> str:
     body = Body(
         task.created_at, task.max_attempts, task.timeout, task.retry_delay, task.retry_backoff, task.retry_jitter,
-        task.retry_cap, task.on_parent_failure, task.webhook, task.payload,
+        task.retry_cap, task.on_parent_failure, task.webhook, task.raw_payload,
     )  # fmt: skip
     return to_json(body).decode()
 
@@ -159,9 +159,9 @@ def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[
 
 def _left(task: Task) -> str:
     """Return what the attempts left, as JSON; "" where that is what a new task has."""
-    if task.result is None and task.error is None and not task.history and not task.log:
+    if task.raw_result is None and task.error is None and not task.history and not task.log:
         return ""
-    return to_json(Remains(task.error, task.result, task.history, task.log)).decode()
+    return to_json(Remains(task.error, task.raw_result, task.history, task.log)).decode()
 
 
 @lru_cache(256)
@@ -201,6 +201,14 @@ def tasks_of(reply: list[bytes]) -> list[Task]:
 def brief_tasks_of(reply: list[bytes]) -> list[Task]:
     """Return the tasks of a reply with brief records."""
     return list(map(brief_of, tasks_of(reply)))
+
+
+def _body(data: bytes) -> Body:
+    return _decode_body(data.decode())  # as text: of bytes, the payload would not be checked for UTF-8
+
+
+def _remains(data: bytes) -> Remains:
+    return _decode_remains(data.decode())
 
 
 def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:

@@ -16,7 +16,7 @@ import msgspec
 from dtq.policy.limits import Lane
 from dtq.stores.sqlite.queries import of_one
 from dtq.stores.sqlite.schema import BLOCKED, DOOMED, LATER, READY
-from dtq.task.codec import cut, from_json, to_json
+from dtq.task.codec import cut, raw, to_json
 from dtq.task.model import DAY, Attempt, Backoff, ErrorInfo, OnParentFailure, Status, Task, Webhook
 from dtq.task.transitions import unreadable
 
@@ -36,7 +36,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    result: Any = None
+    result: msgspec.Raw = None  # type: ignore[assignment]
     history: tuple[Attempt, ...] = ()
     log: str = ""
 
@@ -76,7 +76,7 @@ def options_of(task: Task) -> str | None:
 
 
 def outcome_of(task: Task) -> str | None:
-    return _json(Outcome(task.result, task.history, task.log))
+    return _json(Outcome(task.raw_result, task.history, task.log))
 
 
 def stage_of(task: Task) -> int | None:
@@ -90,7 +90,7 @@ def new_row(task: Task, lane: int) -> tuple[Any, ...]:
     stage = stage_of(task)
     if stage == LATER and task.run_at <= task.created_at:
         stage = READY
-    payload = None if task.payload is None else to_json(task.payload).decode()
+    payload = None if task.raw_payload is None else to_json(task.raw_payload).decode()
     return (
         task.id, lane, task.key, stage, task.status, task.priority, task.run_at, task.expires,
         task.created_at, task.doom, options_of(task), payload,
@@ -120,13 +120,13 @@ def task_of(row: tuple[Any, ...], lanes: Mapping[int, Lane]) -> Task:
         o = NO_OPTIONS if options is None else _options(options)
         r = NO_OUTCOME if outcome is None else _outcome(outcome)
         failure = None if error is None else _error(error)
-        data = None if payload is None else from_json(payload)
+        data = None if payload is None else raw(payload)
     except Exception as why:  # written by another version of dtq, or by hand: all other tasks must stay readable
         problem = why
         queue, type, limit_key = lanes.get(lane, ("unreadable", "unreadable", ""))
         state = _STATUS.get(status, Status.FAILED)
         o, r = _or_else(_options, options, NO_OPTIONS), _or_else(_outcome, outcome, NO_OUTCOME)
-        failure, data = _or_else(_error, error, None), _or_else(from_json, payload, None)
+        failure, data = _or_else(_error, error, None), _or_else(raw, payload, None)
     task = Task(
         id=id, queue=queue, type=type, limit_key=limit_key, key=key, status=state, version=version,
         priority=priority, run_at=run_at, expires=expires, created_at=created_at, started_at=started_at,

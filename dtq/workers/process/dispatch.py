@@ -56,7 +56,7 @@ class Dispatcher:
                 unplaced.append(Returned(task))
                 continue
             try:
-                payload = to_json(task.payload)
+                payload = to_json(task.raw_payload)
             except Exception as error:
                 unplaced.append(unfit(task, error))
                 continue

@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from dtq.sync.wakeup import Wakeup
-from dtq.task.codec import from_json
+from dtq.task.codec import raw
 from dtq.task.model import Task
 from dtq.workers import backend, wire
 from dtq.workers.backend import Report, WorkerInfo
@@ -287,7 +287,7 @@ class WorkerPool:
             worker.started(call, message, now, self._grace)
 
     def _handle_done(self, worker: WorkerProcess, message: wire.Done, now: float) -> None:
-        result = from_json(message.result)
+        result = raw(message.result)
         call = worker.remove(message.number, now)
         if call is not None:
             worker.totals.done += 1

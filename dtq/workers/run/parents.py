@@ -87,7 +87,7 @@ def too_large(child: Task, limit: int) -> ErrorInfo:
 
 def _result_of(parent: Task) -> msgspec.Raw | str:
     if parent.status == Status.COMPLETED:
-        return msgspec.Raw(to_json(parent.result))
+        return msgspec.Raw(to_json(parent.raw_result))
     return f"it is {parent.status}: {parent.error}" if parent.error else f"it is {parent.status}"
 
 
