@@ -104,7 +104,7 @@ class JupyterLab:
             self._ask("DELETE", f"api/kernels/{kernel['id']}")
 
     def get(self, path: str) -> bytes:
-        """What a page of this server says to who is logged in."""
+        """Return a page of this server, as a user who is logged in sees it."""
         return self._ask("GET", path)
 
     def _ask(self, method: str, path: str) -> bytes:
@@ -186,7 +186,7 @@ class Notebook:
         self.page.keyboard.press("Control+Enter")
 
     def flaws(self) -> list[str]:
-        """What a reader should not have to see, hear of, or be spied on by."""
+        """Return what must not be in a page: failed cells, broken pictures, console errors, requests to other hosts."""
         return [*self._cell_flaws(), *self._picture_flaws(), *dict.fromkeys(self._noise)]
 
     def widths(self) -> list[list[str]]:

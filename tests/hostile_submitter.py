@@ -3,10 +3,10 @@ beside the work of others. At the end everything else must be as if it had not b
 
     python tests/hostile_submitter.py --requests 20000 [--seed 1] [--store file] [--nodes 3] [--clients 4]
 
-    hostile clients --HTTP--> dtq serve --> store <-- dtq run, dtq run      every one a process of its own
+    hostile clients --HTTP--> dtq serve --> store <-- dtq run, dtq run      each in its own process
     load ------------HTTP-------^                      `--webhooks--> a receiver that verifies signatures
 
-Prints a summary. Exits with 1, and says what, where a promise is broken.
+Prints a summary. If a promise is broken, names it and exits with 1.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python tests/interrupts.py --store sqlite --interrupts 20000    random moments, beside other threads and a node
     python tests/interrupts.py --store sqlite --sweep               every moment of every call, one after the other
 
-After each interrupt the store must agree with a model (a MemoryStore that nobody interrupts): what was returned is
-there, what was interrupted has happened whole or not at all, and the counters equal a recount. The program ends with
-exit code 1 and a list where a promise was broken.
+After each interrupt the store must agree with a model (a MemoryStore without interrupts): the effects of a call that
+returned are there, an interrupted call took effect as a whole or not at all, and the counters equal a recount. The
+program ends with exit code 1 and a list if a promise was broken.
 
 A moment is a point at which CPython raises what a signal handler raises: after a call of a C function, at the start of
 a Python function, and where a loop jumps back. `Presses.at` presses Ctrl-C right before the one with this number,
@@ -78,12 +78,12 @@ class Presses:
             raise KeyboardInterrupt
 
     def at(self, moment: int, call: Callable[[], T]) -> T:
-        """The value of the call. Raises Interrupted where it has so many moments."""
+        """Return the value of the call. Raise Interrupted at the moment with this number, if the call gets that far."""
         self._left = moment
         return self._run(call, lambda: sys.settrace(self._trace), lambda: sys.settrace(None))
 
     def after(self, seconds: float, call: Callable[[], T]) -> T:
-        """The value of the call. Raises Interrupted where it takes longer than that."""
+        """Return the value of the call. Raise Interrupted if it takes longer than this."""
         return self._run(
             call,
             lambda: signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6)),

@@ -143,7 +143,7 @@ class Course:
         self.added += tasks
 
     def suffer(self, fault: str) -> None:
-        """While there is work: a fault that meets nobody shows nothing."""
+        """Inject a fault while there is work: without work, a fault shows nothing."""
         if unfinished(self.manager) < MOST_HELD:
             self.add(MOST_HELD)
         number = self.chance.randrange(4)
@@ -174,7 +174,7 @@ class Course:
 
 
 def torment(tasks: int, kills: int, freezes: int, restarts: int, seconds: float, seed: int) -> dict[str, int]:
-    """The whole course, with its faults spread over so many seconds; `tasks` at least."""
+    """Run at least `tasks` tasks, with the faults spread over `seconds` seconds."""
     chance = random.Random(seed)
     faults = ["kill"] * kills + ["freeze"] * freezes + ["restart"] * restarts
     chance.shuffle(faults)

@@ -9,7 +9,7 @@ from dtq import TaskQueue
 
 
 def obey(payload, context):
-    """Takes as long, and fails as often, as the payload says; tells how long it took by its own watch."""
+    """Take as long and fail as often as the payload asks. Return the measured duration."""
     began = time.perf_counter()
     time.sleep(payload["seconds"])
     took = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Everything that `dtq.__all__` reaches says what it does, in its docstring.
+"""Everything that `dtq.__all__` reaches has a complete docstring.
 
 class       has a docstring, which names the parameters of its constructor; a field may have a comment instead
 property    has a docstring

@@ -486,7 +486,7 @@ def test_a_stop_drops_no_request_and_frees_the_port_at_once(tmp_path):
 
 
 def test_a_process_that_starts_leaves_the_shared_socket_as_it_is(tmp_path, monkeypatch):
-    """Were it blocking for a moment, another process could be caught in `accept`, and serve nobody from then on."""
+    """If it blocked for a moment, another process could hang in `accept` and serve no more requests."""
     listener, seen, startup = listen("127.0.0.1", 0), [], uvicorn.Server.startup
     os.set_blocking(listener.fileno(), False)  # as a process that serves already has it
 

@@ -1,4 +1,4 @@
-"""The live page in Chromium, under load: its numbers are those of /stats, and it is quiet and asks nobody else."""
+"""The live page in Chromium, under load: its numbers are those of /stats, and it sends no requests to other hosts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_page_shows_what_the_store_knows_and_asks_nobody_else(served, name, 
     queue.add_many({"type": "work", "payload": n, "max_attempts": 1} for n in range(1, 50))
     queue.join(60)
     expected = sorted(f"{status},{n}" for status, n in queue.stats().counts.items())
-    for _ in range(300):  # the page's policy lets nobody evaluate a text within it, Playwright's waits neither
+    for _ in range(300):  # the page's policy forbids evaluating text in it, also to Playwright's waits
         if sorted(page.evaluate(COUNTS)) == expected:
             break
         page.wait_for_timeout(100)

@@ -200,7 +200,7 @@ def test_a_start_never_fails_for_a_damaged_file_and_its_neighbours_are_as_they_w
         before = path.read_bytes()
         path.write_bytes(after := damage(before, chance))
         if path.name == "format" and re.fullmatch(rb"dtq file store \d+\n", after) and after != before:
-            continue  # it says that a newer dtq has written all this
+            continue  # now the format is that of a newer dtq
         store = FileStore(directory, persistence_interval=86400)
         found = {task.id: task for task in store.find(limit=100)}
         for id in tasks.keys() - spoiled_by(directory, path, before, after):
@@ -241,7 +241,7 @@ def test_a_damaged_database_is_refused_or_read_and_never_ends_in_another_error(t
 
 
 def _complaint(path: Path) -> str:
-    """What the store says of its file, if it finds anything wrong; else the path."""
+    """Return the store's error about its file, if there is one; else the path."""
     try:
         store = SQLiteStore(path)
     except StoreError as error:

@@ -30,7 +30,7 @@ def handler():
 
 
 class FakeContext:
-    """Stands in for the context of a worker, as far as this handler uses it."""
+    """Stands in for the context of a worker, with the parts that this handler uses."""
 
     def __init__(self, cancel_after=None):
         self.reports = []

@@ -472,7 +472,7 @@ class DeadlySink(Sink):
             for worker in self.queue.workers():
                 if worker.task_id and message_id(worker.task_id) == mail_id:
                     return worker.pid
-            await asyncio.sleep(0.002)  # the queue hears of it in a moment
+            await asyncio.sleep(0.002)  # the queue learns of it a moment later
 
 
 @pytest.mark.long

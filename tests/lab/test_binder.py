@@ -1,6 +1,6 @@
 """Binder: the image that would be built, what is installed in it, and that it is enough for every chapter.
 
-pytest -m hourly tests/lab/test_binder.py    also installs the pinned set anew, and runs the chapters on one core
+pytest -m hourly tests/lab/test_binder.py    also installs the pinned set again, and runs the chapters on one core
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def test_the_buttons_of_a_fault_lab_do_what_they_say_while_the_reader_looks(chap
 
 
 def press(notebook, label):
-    """Presses the button, and waits until the page says that this was done."""
+    """Press the button, and wait until the page confirms it."""
     shown = notebook.output_of("fault.buttons")
     (kind,) = (kind for text, kind, *_ in BUTTONS if text == label)
     shown.get_by_role("button", name=label, exact=True).click()

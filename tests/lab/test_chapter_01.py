@@ -1,4 +1,4 @@
-"""Chapter 01: its exercises can be solved, its stubs say that they are stubs, and it has the size of a chapter."""
+"""Chapter 01: its exercises can be solved, its stubs are recognised as stubs, and it has the size of a chapter."""
 
 from __future__ import annotations
 

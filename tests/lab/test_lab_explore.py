@@ -28,16 +28,16 @@ class TaskFiles:
         self.runs: list[str] = []
 
     def select(self):
-        """Looks for work, and takes nothing."""
+        """Return whether there is work, and take none."""
         return self.status == "pending" or (self.status == "processing" and self.now >= self.lease_until)
 
     def take(self, me, lease=LEASE):
-        """Writes who has it; whatever was written before."""
+        """Assign the task to this worker, whichever worker had it before."""
         self.status, self.worker, self.lease_until = "processing", me, self.now + lease
         self.version += 1
 
     def claim(self, me, lease=LEASE):
-        """Selects and takes in one step; gives the version, or None."""
+        """Select and take in one step. Return the version, or None."""
         if not self.select():
             return None
         self.take(me, lease)

@@ -19,7 +19,7 @@ module = sys.modules["dtq.lab.promises"]  # `dtq.lab.promises` is the function
 
 
 class ClaimsTwice(MemoryStore):
-    """Gives a task out and forgets to say so."""
+    """Returns a claimed task but leaves it claimable."""
 
     def claim(self, *args, **options):
         taken = super().claim(*args, **options)

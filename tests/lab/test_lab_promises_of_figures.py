@@ -1,4 +1,4 @@
-"""What every figure of the lab promises: words, its data, a stamp, colours that everybody can tell apart."""
+"""What every figure of the lab has: a description, its data, a stamp, and colours that all readers can tell apart."""
 
 from __future__ import annotations
 

@@ -472,7 +472,7 @@ def test_a_directory_that_cannot_be_written_costs_lines_and_no_task(tmp_path, ca
 
 
 def test_a_log_file_that_blocks_delays_no_task(tmp_path, monkeypatch):
-    """As on a file system that hangs: here a pipe that nobody reads."""
+    """A pipe without a reader stands in for a file system that hangs."""
     monkeypatch.setattr(logs, "QUEUE_CAPACITY", 100)
     os.mkfifo(tmp_path / "dtq.log")
     pipe = os.open(tmp_path / "dtq.log", os.O_RDWR | os.O_NONBLOCK)

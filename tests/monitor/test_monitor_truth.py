@@ -40,8 +40,8 @@ def exact(values, q):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What a monitor saw of two workers that get 10 tasks each 0.15 s, of which 2 fail once and 1 for good, and take 20
-    to 110 ms: more than they can do for 1.5 s, then they catch up, then they rest."""
+    """Return what a monitor saw of two workers. Every 0.15 s they get 10 tasks of 20 to 110 ms, of which 2 fail once
+    and 1 fails permanently: too many for 1.5 s, then they catch up, then they are idle."""
     burst = [{"type": "obey", "payload": {"seconds": 0.02 + 0.01 * n}} for n in range(7)]
     burst += [{"type": "obey", "payload": {"seconds": 0.08, "fails": 1}, "retry_delay": 0} for _ in range(2)]
     burst += [{"type": "obey", "payload": {"seconds": 0.11, "fails": 1}, "max_attempts": 1}]
@@ -104,7 +104,7 @@ def test_littles_law_holds_on_the_monitors_own_figures(seen):
 
 @pytest.fixture
 def nodes(tmp_path):
-    """Two nodes, processes of their own, on one store; gives its path."""
+    """Start two nodes, as processes, on one store. Return its path."""
     command = [sys.executable, HERE / "monitor_node.py", tmp_path / "queue.db"]
     running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for node in running:
@@ -158,7 +158,7 @@ def test_whichever_process_of_the_api_is_scraped_while_two_nodes_run_the_sums_ar
                 attempts = total(samples, "dtq_attempts_total", "outcome")
                 in_store = total(samples, "dtq_queue_tasks", "status", queue="default")
                 assert all(attempts[end] <= in_store[end] for end in ("completed", "failed"))
-                assert attempts >= before, "what has been counted does not shrink, whoever is asked"
+                assert attempts >= before, "a counter never decreases, whichever process serves it"
                 before, between = attempts, between + (0 < attempts.total() < 300)
         assert _until(lambda: monitor.get_metrics()["summary"]["completed"] == 240)
         last = [scrape(api, pid) for pid in api.pids()]

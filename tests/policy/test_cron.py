@@ -1,4 +1,4 @@
-"""When schedules tick, and what becomes of ticks that were missed: pure functions, against a walk over the minutes.
+"""When schedules tick, and what happens to missed ticks: pure functions, compared with a walk over the minutes.
 
 pytest -m hourly tests/policy/test_cron.py    every change of every zone over five years (some minutes)
 """
@@ -263,7 +263,7 @@ def test_large_payloads_make_smaller_batches():
 
 
 def taken(tick, **fields):
-    """As `claim` gives it out."""
+    """Return the tick as `claim` returns it."""
     return replace(tick, status=Status.PROCESSING, doom="expired", worker="n", version=2, **fields)
 
 

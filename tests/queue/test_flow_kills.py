@@ -102,7 +102,7 @@ def test_a_random_graph_under_kills_keeps_its_order_and_every_node_ends_once(url
     assert kills >= 20, "the graph was through before the kills"
     assert len(tasks) == TASKS
     assert all(task.is_terminal for task in tasks.values())
-    assert set(Counter(endings.read_text().splitlines()).values()) == {1}  # one who was killed may not have said it
+    assert set(Counter(endings.read_text().splitlines()).values()) == {1}  # a killed node may not have written it
     _assert_order(tasks, events(log))
 
 

@@ -18,7 +18,7 @@ from dtq.testing.conformance import Check, Make, Subject
 
 @pytest.fixture(params=["memory", "sqlite", "file", "valkey", "redis", "cluster"])
 def make(request: pytest.FixtureRequest, tmp_path) -> Make:
-    """Gives a fresh subject of the store with each call."""
+    """Return a function that makes a fresh subject of the store."""
     numbers = itertools.count()
 
     def sqlite() -> Subject:

@@ -35,7 +35,7 @@ def caught_by(check: str):
 
 @caught_by("no_task_is_given_twice")
 class ClaimsTwice(MemoryStore):
-    """Gives a task out and forgets to say so."""
+    """Returns a claimed task but leaves it claimable."""
 
     def _take(self, task: Task, *claim):
         taken = super()._take(task, *claim)
@@ -45,7 +45,7 @@ class ClaimsTwice(MemoryStore):
 
 @caught_by("a_call_may_be_about_hundreds_of_tasks")
 class ServesTheFirstHundred(MemoryStore):
-    """Sends a large call in parts, and no part but the first."""
+    """Splits a large call into parts, and sends only the first."""
 
     def update(self, outcomes):
         return super().update(outcomes[:100])
@@ -53,7 +53,7 @@ class ServesTheFirstHundred(MemoryStore):
 
 @caught_by("eight_threads_claim_each_task_once")
 class LosesClaims(MemoryStore):
-    """Now and then takes a task and gives it to nobody."""
+    """Sometimes claims a task without returning it."""
 
     _turn = cycle([True] * 9 + [False])
 
@@ -176,7 +176,7 @@ class NeverTellsTheChildren(MemoryStore):
 
 @caught_by("a_revived_child_waits_for_its_parents_again")
 class RevivesAtOnce(MemoryStore):
-    """Lets a child that comes back from its end run before its parents have."""
+    """Lets a revived child run before its parents."""
 
     def _block_again(self, task: Task):
         pass
@@ -184,7 +184,7 @@ class RevivesAtOnce(MemoryStore):
 
 @caught_by("a_successor_takes_over_the_key_of_its_parent")
 class KeepsTheKey(MemoryStore):
-    """Gives the key to no successor."""
+    """Passes the key to no successor."""
 
     def _cedes_key(self, task_id: str, successors):
         return False
@@ -379,7 +379,7 @@ class KeepsForTheCancelled(MemoryStore):
 
 @caught_by("a_revived_child_needs_its_parents_again")
 class ForgetsTheParentsOfTheRevived(MemoryStore):
-    """Does not note that a task needs its parents again when it comes back from its end."""
+    """Does not record that a revived task needs its parents again."""
 
     def _block_again(self, task: Task):
         super()._block_again(task)
@@ -389,7 +389,7 @@ class ForgetsTheParentsOfTheRevived(MemoryStore):
 
 @caught_by("deleting_an_ended_parent_dooms_its_waiting_children")
 class DoomsTheBlockedOnly(MemoryStore):
-    """Deletes an ended parent without a word to the children that are ready."""
+    """Deletes an ended parent without dooming the children that are ready."""
 
     def _detach_children(self, parent: Task):
         self._unblock_children(replace(parent, status=Status.CANCELLED))

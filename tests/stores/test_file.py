@@ -360,8 +360,8 @@ def live(store: FileStore, chance: random.Random, told) -> None:
 
 
 def crash_after_each_write(directory: Path, disk: Recording, seed: int) -> int:
-    """Every prefix of the writes, with a torn last one, and without what was not flushed: what is found is what some
-    moment has left, and no earlier one than the last that was acknowledged. Gives how many were tried."""
+    """Crash after every prefix of the writes, with the last write torn, and without unflushed data. The tasks found
+    must be those of some moment, not earlier than the last acknowledged call. Return how many crashes were tried."""
     source = directory / "queue"
     copy = Copy(source, directory / "crashed")
     store = opened(source, disk=disk)
@@ -499,7 +499,7 @@ def test_other_files_among_the_tasks_are_quarantined(tmp_path, caplog):
     (folder / "alien.json").write_text('{"hello": "world"}')
     (folder / "picture.png").write_bytes(b"\x89PNG\xff")
     (folder / "directory").mkdir()
-    (folder / ".t9.json").write_text("half of a ta")  # being written, or its writer died: nothing to tell of
+    (folder / ".t9.json").write_text("half of a ta")  # still being written, or its writer died: not a problem to report
     store = opened(tmp_path)
     assert len(ids(store)) == 6
     assert sorted(os.listdir(tmp_path / "quarantine")) == ["alien.json", "directory", "picture.png"]

@@ -1,4 +1,4 @@
-"""A process that has a queue may fork: the child is a client of its own, and the parent does not notice."""
+"""A process that has a queue may fork: the child is a separate client, and the parent is not affected."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a store holds beside its tasks and nobody can read costs itself only: limits and nodes that an older dtq wrote,
-or a hand."""
+"""Limits and nodes in a store that cannot be read, because another version of dtq or a person wrote them, affect
+nothing else."""
 
 from __future__ import annotations
 

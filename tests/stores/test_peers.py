@@ -1,4 +1,4 @@
-"""Nodes that live are known to live, whatever name they use for the queue, and whatever becomes of their files."""
+"""Live nodes are recognised as alive, whatever name they use for the queue, and whatever happens to their files."""
 
 from __future__ import annotations
 

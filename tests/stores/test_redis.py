@@ -68,7 +68,7 @@ class Lossy:
 
 
 class Losses:
-    """From now on so many answers to this store get lost (those that come `after` some others)."""
+    """Loses the next `times` replies to this store, or those that come `after` some others."""
 
     def __init__(self, store: RedisStore, times: int, by: BaseException | None = None) -> None:
         self.by = by or redis.ConnectionError("the answer got lost")
@@ -151,8 +151,9 @@ def test_scripts_that_the_server_has_forgotten_are_sent_again(store):
     assert len(store.claim("w", 400, 30, NOW, {"job"})) == 400
 
 
-def test_lines_that_nobody_uses_may_have_been_cut(store):
-    """All at once, as by a server that was started anew: the next call makes one new line, and does not try each."""
+def test_idle_connections_may_have_been_cut(store):
+    """All are cut at once, as by a server that restarts: the next call opens one new connection and does not try each
+    old one."""
     use = store.client._connections.use
     use(lambda _: use(lambda _: use(lambda _: None)))
     store.client.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")

@@ -1,4 +1,4 @@
-"""Where a Redis store may be: behind a password, behind TLS, behind Sentinel, with replicas; and who may not see it."""
+"""Where a Redis store may be: behind a password, TLS or Sentinel, or with replicas; and that it keeps others out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wait_until(condition, seconds=WAIT):
 
 
 class Secured:
-    """A server that speaks TLS on a port of its own, and asks for a password."""
+    """A server that requires TLS and a password."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.ca, other = trustme.CA(), trustme.CA()
@@ -82,7 +82,7 @@ def test_a_queue_works_over_tls_with_a_password(secured):
         other.close()
 
 
-def test_a_server_whose_certificate_is_of_nobody_we_know_is_not_talked_to(secured):
+def test_a_server_with_an_unknown_certificate_is_refused(secured):
     with pytest.raises(StoreError, match=r"(?i)rediss://\*\*\*@.*certificate verify failed") as caught:
         open_store(secured.url("other"))
     assert "secret" not in str(caught.value)

@@ -216,8 +216,8 @@ def test_two_nodes_that_come_within_one_tick_of_the_file_system_know_each_other(
         peer.close()
 
 
-def test_a_store_that_was_closed_joins_nobody_again(tmp_path):
-    """Who asks too late is told; the socket that it would have made belongs to nobody."""
+def test_a_closed_store_raises_and_does_not_open_again(tmp_path):
+    """A late call raises, and opens no socket that no one would close."""
     store = SQLiteStore(tmp_path / "q.db")
     store.close()
     for ask in (store.fileno, lambda: store.wait(0), lambda: store.add([])):

@@ -128,7 +128,7 @@ class StoresAgree(RuleBasedStateMachine):
         self.both("add", wanted)
 
     def task(self, options, **more) -> Task:
-        """A new task, with a `retry_cap` of its own, by which it differs from an older one of the same id."""
+        """Return a new task with a unique `retry_cap`, which distinguishes it from an older task with the same id."""
         self.added += 1
         expires = None if options["expires"] is None else self.now + options["expires"]
         at = {"run_at": self.now + options["run_at"], "expires": expires, "created_at": self.now}
@@ -154,7 +154,7 @@ class StoresAgree(RuleBasedStateMachine):
 
     @rule(
         worker=st.sampled_from(WORKERS),
-        n=st.integers(1, 5),  # who asks for none may see who has expired marked, or not
+        n=st.integers(1, 5),  # a claim of 0 tasks may mark expired tasks, or not
         types=st.sampled_from([TYPES, TYPES, TYPES[:1], TYPES[1:]]),
         queues=st.sampled_from([(), (), QUEUES[:1]]),
         min_priority=st.sampled_from([None, None, 0, 1]),

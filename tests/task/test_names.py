@@ -121,7 +121,7 @@ def webhooks_of(url):
     return Webhook(url)
 
 
-# --- schedules change their ticks, nobody else
+# --- only schedules change their ticks
 
 
 def test_a_tick_is_changed_by_its_schedule_only(manager):

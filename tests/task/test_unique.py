@@ -1,4 +1,4 @@
-"""Unique tasks: who has a key, for how long, and what happens to one who comes later."""
+"""Unique tasks: which task has a key, for how long, and what happens to a later task with the same key."""
 
 from __future__ import annotations
 
@@ -166,8 +166,8 @@ def test_who_lost_the_key_between_two_looks_is_not_taken_for_its_holder(manager,
 
 
 @pytest.mark.parametrize(("options", "statuses"), [({"window": 0}, {"completed"}), ({"on_conflict": "replace"}, None)])
-def test_of_many_who_come_at_once_each_key_has_one(tmp_path, options, statuses):
-    """Eight threads with a manager each; whoever is not the one that has the key in the end was replaced."""
+def test_of_many_simultaneous_adds_each_key_has_one_task(tmp_path, options, statuses):
+    """Eight threads with a manager each. Every task that does not have the key at the end was replaced."""
     path = tmp_path / "q.db"
     with QueueManager(path) as manager:
         manager.store.heartbeat(Node("n"), (), 30, NOW)
