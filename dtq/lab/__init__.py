@@ -15,7 +15,7 @@ from dtq.lab.exercise import EXERCISES, exercise
 from dtq.lab.experiment import Experiment, RunFailed
 from dtq.lab.explore import explore, time_passes
 from dtq.lab.fault import fault
-from dtq.lab.faulty import Clock, FaultyStore
+from dtq.lab.faulty import FaultyStore
 from dtq.lab.figures import depth, gantt, show
 from dtq.lab.fit import Law, fit_amdahl, fit_usl, summarise
 from dtq.lab.flow import flow
@@ -35,6 +35,7 @@ from dtq.lab.setup import start
 from dtq.lab.source import compare, source
 from dtq.lab.trace import trace
 from dtq.lab.web import url
+from dtq.testing.wrapper import SkewedClock as Clock
 
 __all__ = [
     "EXERCISES",

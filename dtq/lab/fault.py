@@ -33,8 +33,9 @@ from IPython.display import display
 
 from dtq.errors import DTQError
 from dtq.lab.crash import CRASHES, crash_node
-from dtq.lab.faulty import Clock, FaultyStore
+from dtq.lab.faulty import FaultyStore
 from dtq.queue.task_queue import TaskQueue
+from dtq.testing.wrapper import SkewedClock
 from dtq.workers.backend import WorkerInfo
 
 Entry = tuple[Any, ...]  # seconds, kind, arguments
@@ -160,7 +161,7 @@ class Fault:
     def clock_step(self, seconds: float) -> None:
         """Move the clock of this node forward by this many seconds, or backward if negative."""
         clock = self._queue.clock
-        if not isinstance(clock, Clock):
+        if not isinstance(clock, SkewedClock):
             raise DTQError(f"the queue's clock is {clock!r}; allowed: a Clock, as in TaskQueue(..., clock=lab.Clock())")
         clock.offset += seconds
         self._note("clock_step", seconds)
@@ -221,7 +222,7 @@ class Fault:
 
     def _offers(self, kind: str) -> bool:
         if kind in KINDS["clock"]:
-            return isinstance(self._queue.clock, Clock)
+            return isinstance(self._queue.clock, SkewedClock)
         return kind in KINDS["workers"] or isinstance(self._queue.store, FaultyStore)
 
     def _note(self, kind: str, *args: Any) -> None:

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from dtq import DTQError, StoreError, TaskQueue, lab
+from dtq.lab import Clock, FaultyStore
 from dtq.lab.fault import Fault
 from dtq.lab.fault import fault as lab_fault
-from dtq.lab.faulty import Clock, FaultyStore
 from dtq.stores.memory.store import MemoryStore
 from dtq.task.model import Task
 from dtq.testing import conformance

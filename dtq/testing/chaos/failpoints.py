@@ -13,15 +13,16 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from dtq.stores.file.disk import Disk
-from dtq.stores.protocol import ClaimRequest, Exchanged, ExchangingStore, Outcome, Store
+from dtq.stores.protocol import Store
 from dtq.stores.sqlite.store import SQLiteStore
 from dtq.task.model import Task
 from dtq.testing.chaos.history_log import HistoryLog
 from dtq.testing.chaos.invariants import Line, LineKind, name_of
+from dtq.testing.wrapper import StoreWrapper
 
 STEPS = ("claim", "update", "heartbeat", "reap", "dispatch")
 ON_STORES = tuple(f"{when} {step}" for step in STEPS for when in ("before", "after"))
@@ -84,70 +85,50 @@ class FaultyDisk(Disk):
         super().place(path, data)
 
 
-class WatchedStore:
-    """Wraps a node's store: records what the store answers, and has failpoints around each call."""
+class WatchedStore(StoreWrapper):
+    """A node's store: records what it answers, and has failpoints around each call that STEPS names."""
 
     def __init__(self, store: Store, disk: FaultyDisk, history: HistoryLog, failpoint: Failpoint, node: str) -> None:
-        self._store = store
+        super().__init__(store)
         self._disk = disk
         self._history = history
         self._failpoint = failpoint
         self._node = node
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def _around(self, name: str, *args: Any) -> Any:
-        self._failpoint.pass_by(f"before {name}")
-        answer = getattr(self._store, name)(*args)
-        self._failpoint.pass_by(f"after {name}")
+    def call(self, name: str, *args: Any, **options: Any) -> Any:
+        """Make a call of the store, record its answer, and return it. In an exchange, as in an update, the node may die
+        on either side."""
+        step = "update" if name == "exchange" else name
+        self._failpoint.pass_by(f"before {step}")
+        answer = super().call(name, *args, **options)
+        self._failpoint.pass_by(f"after {step}")
+        accepted, taken = answer if name == "exchange" else (answer, answer)
+        if name in ("update", "exchange"):
+            known = {task.id: task for task, _ in args[0]}
+            self._record("accepted", [known[id] for id in accepted])
+        if name in ("claim", "exchange"):
+            self._record("claimed", taken)
+        if name == "reap":
+            self._record("taken over", taken)
         return answer
 
-    def claim(self, *args: Any) -> list[Task]:
-        return self._record("claimed", self._around("claim", *args))
-
-    def reap(self, *args: Any) -> list[Task]:
-        return self._record("taken over", self._around("reap", *args))
-
-    def _record(self, what: LineKind, tasks: list[Task]) -> list[Task]:
-        """Record that the store gave these tasks to this node. Return them."""
+    def _record(self, what: LineKind, tasks: Iterable[Task]) -> None:
         self._history.write(*(Line(what, name_of(task), task.version, self._node) for task in tasks), flush=False)
-        return tasks
-
-    def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        return self._record_accepted(outcomes, self._around("update", outcomes))
-
-    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
-        """Exchange. As of an update, the node may die on either side of it."""
-        self._failpoint.pass_by("before update")
-        accepted, tasks = cast(ExchangingStore, self._store).exchange(outcomes, claim)
-        self._failpoint.pass_by("after update")
-        return self._record_accepted(outcomes, accepted), self._record("claimed", tasks)
-
-    def _record_accepted(self, outcomes: Sequence[Outcome], accepted: set[str]) -> set[str]:
-        known = {task.id: task for task, _ in outcomes}
-        stored = [known[id] for id in accepted]
-        self._history.write(*(Line("accepted", name_of(t), t.version, self._node) for t in stored), flush=False)
-        return accepted
-
-    def heartbeat(self, *args: Any) -> set[str]:
-        lost: set[str] = self._around("heartbeat", *args)
-        return lost
 
     # --- faults of its disk
 
     def set_slow(self, seconds: float) -> None:
         """Delay each flush of a file store by `seconds`; hold SQLite's write lock once for that long."""
         self._disk.seconds = seconds
-        if isinstance(self._store, SQLiteStore):
-            self._store.database.write(lambda _: time.sleep(seconds), flush=False, wake=None)
+        if isinstance(self.store, SQLiteStore):
+            self.store.database.write(lambda _: time.sleep(seconds), flush=False, wake=None)
 
     def set_full(self, is_full: bool) -> None:
         """Let neither the files nor the database grow (for SQLite by its own limit of pages)."""
         self._disk.is_full = is_full
-        if isinstance(self._store, SQLiteStore):
+        if isinstance(self.store, SQLiteStore):
             pages = 1 if is_full else UNLIMITED_PAGES  # SQLite keeps the pages that it already has
-            self._store.database.writer.execute(f"PRAGMA max_page_count = {pages}")
+            self.store.database.writer.execute(f"PRAGMA max_page_count = {pages}")
 
 
 def watched_dispatch(dispatch: Callable[..., None], history: HistoryLog, failpoint: Failpoint, node: str) -> Any:

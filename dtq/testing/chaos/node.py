@@ -28,6 +28,7 @@ from dtq.stores.protocol import Store, clock_of
 from dtq.testing.chaos.failpoints import Failpoint, FaultyDisk, WatchedStore, watched_dispatch
 from dtq.testing.chaos.history_log import HistoryLog
 from dtq.testing.chaos.invariants import Line, name_of
+from dtq.testing.wrapper import SkewedClock
 
 TYPE = "work"
 LIMITED, MAX_RUNNING = "limited", 1  # a limit key, and how many of its tasks may run at once
@@ -97,17 +98,6 @@ def _open(url: str, disk: FaultyDisk) -> Store:
 
 def _is_file(url: str) -> bool:
     return url.startswith("file:") and "?" not in url and not url.startswith("file://")
-
-
-class SkewedClock:
-    """The clock of a node: the store's clock plus `offset` seconds."""
-
-    def __init__(self, store_clock: Callable[[], float]) -> None:
-        self.offset = 0.0
-        self._store_clock = store_clock
-
-    def __call__(self) -> float:
-        return self._store_clock() + self.offset
 
 
 def _execute(words: Sequence[str], store: WatchedStore, clock: SkewedClock) -> None:

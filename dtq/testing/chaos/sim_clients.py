@@ -5,62 +5,44 @@ SimClient, IdReuser, SimNode --> SimStore --> World.call --> the one store
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 from dtq.errors import DTQError, StoreError
-from dtq.stores.protocol import ClaimRequest, Exchanged, Outcome
 from dtq.stores.shared.overlap import run_offered_work
 from dtq.task.model import Status, Task
 from dtq.task.transitions import cancel
 from dtq.testing.chaos.invariants import Line
 from dtq.testing.chaos.world import LIMITED, Crash, World
+from dtq.testing.wrapper import StoreWrapper
 
 TYPE = "work"
 TIMEOUT = 8.0  # seconds that each attempt may take
 
 
-class SimStore:
-    """Passes the calls that matter through the world, where they may fail. All others reach the store directly."""
+class SimStore(StoreWrapper):
+    """Passes the calls of nodes and clients through the world, where they may fail."""
 
     def __init__(self, world: World, caller: str) -> None:
+        super().__init__(world.store)
         self._world = world
         self._caller = caller
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._world.store, name)
+    def call(self, name: str, *args: Any, **options: Any) -> Any:
+        """Make a call of the store, in the world.
 
-    def add(self, tasks: Sequence[Task]) -> list[str]:
-        ids: list[str] = self._world.call(self._caller, "add", tasks)
-        return ids
-
-    def claim(self, *args: Any) -> list[Task]:
-        """Claim tasks. As with a busy server, the loop collects reports of its workers meanwhile."""
-        run_offered_work()
-        tasks: list[Task] = self._world.call(self._caller, "claim", *args)
-        return tasks
-
-    def update(self, outcomes: Sequence[Outcome]) -> set[str]:
-        run_offered_work()  # as in `claim`
-        accepted: set[str] = self._world.call(self._caller, "update", outcomes)
-        return accepted
-
-    def exchange(self, outcomes: Sequence[Outcome], claim: ClaimRequest) -> Exchanged:
-        run_offered_work()
-        exchanged: Exchanged = self._world.call(self._caller, "exchange", outcomes, claim)
-        return exchanged
-
-    def heartbeat(self, *args: Any) -> set[str]:
-        lost: Any = sorted(
-            self._world.call(self._caller, "heartbeat", *args)
-        )  # a set would have another order in each process
-        return lost  # type: ignore[no-any-return]
-
-    def reap(self, worker: str, n: int, lease: float, now: float) -> list[Task]:
-        """Take over tasks. As on one machine, the locks of dead nodes show that they are dead."""
-        tasks: list[Task] = self._world.call(self._caller, "reap", worker, n, lease, now, list(self._world.dead))
-        return tasks
+        As with a busy server, the loop collects reports of its workers during a claim or an update. As on one machine,
+        the locks of dead nodes show that they are dead. A set would have another order in each process.
+        """
+        if name in ("set_lane", "delete", "purge"):  # what the world's clients and clean-up do always succeeds
+            return super().call(name, *args, **options)
+        if name in ("claim", "update", "exchange"):
+            run_offered_work()
+        if name == "reap":
+            args = (*args, list(self._world.dead))
+        answer = self._world.call(self._caller, name, *args, **options)
+        return sorted(answer) if name == "heartbeat" else answer
 
 
 class SimClient:
