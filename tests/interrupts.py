@@ -147,7 +147,7 @@ class Game:
         for each in (self.store, self.model):
             each.heartbeat(self.node, (), 30, now)
 
-    # --- the calls: each gives a function of a store, for which all stores do the same
+    # --- the calls: each returns a function of a store, with which all stores must do the same
 
     def calls(self) -> dict[str, Callable[[], Callable[[Store], Any]]]:
         return {
@@ -181,7 +181,7 @@ class Game:
         return lambda store: store.add(tasks)
 
     def _claim(self) -> Callable[[Store], Any]:
-        """By a worker of its own: after a lost reply, a server gives the same worker the same tasks again."""
+        """Claim with a new worker: after a lost reply, a server returns the same tasks to the same worker again."""
         n, at, worker = self._doomed() + self.chance.randrange(1, 8), self.now, f"{WORKER}-{new_id(NOW)}"
         return lambda store: store.claim(worker, n, 30, at, {QUEUE})
 
@@ -348,7 +348,7 @@ def sweep(store: Store, presses: Presses, *, stride: int = 1, first: int = 0, se
 
 
 class Company:
-    """A reader, a writer and a node of the same process on the same store: none of them may hear of an interrupt."""
+    """A reader, a writer and a node of the same process on the same store. No interrupt may affect them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A server with a directory and a port of its own, which may be killed and started again."""
+    """A server with its own directory and port, which may be killed and started again."""
 
     def __init__(self, kind: str, *options: str, sentinel: str = "") -> None:
         """`sentinel`: it watches servers, and this is what it is told, beside its port."""

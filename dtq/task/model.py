@@ -156,7 +156,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     log: str = ""  # the end of what the handler printed
 
     raw_payload: ClassVar[Any]  # the payload and the result as they are kept: JSON (msgspec.Raw), or plain data where
-    raw_result: ClassVar[Any]  # they were given as such, or somebody has looked at them
+    raw_result: ClassVar[Any]  # they were given as such, or were decoded on first access
 
     def __post_init__(self) -> None:
         if self.version == 0:  # a task from a store was checked when it was added
@@ -187,7 +187,7 @@ class JsonField:
     """A field of a struct whose value is kept as JSON (msgspec.Raw), and shown as plain data.
 
     The first look decodes the JSON, and the struct keeps the data instead. Copies that were made before still have the
-    JSON: what somebody changes in the data of one task does not appear in another.
+    JSON: a change in the data of one task does not appear in another.
     """
 
     def __init__(self, slot: Any) -> None:

@@ -69,7 +69,7 @@ def claim_at_once(store, me):
         store.run(me)
         yield f"{me} runs t1"
         store.end(me)
-        yield f"{me} hands in"
+        yield f"{me} submits"
 
 
 def claim_for_ever(store, me):
@@ -77,7 +77,7 @@ def claim_for_ever(store, me):
     if store.claim(me, lease=float("inf")) is not None:
         yield f"{me} claims t1"
         store.end(me)
-        yield f"{me} hands in"
+        yield f"{me} submits"
 
 
 def claim_with_lease(store, me):
@@ -85,21 +85,21 @@ def claim_with_lease(store, me):
     if store.claim(me) is not None:
         yield f"{me} claims t1"
         store.end(me)
-        yield f"{me} hands in"
+        yield f"{me} submits"
 
 
 def late_writer(store, me):
     if store.claim(me) is not None:
         yield f"{me} claims t1"
         store.end(me)
-        yield f"{me} hands in"
+        yield f"{me} submits"
 
 
 def fenced_writer(store, me):
     if (version := store.claim(me)) is not None:
         yield f"{me} claims t1 as version {version}"
         store.end(me, version)
-        yield f"{me} hands in version {version}"
+        yield f"{me} submits version {version}"
 
 
 def runs_once(store):
@@ -107,7 +107,7 @@ def runs_once(store):
 
 
 def is_not_lost(store):
-    """t1 is lost: nobody will ever run it"""
+    """t1 is lost: no worker will ever run it"""
     return store.status == "completed"
 
 
@@ -153,7 +153,7 @@ def test_an_atomic_claim_runs_a_task_once_whoever_crashes():
 def test_a_claim_without_a_lease_is_lost_in_a_crash():
     found = explore(TaskFiles, both(claim_for_ever), at_end=is_not_lost, crashes=1)
     assert trail(found) == ["A claims t1", "A crashes"]
-    assert found.broken == "t1 is lost: nobody will ever run it"
+    assert found.broken == "t1 is lost: no worker will ever run it"
     assert explore(TaskFiles, both(claim_for_ever), at_end=is_not_lost).broken is None
 
 
@@ -168,7 +168,7 @@ def test_a_lease_saves_the_task_of_one_that_crashed():
 def test_a_late_result_overwrites_a_newer_owner_unless_versions_are_compared():
     world = {"clock": time_passes(LEASE)}
     found = explore(TaskFiles, both(late_writer), has_an_owner, world=world)
-    assert trail(found) == ["A claims t1", "clock 30 s pass", "B claims t1", "A hands in"]
+    assert trail(found) == ["A claims t1", "clock 30 s pass", "B claims t1", "A submits"]
     assert found.broken == "the result is of A, the task was of B"
     assert explore(TaskFiles, both(fenced_writer), has_an_owner, world=world).broken is None
 
@@ -183,7 +183,7 @@ def test_a_message_that_comes_twice_is_a_process_of_the_world():
         return store.version <= 2
 
     found = explore(TaskFiles, {"A": claim_at_once}, ends_once, world={"net": again})
-    assert trail(found) == ["A claims t1", "A runs t1", "A hands in", "net the outcome comes again"]
+    assert trail(found) == ["A claims t1", "A runs t1", "A submits", "net the outcome comes again"]
     assert found.broken == "ends once"
 
 
@@ -200,7 +200,7 @@ def real_worker(world, me):
     for task in world.store.claim(me, 1, LEASE, world.now, {"job"}):
         yield f"{me} claims {task.id}"
         world.runs.append(world.store.update([(succeed(task, me, world.now), ())]))
-        yield f"{me} hands in"
+        yield f"{me} submits"
 
 
 def real_reaper(world, me):
@@ -208,7 +208,7 @@ def real_reaper(world, me):
     for task in world.store.reap(me, 1, LEASE, world.now):
         yield f"{me} takes over {task.id}"
         world.runs.append(world.store.update([(succeed(task, me, world.now), ())]))
-        yield f"{me} hands in"
+        yield f"{me} submits"
 
 
 def test_the_memory_store_itself_accepts_one_outcome_in_every_order():
@@ -344,7 +344,7 @@ def test_the_picture_tells_its_story_in_words(shown):
     trace(found)
     story = (
         "Space-time diagram of A, B. 1. A claims t1; 2. A crashes. "
-        "Then the promise is broken: t1 is lost: nobody will ever run it."
+        "Then the promise is broken: t1 is lost: no worker will ever run it."
     )
     assert describe(found) == story
     assert shown == [story]

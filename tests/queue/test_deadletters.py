@@ -41,7 +41,7 @@ def manager(request, tmp_path, clock):
 
 
 def die(manager, error="ValueError", types=("a", "b"), n=100):
-    """Claim all tasks and fail them for good, with their doomed children. Return the ids."""
+    """Claim all tasks and fail them permanently, with their doomed children. Return the ids."""
     ids = []
     while tasks := manager.store.claim("n", n, 30, manager.clock(), set(types)):
         now = manager.clock()

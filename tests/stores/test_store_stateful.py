@@ -207,7 +207,8 @@ class StoresAgree(RuleBasedStateMachine):
         return outcomes
 
     def successor(self, task: Task, number: int, options) -> Task:
-        """Named after its parent, so that it may well be there already; now and then it waits for somebody unknown."""
+        """Return a successor named after its parent, so that it often exists already; sometimes it waits for an unknown
+        task."""
         after = {0: (task.id,), 1: (), 2: ("missing",)}[(task.version + number) % 3 if options["priority"] else 1]
         id = f"{task.id}:{number}"
         if id not in self.ids:

@@ -88,7 +88,7 @@ def check_an_exchange_that_raises_has_done_nothing(store: Store) -> None:
     """If a successor is refused with an error, nothing is stored and nothing is claimed."""
     exchanging(store).add(jobs("a b"))
     (a,) = start(store, "a", n=1)
-    bad = (done(a), [job("c", after=("nobody",))])
+    bad = (done(a), [job("c", after=("missing",))])
     refused(InvalidTask, "exchange with an unknown parent", lambda: exchange(store, bad))
     expect([task.id for task in everything(store)], ["a", "b"], "tasks in the store")
     expect(_named(exchange(store, done(a))), ({"a"}, ["b"]), "accepted and claimed")
