@@ -20,8 +20,9 @@ import msgspec
 
 from dtq.api.responses import StatsView, TaskSummary
 from dtq.errors import StoreError
+from dtq.monitor.moment import Moment, quantile
 from dtq.queue.manager import QueueManager
-from dtq.task.model import TERMINAL, Task
+from dtq.task.model import Task
 
 log = logging.getLogger("dtq")
 POLL_INTERVAL = 1.0  # seconds
@@ -30,7 +31,6 @@ MAX_SEED_TASKS = 3000  # ended tasks from which the history begins
 MAX_FINISHED = 200  # ended tasks in one poll
 OVERLAP = 0.25  # seconds: a task is stored a moment after its `finished_at`, so each poll reads some of them again
 MAX_LAG = 20  # messages that a reader may be behind; then it is disconnected, and connects again
-ENDED = tuple(map(str, TERMINAL))
 
 
 class ChartPoint(msgspec.Struct, frozen=True):
@@ -156,9 +156,8 @@ def past_points(ended: Sequence[Task], now: float) -> list[ChartPoint]:
 
 def point(stats: StatsView, last: StatsView | None, ended: Sequence[Task]) -> ChartPoint:
     """Return the point of this poll."""
-    counts = stats.counts
-    waiting = counts["pending"] + counts["retrying"] + counts["blocked"]
-    return ChartPoint(stats.at, _rate(stats, last), waiting, counts["processing"], *durations(ended))
+    now, before = Moment(stats.at, stats.counts), Moment(last.at, last.counts) if last else None
+    return ChartPoint(now.at, now.rate_since(before), now.waiting, now.running, *durations(ended))
 
 
 def durations(ended: Sequence[Task]) -> tuple[float | None, float | None, float | None]:
@@ -167,14 +166,3 @@ def durations(ended: Sequence[Task]) -> tuple[float | None, float | None, float 
     runs = [t.finished_at - t.started_at for t in ended if t.started_at is not None and t.finished_at is not None]
     waits = [max(0.0, t.started_at - t.run_at) for t in ended if t.started_at is not None]
     return quantile(runs, 0.5), quantile(runs, 0.95), quantile(waits, 0.5)
-
-
-def _rate(stats: StatsView, last: StatsView | None) -> float | None:
-    if last is None or stats.at <= last.at:
-        return None
-    n = sum(stats.counts[status] - last.counts[status] for status in ENDED)
-    return n / (stats.at - last.at) if n >= 0 else None
-
-
-def quantile(values: Sequence[float], q: float) -> float | None:
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))] if values else None

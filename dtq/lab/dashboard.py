@@ -14,17 +14,17 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 import ipywidgets as widgets
-import msgspec
 import pandas as pd
 from IPython.display import display
 
 from dtq.errors import StoreError
 from dtq.lab.figures import COLORS, OKABE_ITO, number
+from dtq.monitor.moment import Moment, quantile
 from dtq.queue.events import Event
 from dtq.queue.manager import QueueManager
 from dtq.queue.task_queue import TaskQueue
-from dtq.stores.protocol import Counts, Stats
-from dtq.task.model import TERMINAL, Task
+from dtq.stores.protocol import Counts
+from dtq.task.model import Task
 from dtq.workers.backend import WorkerInfo
 
 EVERY = 0.5  # seconds between readings
@@ -47,25 +47,11 @@ STYLE = (
 )
 
 
-class Reading(msgspec.Struct, frozen=True):
-    """The queue at one moment: `seconds` since the dashboard began, and `rate`, the tasks that ended in a second since
-    the last reading."""
+class Reading(Moment, frozen=True):
+    """The queue at one moment, in seconds since the dashboard began, and `rate`, the tasks that ended in a second since
+    the last reading; 0 if that is unknown."""
 
-    seconds: float
-    counts: Counts
     rate: float
-
-    @property
-    def waiting(self) -> int:
-        return sum(self.counts[status] for status in ("blocked", "pending", "retrying"))
-
-    @property
-    def running(self) -> int:
-        return self.counts["processing"]
-
-    @property
-    def ended(self) -> int:
-        return sum(self.counts[status] for status in TERMINAL)
 
 
 class Dashboard:
@@ -103,7 +89,7 @@ class Dashboard:
 
     def frame(self) -> pd.DataFrame:
         """Return the data of the curves: a row for each reading, with seconds, waiting, running, ended, and tasks/s."""
-        rows = [(r.seconds, r.waiting, r.running, r.ended, r.rate) for r in self.readings.copy()]
+        rows = [(r.at, r.waiting, r.running, r.ended, r.rate) for r in self.readings.copy()]
         return pd.DataFrame(rows, columns=["seconds", "waiting", "running", "ended", "rate"])
 
     # --- readings and events
@@ -132,7 +118,9 @@ class Dashboard:
                 self._queue.off(name, listener)
 
     def _look(self) -> None:
-        self.readings.append(_reading(self._queue.stats(), time.monotonic() - self._began, [*self.readings][-1:]))
+        now = Moment(time.monotonic() - self._began, self._queue.stats().counts)
+        before = self.readings[-1] if self.readings else None
+        self.readings.append(Reading(now.at, now.counts, now.rate_since(before) or 0.0))
 
     def _view(self) -> str:
         workers = self._queue.workers() if isinstance(self._queue, TaskQueue) else []
@@ -145,14 +133,6 @@ def dashboard(queue: QueueManager) -> Dashboard:
     twin = "<p><em>A live dashboard of the queue appears here when you run the notebook.</em></p>"
     display({**shown.widget._repr_mimebundle_(), "text/html": twin, "text/plain": "Dashboard"}, raw=True)
     return shown.start()
-
-
-def _reading(stats: Stats, seconds: float, before: Sequence[Reading]) -> Reading:
-    now = Reading(seconds, stats.counts, 0.0)
-    if not before:
-        return now
-    ended = max(0, now.ended - before[0].ended)  # the clean-up removes some
-    return msgspec.structs.replace(now, rate=ended / max(seconds - before[0].seconds, 1e-3))
 
 
 # --- what it looks like ----------------------------------------------------------------------------------------------
@@ -194,7 +174,7 @@ def _curve(name: str, values: Sequence[float], color: str, unit: str) -> str:
 def _percentiles(latencies: Sequence[float]) -> str:
     if not latencies:
         return 'from add to result<b class="big">&ndash;</b>no task has completed yet'
-    p50, p99 = pd.Series(latencies).quantile([0.5, 0.99])
+    p50, p99 = (quantile(latencies, q) or 0.0 for q in (0.5, 0.99))
     return (
         f'from add to result, median<b class="big">{_duration(p50)}</b>'
         f"99 of 100 within {_duration(p99)}<br>(the last {len(latencies):,} tasks)"
