@@ -128,7 +128,7 @@ class Dashboard:
 
 
 def dashboard(queue: QueueManager) -> Dashboard:
-    """Shows the dashboard of the queue and returns at once; it moves until `.stop()`, or the end of the queue."""
+    """Show the dashboard of the queue and return at once. It is updated until `stop`, or until the queue ends."""
     shown = Dashboard(queue)
     twin = "<p><em>A live dashboard of the queue appears here when you run the notebook.</em></p>"
     display({**shown.widget._repr_mimebundle_(), "text/html": twin, "text/plain": "Dashboard"}, raw=True)

@@ -23,7 +23,7 @@ DEFAULTS: Mapping[str, float] = {
 
 
 class Threshold(msgspec.Struct, frozen=True):
-    """When an alert is raised and cleared. A metric without a value, as nothing ran, counts as good.
+    """When an alert is raised and cleared. A metric without a value, because nothing ran, counts as good.
 
     Args:
         value: the alert is raised when the metric has been above this value for `duration` seconds.

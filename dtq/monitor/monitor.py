@@ -186,7 +186,7 @@ class Monitor(Forkable):
 
     def _stats(self) -> Stats | None:
         """Return the store's Stats, with the present state of the node in this process."""
-        with self._health.noting("store", Exception):  # also those of a closed store, or of a store of the user's own
+        with self._health.noting("store", Exception):  # also those of a closed store, or of the user's own store class
             stats = self._queue.stats()
             own = self._local_node()
             others = [node for node in stats.nodes if own is None or node.id != own.id]
@@ -195,7 +195,7 @@ class Monitor(Forkable):
 
     def _local_node(self) -> Node | None:
         if isinstance(self._queue, TaskQueue):
-            with suppress(TimeoutError):  # its loop is busy: its last heartbeat has to do
+            with suppress(TimeoutError):  # its loop is busy: use its last heartbeat
                 return self._queue.snapshot()
         return None
 

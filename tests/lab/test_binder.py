@@ -101,7 +101,7 @@ def page():
 def test_a_page_on_a_port_of_ours_is_seen_through_the_jupyter_server(page, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/")
     address = lab.url(page)
-    monkeypatch.undo()  # the server is no hub's
+    monkeypatch.undo()  # no hub runs this server
     with JupyterLab(tmp_path, tmp_path / "home") as server:
         assert server.get(address.lstrip("/") + "stats") == b"you asked for /stats"
 
@@ -130,7 +130,7 @@ def test_the_pinned_set_runs_every_chapter_on_one_core_within_a_gigabyte(tmp_pat
 
 
 def peak_memory(process):
-    """The most that it and everything below it took at once, each shared page counted once."""
+    """Return the highest memory use of the process and its descendants together, with shared pages counted once."""
     peak = 0
     while process.poll() is None:
         total = 0

@@ -41,7 +41,7 @@ class FairLock:
     def acquire(self) -> None:
         """Return once this process has the lock. Raises TimeoutError if another holds it for LOCK_TIMEOUT seconds."""
         if sys.platform == "win32":
-            return  # SQLite's own waiting must do
+            return  # rely on the wait inside SQLite
         give_up_at = time.monotonic() + LOCK_TIMEOUT
         while not self._acquire_once(give_up_at - time.monotonic()) or self.file.reopen_if_removed():
             if time.monotonic() >= give_up_at:
