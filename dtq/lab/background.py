@@ -77,7 +77,7 @@ class Steady:
     def _add(self, numbers: range) -> None:
         tasks = [{**self._task, "payload": self._make(number)} for number in numbers]
         self.ids += [handle.id for handle in self._queue.add_many(tasks)]
-        self.label.value = f"{len(self.ids)} added, {self._rate:g} a second"
+        self.label.value = f"{len(self.ids)} added, {self._queue.stats().counts['completed']} completed"
 
 
 def steady(queue: QueueManager, type: str, payload: Any = None, *, rate: float = 20.0, **options: Any) -> Steady:

@@ -146,7 +146,7 @@ def _short(value: Any, form: Callable[[Task], str]) -> str:
     if isinstance(value, Task):
         return form(value)
     if isinstance(value, list | tuple):
-        more = [f"... {len(value)} in all"] if len(value) > ITEMS else []
+        more = [f"and {len(value) - ITEMS} more"] if len(value) > ITEMS else []
         return f"[{', '.join([*(_short(item, form) for item in value[:ITEMS]), *more])}]"
     if isinstance(value, set | frozenset):
         return f"{{{', '.join(sorted(map(repr, value)))}}}" if value else "set()"

@@ -39,6 +39,7 @@ from dtq.testing.wrapper import SkewedClock
 from dtq.workers.backend import WorkerInfo
 
 Entry = tuple[Any, ...]  # seconds, kind, arguments
+BUTTON_TIMEOUT = 0.5  # the same for a button, which must not block the kernel
 WORKER_TIMEOUT = 10.0  # seconds to wait for a worker that a fault can hit
 MESSAGES = ("add", "claim", "update")  # calls of which a reply can be lost or a message repeated
 KINDS = {
@@ -73,6 +74,7 @@ class Fault:
         self._queue = queue
         self._chance = random.Random(seed)
         self._frozen: set[int] = set()  # process ids
+        self._patience = WORKER_TIMEOUT  # seconds to wait for a worker to hit
 
     def marks(self, since: float | None = None) -> list[tuple[float, str]]:
         """Return (seconds, text) of each fault, for figures. Seconds count from `since` (UTC epoch seconds, for example
@@ -98,12 +100,12 @@ class Fault:
         self._note("thaw")
 
     def _hit(self, kind: str, number: signal.Signals, worker: str | None) -> str:
-        give_up_at = time.monotonic() + WORKER_TIMEOUT
+        give_up_at = time.monotonic() + self._patience
         while (victim := self._send(number, worker)) is None:
             if time.monotonic() > give_up_at:
                 there = ", ".join(info.id for info in self._queue.workers()) or "none"
                 raise DTQError(
-                    f"no worker {worker or ''} that {kind} could hit within {WORKER_TIMEOUT:g} s; workers: {there}"
+                    f"no worker {worker or ''} that {kind} could hit within {self._patience:g} s; workers: {there}"
                 )
             time.sleep(0.01)
         self._note(kind, victim.id)
@@ -157,6 +159,15 @@ class Fault:
         """Let writes succeed again."""
         self._store().is_full = False
         self._note("free_disk")
+
+    def heal(self) -> None:
+        """End the faults that last: frozen workers continue, and the disk is fast and free again."""
+        if self._frozen:
+            self.thaw()
+        if isinstance(store := self._queue.store, FaultyStore):
+            store.delay, store.is_full = 0.0, False
+            store.to_lose.clear()
+            store.to_repeat.clear()
 
     def clock_step(self, seconds: float) -> None:
         """Move the clock of this node forward by this many seconds, or backward if negative."""
@@ -220,6 +231,23 @@ class Fault:
         twin = f"<p><em>Buttons appear here when you run the notebook: {html.escape(names)}.</em></p>"
         display({**shown._repr_mimebundle_(), "text/html": twin, "text/plain": f"Buttons: {names}"}, raw=True)
 
+    @property
+    def can_be_broken(self) -> bool:
+        """Whether the queue still runs."""
+        return self._queue.is_running
+
+    def press(self, kind: str, *args: Any) -> str:
+        """Do this within half a second, or not at all. Return what was done, or why it was not."""
+        self._patience = BUTTON_TIMEOUT
+        try:
+            getattr(self, kind)(*args)
+        except DTQError as error:
+            return str(error)
+        finally:
+            self._patience = WORKER_TIMEOUT
+        seconds, *what = self.log[-1]
+        return f"{seconds:.1f} s: {' '.join(map(str, what))}"
+
     def _offers(self, kind: str) -> bool:
         if kind in KINDS["clock"]:
             return isinstance(self._queue.clock, SkewedClock)
@@ -264,15 +292,12 @@ def fault(queue: TaskQueue, seed: int = 0) -> Fault:
     return Fault(queue, seed)
 
 
-def _button(fault: Fault, message: widgets.HTML, text: str, kind: str, *args: Any) -> widgets.Button:
-    def press(_: widgets.Button) -> None:
-        try:
-            getattr(fault, kind)(*args)
-        except DTQError as error:
-            message.value = html.escape(str(error))
-        else:
-            seconds, *what = fault.log[-1]
-            message.value = html.escape(f"{seconds:.1f} s: {' '.join(map(str, what))}")
+def _button(fault: Fault, said: widgets.HTML, text: str, kind: str, *args: Any) -> widgets.Button:
+    """A button that never blocks the kernel, and is grey when the queue has ended."""
+
+    def press(button: widgets.Button) -> None:
+        button.disabled = not fault.can_be_broken
+        said.value = html.escape(fault.press(kind, *args)) if fault.can_be_broken else "The queue has ended."
 
     button = widgets.Button(description=text)
     button.on_click(press)

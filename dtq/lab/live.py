@@ -12,7 +12,6 @@ import time
 import ipywidgets as widgets
 from IPython.display import display
 
-from dtq.errors import StoreError
 from dtq.queue.manager import QueueManager
 from dtq.stores.protocol import Stats
 from dtq.task.model import TERMINAL, Status
@@ -35,7 +34,7 @@ class Progress:
         self._began = time.monotonic()
         self._before = queue.stats().counts
         self._over = threading.Event()
-        self._error: StoreError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="dtq-progress", daemon=True)
 
     def start(self) -> None:
@@ -56,7 +55,7 @@ class Progress:
             while left > 0:
                 time.sleep(TICK)
                 left = self._show(self._queue.stats())
-        except StoreError as error:  # for example closed: the bars stay as they are, and `wait` raises the error
+        except Exception as error:  # for example closed: the bars stay as they are, and `wait` raises the error
             self._error = error
         self._over.set()
 

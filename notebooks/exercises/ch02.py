@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from itertools import count
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
@@ -33,11 +34,12 @@ import msgspec
 from msgspec.structs import replace
 
 from dtq import Task
-from dtq.errors import StoreError
-from dtq.lab import exercise, explore, time_passes
+from dtq.errors import InvalidTask, StoreError
+from dtq.lab import Experiment, checked_by, exercise, explore, time_passes
 from dtq.stores.protocol import Stats, sum_counts
 from dtq.sync.wakeup import Wakeup
-from dtq.task.transitions import brief_of, succeed
+from dtq.task.model import STATE
+from dtq.task.transitions import brief_of, release, succeed
 from dtq.testing import conformance
 from dtq.testing.conformance import expect
 
@@ -107,6 +109,27 @@ def write_and_flush(path):
     return statistics.median(writes), statistics.median(flushes)
 
 
+def write_down(every, file, flushes):
+    """Write lines, with a flush after every so many of them; return how many a second."""
+    began, n = time.perf_counter(), flushes * min(every, 100)
+    for task in range(1, n + 1):
+        os.write(file, LINE)
+        if task % every == 0:
+            os.fsync(file)
+    return n / (time.perf_counter() - began)
+
+
+def flushing(every, folder, flushes):
+    """Measure how many lines a second are written with a flush after so many lines: {arm: lines to a flush}."""
+    return Experiment(
+        "flush", [*every], lambda arm, file: write_down(every[arm], file, flushes),
+        x="flush every", y="throughput", fresh=lambda arm: opened(folder / "durable"),
+    ).start()  # fmt: skip
+
+
+FREE = "SELECT id FROM task WHERE worker IS NULL LIMIT 1"
+
+
 def race(claim, claimers, tasks, folder):
     """So many claimers, each on a thread with a connection of its own, empty a table of so many tasks; gives how many
     tasks were given out again though somebody had them."""
@@ -122,6 +145,14 @@ def race(claim, claimers, tasks, folder):
         db.execute("INSERT INTO task (id) SELECT value FROM json_each(?)", [json.dumps([*range(tasks)])])
     with ThreadPoolExecutor(claimers) as threads:
         return sum(threads.map(work, range(claimers))) - tasks
+
+
+def racing(ways, fresh, repeats):
+    """Let 1, 2, 4 and 8 claimers race for 50 tasks in each of these ways, and count the duplicates."""
+    return Experiment(
+        "race", [(way, claimers) for way in ways for claimers in (1, 2, 4, 8)],
+        lambda arm: race(ways[arm[0]], arm[1], 50, fresh()), x=("way", "claimers"), y="duplicates", repeats=repeats,
+    ).start()  # fmt: skip
 
 
 class Overheard(logging.Handler):
@@ -229,6 +260,220 @@ class Table:
         self.wakeup.close()
 
 
+# --- parts that the reader writes: ours, and what a reader's version must pass ----------------------------------------
+
+
+def check_beside(beside):
+    """Stop it after each of its steps: a reader finds the old text or the new one."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "list.json"
+        path.write_text("old")
+        steps = [(name, path.read_text()) for name in beside(path, "new and longer")]
+        for name, text in steps:
+            if text not in ("old", "new and longer"):
+                raise conformance.Broken(f"the file after the step {name!r}: expected old or new, whole, got {text!r}")
+        expect(
+            path.read_text(), "new and longer", "the file at the end, where it was 'old' and 'new and longer' is saved"
+        )
+        expect(
+            "old" in [text for _, text in steps], True, "a yield before the rename, after which the old text is there"
+        )
+        expect(sorted(file.name for file in path.parent.iterdir()), ["list.json"], "the files at the end")
+
+
+@checked_by(check_beside)
+def beside(path, text):
+    with open(f"{path}.new", "w") as file:
+        yield "opened beside"
+        file.write(text)
+    yield "written beside"
+    os.replace(f"{path}.new", path)
+    yield "renamed"
+
+
+class Store(Table):
+    """The lesson's store with all of its methods: what a reader's part is put into to be checked."""
+
+    @contextmanager
+    def step(self):
+        try:
+            with self.lock, self.db:
+                self.db.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.Error as error:
+            raise StoreError(f"nothing was stored: {error}") from error
+
+    def put(self, task, **changes):
+        task = replace(task, **{"version": task.version + 1, **changes})
+        self.db.execute("UPDATE task SET body = ? WHERE id = ?", [msgspec.json.encode(task), task.id])
+        return task
+
+    def enter(self, task):
+        if task.after or task.expires:
+            raise InvalidTask("MyStore knows no after and no expires")
+        for known in self.select("id = :id OR key = :key", id=task.id, key=task.key):
+            return known.id
+        self.db.execute("INSERT INTO task (body) VALUES (?)", [msgspec.json.encode(replace(task, version=1))])
+        return task.id
+
+    def add(self, tasks):
+        with self.step():
+            ids = [self.enter(task) for task in tasks]
+        self.wakeup.wake()
+        return ids
+
+    def claim(self, worker, n, lease, now, types, queues=(), min_priority=None):
+        mine = {"worker": worker, "lease_until": now + lease, "status": "processing", "started_at": now}
+        mine |= {"progress": 0.0, "note": ""}
+        with self.step():
+            found = self.select(
+                """status IN ('pending', 'retrying') AND run_at <= :now AND priority >= ifnull(:least, priority)
+                AND type IN (SELECT value FROM json_each(:types))
+                AND (:queues = '[]' OR queue IN (SELECT value FROM json_each(:queues)))
+                ORDER BY priority DESC, run_at, seq LIMIT :n""",
+                n=n, now=now, least=min_priority, types=json.dumps([*types]), queues=json.dumps([*queues]),
+            )  # fmt: skip
+            return [self.put(task, attempts=task.attempts + 1, **mine) for task in found]
+
+    def same(self, task):
+        return self.select("id = :id AND version = :version", id=task.id, version=task.version)
+
+    def heartbeat(self, node, held, lease, now):
+        self.meet(node, lease, now)
+        lost = {task.id for task in held}
+        with self.step():
+            for task in held:
+                for known in self.same(task):
+                    if known.worker == task.worker:
+                        news = {"progress": task.progress, "note": task.note, "lease_until": now + lease}
+                        self.put(known, version=known.version, **news)
+                        lost.discard(task.id)
+        return lost
+
+
+def keeps(name):
+    """A check of a method of this name: the lesson's store with it has to keep the lesson's promises."""
+
+    def check(function):
+        make = type("MyStore", (Store,), {"update": update, "reap": reap, name: function})
+        for result in conformance.run(make, lesson()):
+            if result.status == "failed":
+                raise conformance.Broken(f"{result.promise} {result.detail}")
+        HOLES[name](make)
+
+    return check
+
+
+def _rings_after_the_commit(make):
+    """The bell of `update` rings when another connection can see what was stored, and not before."""
+    with TemporaryDirectory() as folder, closing(make(Path(folder) / "tasks.db")) as store:
+        store.add([Task(id="t1", type="job")])
+        store.wait(0)
+        (task,) = store.claim("w1", 1, 30, 1000, {"job"})
+        seen = []
+        store.wakeup.wake = lambda: seen.append(store.db.in_transaction)
+        store.update([(release(task), [])])
+        expect(seen, [False], "for each ring of the bell in update, whether its transaction was still open")
+
+
+def _locks_before_it_looks(make):
+    """Both take the write lock first: with a plain BEGIN another process can come between look and take."""
+    with closing(make()) as store:
+        store.add([Task(id=f"t{n}", type="job") for n in range(2)])
+        tasks = store.claim("w1", 2, 30, 1000, {"job"})
+        asked = []
+        store.db.set_trace_callback(asked.append)
+        store.reap("w2", 2, 30, 1031)
+        store.update([(succeed(task, None, 1032), []) for task in tasks])
+        store.db.set_trace_callback(None)
+        verbs = [statement.split()[0] for statement in asked]
+        expect(
+            (verbs[0], verbs.count("BEGIN"), verbs.count("COMMIT")),
+            ("BEGIN", 2, 2),
+            "first statement, BEGINs, COMMITs of one reap and one update",
+        )
+
+
+@checked_by(keeps("update"))
+def update(self, outcomes):
+    accepted = set()
+    with self.step():
+        for task, successors in outcomes:
+            for stored in self.same(task):
+                self.put(stored, **{field: getattr(task, field) for field in STATE})
+                accepted.add(task.id)
+                for successor in successors:
+                    self.enter(successor)
+    self.wakeup.wake()
+    return accepted
+
+
+@checked_by(keeps("reap"))
+def reap(self, worker, n, lease, now):
+    late = "status = 'processing' AND lease_until <= :now LIMIT :n"
+    with self.step():
+        return [self.put(task, worker=worker, lease_until=now + lease) for task in self.select(late, now=now, n=n)]
+
+
+def _both(make):
+    _locks_before_it_looks(make)
+    _rings_after_the_commit(make)
+
+
+def _only_what_runs(make):
+    """An ended task is not taken over, whatever its lease says."""
+    _locks_before_it_looks(make)
+    with closing(make()) as store:
+        store.add([Task(id="t1", type="job")])
+        (task,) = store.claim("w1", 1, 30, 1000, {"job"})
+        store.update([(replace(succeed(task, None, 1001), lease_until=1030), [])])
+        expect(store.reap("w2", 1, 30, 1031), [], "reaped of a completed task whose lease_until has come")
+
+
+HOLES = {"update": _both, "reap": _only_what_runs}
+
+# --- why a lease needs a fence ----------------------------------------------------------------------------------------
+
+
+class Leased:
+    """A task that is claimed for 30 seconds. `fenced`: a result is accepted only for the version that stands there."""
+
+    now, until, version, fenced = 0, 0, 0, False
+
+    def __init__(self):
+        self.results = []
+
+
+class Fenced(Leased):
+    fenced = True
+
+
+def leases(t1, me):
+    yield lambda: t1.now >= t1.until  # nobody has it, or not any more
+    t1.until = t1.now + 30
+    mine = t1.version = t1.version + 1
+    yield f"claims version {mine}"
+    if not t1.fenced or mine == t1.version:
+        t1.until, t1.results = inf, [*t1.results, me]  # it has ended
+        yield "hands in a result"
+
+
+def one_result(t1):
+    assert len(t1.results) <= 1, "two results of t1 were accepted"
+
+
+def gullible(store):
+    """A store that believes outcomes of any version."""
+
+    class Gullible(store):
+        def update(self, outcomes):
+            stored = {task.id: task.version for task in self.get([task.id for task, _ in outcomes])}
+            known = [(task, successors) for task, successors in outcomes if task.id in stored]
+            return super().update([(replace(task, version=stored[task.id]), more) for task, more in known])
+
+    return Gullible
+
+
 # --- every story of a real store --------------------------------------------------------------------------------------
 
 
@@ -328,8 +573,6 @@ LATER = {
     "limits_survive_a_crash",
     "whose_turn_it_is_survives_a_crash",
     "two_processes_see_the_same",
-    # a node that is wrong about what it has
-    "a_heartbeat_changes_nothing_but_lease_and_progress",
     # word from other processes
     "another_process_is_woken",
     "the_tasks_of_a_dead_node_are_taken_over_at_once",
@@ -496,10 +739,26 @@ class Slow(sqlite3.Connection):
     begun = False
 
     def execute(self, *args):
-        if self.rival and self.begun:
-            self.rival()
-        self.begun = True
+        return self.cursor().execute(*args)
+
+    def executemany(self, *args):
+        return self.cursor().executemany(*args)
+
+    def cursor(self, factory=None):
+        return super().cursor(SlowCursor)
+
+
+class SlowCursor(sqlite3.Cursor):
+    def execute(self, *args):
+        if self.connection.rival and self.connection.begun:
+            self.connection.rival()
+        self.connection.begun = self.connection.rival is not None
         return super().execute(*args)
+
+    def executemany(self, sql, rows):
+        for row in rows:
+            self.execute(sql, row)
+        return self
 
 
 def _table(rows, path=":memory:"):
@@ -530,7 +789,7 @@ def held():
 
 
 def _rows(db, columns):
-    return sqlite3.Connection.execute(db, f"SELECT {columns} FROM task ORDER BY id").fetchall()
+    return sqlite3.Cursor(db).execute(f"SELECT {columns} FROM task ORDER BY id").fetchall()
 
 
 def _beside_a_rival(rows, statement, use):
@@ -612,6 +871,7 @@ CLAIM = exercise(
                 "    if row", '    db.execute("COMMIT")\n    if row'
             ),
         ),
+        ("selects, then updates, by a cursor", SELECT_FIRST.replace("db.execute", "db.cursor().execute")),
         ("the oldest first", CLAIM_SOLUTION.replace("priority DESC, id", "id")),
         ("the lowest priority first", CLAIM_SOLUTION.replace("DESC, id", ", id")),
         ("does not say who", CLAIM_SOLUTION.replace("worker = ?", "worker = NULL").replace("[worker]", "[]")),
@@ -677,6 +937,18 @@ REAP = exercise(
                     db.execute(
                         "UPDATE task SET status = 'processing', worker = ?, lease_until = ?, version = version + 1 "
                         "WHERE id = ?", [worker, now + lease, id])
+                return ids
+            """,
+        ),
+        (
+            "selects, then updates, by a cursor",
+            """
+            def reap(db, worker, lease, now):
+                cursor = db.cursor()
+                ids = [id for (id,) in cursor.execute(
+                    "SELECT id FROM task WHERE status = 'processing' AND lease_until <= ?", [now]).fetchall()]
+                take = "UPDATE task SET worker = ?, lease_until = ?, version = version + 1 WHERE id = ?"
+                cursor.executemany(take, [(worker, now + lease, id) for id in ids])
                 return ids
             """,
         ),

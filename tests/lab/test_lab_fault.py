@@ -335,6 +335,8 @@ def buttons_of(fault, monkeypatch):
 def test_each_button_does_its_fault_and_writes_it_down(bench, monkeypatch):
     buttons, shown = buttons_of(bench.fault, monkeypatch)
     assert "Kill a worker, Freeze a worker, Thaw" in shown["text/html"]
+    while len([worker for worker in bench.queue.workers() if worker.pid]) < 2:
+        time.sleep(0.01)
     for button in buttons.values():
         button.click()
     kinds = [kind for _, kind, *_ in bench.fault.log]
@@ -380,3 +382,23 @@ def test_a_clock_is_wrong_by_what_it_is_told():
     assert abs(clock() - time.time()) < 1
     clock.offset -= 100
     assert abs(clock() + 100 - time.time()) < 1
+
+
+def test_a_button_never_blocks_and_is_grey_when_the_queue_has_ended(bench, monkeypatch):
+    buttons, _ = buttons_of(bench.fault, monkeypatch)
+    began = time.monotonic()
+    assert "no worker w9" in bench.fault.press("kill", "w9")
+    assert time.monotonic() - began < 2
+    assert not any(button.disabled for button in buttons.values())
+    bench.queue.shutdown()
+    logged = list(bench.fault.log)
+    buttons["Kill a worker"].click()
+    assert buttons["Kill a worker"].disabled
+    assert bench.fault.log == logged
+
+
+def test_healing_ends_the_faults_that_last(bench):
+    bench.fault.full_disk()
+    bench.fault.freeze()
+    bench.fault.heal()
+    bench.require_all(bench.add(5))

@@ -151,7 +151,7 @@ def test_options_of_tasks_and_times_are_written_as_a_reader_would(shown):
         ("purge_removes_what_ended_long_ago", "purge(before=NOW+5, statuses=['completed', 'cancelled']) -> 3"),
         ("the_statistics_name_every_status", "stats() -> Stats(blocked 1, processing 1, retrying 1, completed 1, fa"),
         ("next_due_says_when_to_look_again", "next_due() -> None"),
-        ("eight_threads_claim_each_task_once", "add([t000, t001, t002, t003, t004, ... 500 in all]) -> ['t000', "),
+        ("eight_threads_claim_each_task_once", "add([t000, t001, t002, t003, t004, and 495 more]) -> ['t000', "),
     ],
 )
 def test_each_kind_of_call_is_one_short_line(check, line):
