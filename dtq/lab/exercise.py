@@ -120,7 +120,7 @@ class Exercise:
         return attempt(self.name, candidate, self._check, self._seconds, f"Why it works: {self._why}")
 
     def _answer(self, sample: str, candidate: Any, names: Scope) -> str:
-        """What the expression gives with the candidate under the name that it should have."""
+        """Return the value of the expression, with the candidate under its expected name, as text."""
         scope = _spared(names, sample) | {self.name: candidate}
         answer, error = in_time(self._seconds, lambda: repr(eval(sample, scope)))
         return f"raised {in_words(error)}" if answer is None else clipped(answer)

@@ -176,7 +176,7 @@ def _lines(thing: Any) -> tuple[str, int, list[str]]:
 
 
 def _class_by_methods(cls: type) -> tuple[str, int, list[str]] | None:
-    """Find a class through its methods. A class from a cell has no file of its own, but its methods have, and their
+    """Find a class through its methods. A class from a cell has no file, but its methods have, and their
     line numbers tell several classes of the same name apart."""
     for function in map(innermost, vars(cls).values()):
         if inspect.isfunction(function) and function.__qualname__.startswith(f"{cls.__qualname__}."):

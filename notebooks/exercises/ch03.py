@@ -1,9 +1,9 @@
-"""Chapter 03: the front of its pool, what every pool must show, and the exercises with their solutions.
+"""Chapter 03: the front of its pool, the checks for every pool, and the exercises with their solutions.
 
-Front <--- MyPool                                             the part of a pool that has nothing to do with processes
+Front <--- MyPool                                             the part of a pool that does not depend on processes
 side_by_side, restart <--- its experiments
-promises(MyPool) ---> a new pool for each check ---> a table: the promise, kept or broken, and what shows that
-read_frame, pool_size, Supervisor ---> show, hint, check      reading on to their solutions spoils them
+promises(MyPool) ---> a new pool for each check ---> a table: the promise, kept or broken, and the evidence
+read_frame, pool_size, Supervisor ---> show, hint, check      stop here: their solutions are below
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from dtq.testing.conformance import Broken, expect
 from dtq.workers.backend import Finished, Returned, Started, WorkerChanged, WorkerInfo
 from dtq.workers.registry import Registry
 
-WITHIN = 10.0  # seconds for what a pool does at once where it is right
+WITHIN = 10.0  # seconds; a correct pool does all of these things at once
 LEFT = 'style="text-align:left;vertical-align:top"'
 
 # --- the front of a pool ----------------------------------------------------------------------------------------------
 
 
 class Front:
-    """What any pool has: a selector that waits for all, a bell that ends the wait, and what there is to look at.
+    """What any pool has: a selector that waits for all workers, a wake-up that ends the wait, and reports.
 
     `crew` has the workers, with `name`, `process`, and `task` (None while idle); `balance` brings their number to
-    `size`. What is registered with the selector has a function as its data, which `poll` calls.
+    `size`. The data of each entry of the selector is a function, which `poll` calls.
     """
 
     def __init__(self):
@@ -65,14 +65,14 @@ class Front:
         self.selector.select(timeout)
 
     def wake(self):
-        with suppress(OSError):  # closed: nobody waits
+        with suppress(OSError):  # closed: nothing waits
             self.ringer.send(b"!")
 
     def watch(self, fd):
-        self.listen(fd, lambda: None)  # whoever gave it reads it
+        self.listen(fd, lambda: None)  # its owner reads it
 
     def listen(self, sock, hear):
-        """From now on `poll` calls this function whenever there is something to read."""
+        """Let `poll` call this function whenever there is something to read."""
         self.selector.register(sock, selectors.EVENT_READ, hear)
 
     def tell(self, worker, state, **how):
@@ -97,7 +97,7 @@ class Front:
         return WorkerInfo(worker.name, worker.process.pid, state, int(state == "busy"), 0, 0.0, task_id)
 
     def recall(self):
-        """Nothing: a pool that gives each worker one call has none that waits."""
+        """Do nothing: in a pool with one call for each worker, no call waits."""
 
     def close(self):
         for end in (self.selector, self.bell, self.ringer):
@@ -108,8 +108,8 @@ class Front:
 
 
 def side_by_side(handler, payload, threads):
-    """So many calls one after the other, then at once on as many threads: how many times as fast those are, and how
-    many processors they keep busy."""
+    """Make as many calls as `threads`, first one after the other, then each on its own thread. Return how many times as
+    fast the threads are, and how many processors they use."""
     seconds = {}
     for size in (1, threads):
         with ThreadPoolExecutor(size) as executor:
@@ -120,8 +120,8 @@ def side_by_side(handler, payload, threads):
 
 
 def restart(make_pool, nap):
-    """Kills the one worker of a queue; gives the milliseconds until its death was noticed, and until its successor took
-    calls."""
+    """Kill the only worker of a queue. Return the milliseconds until its death was noticed, and until its successor
+    accepted calls."""
     events = SimpleQueue()
     with TaskQueue("memory:", {"nap": nap}, executor=make_pool(1)) as queue:
         queue.add("nap", {"seconds": 0}).result(timeout=30)
@@ -205,7 +205,7 @@ class Desk:
         return Task(type=type, payload=payload, timeout=timeout, id=f"t{next(self._numbers)}", attempts=1, version=1)
 
     def until(self, what, condition):
-        """Turns the pool as the loop does, until the condition gives something; gives that."""
+        """Run the pool as the loop does until the condition returns something true. Return that."""
         give_up_at = time.monotonic() + self.within
         while not (found := condition()):
             if (left := give_up_at - time.monotonic()) <= 0:
@@ -258,7 +258,7 @@ def check_results(new):
 
 
 def check_errors(new):
-    """A handler that raises fails its task, and harms nobody else."""
+    """A handler that raises fails its task, and affects no other task."""
     with new() as desk:
         (end,) = desk.run(desk.task("fail", "no"))
         expect((end.error.type, end.error.message), ("ValueError", "no"), "the error")
@@ -268,7 +268,7 @@ def check_errors(new):
 
 
 def check_parallel(new):
-    """Two workers run two tasks at the same time, each in a process of its own."""
+    """Two workers run two tasks at the same time, each in its own process."""
     with new(2) as desk:
         naps = [desk.task("nap", 0.2), desk.task("nap", 0.2)]
         desk.pool.dispatch(naps)
@@ -443,8 +443,8 @@ def _row(finding):
 
 
 def promises(make, checks=CHECKS, within=WITHIN):
-    """Asks a pool for what it promises, a new one from `make(size)` for each check. What does not come `within` so many
-    seconds does not come."""
+    """Check the promises of a pool, with a new one from `make(size)` for each check. A check fails if a pool needs more
+    than `within` seconds."""
     new = partial(Desk, make, within)
     return Findings(Finding(check.__doc__, *_ask(check, new)) for check in checks)
 
@@ -459,26 +459,26 @@ def _ask(check, new):
     return True, ""
 
 
-# --- to measure -------------------------------------------------------------------------------------------------------
+# --- measurements -----------------------------------------------------------------------------------------------------
 
 
 def processors():
-    """How many this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def family():
-    """The ids of this process and of all that it, or one of them, has started."""
+    """Return the ids of this process and of all its descendants."""
     return [os.getpid(), *(process.pid for process in psutil.Process().children(recursive=True))]
 
 
 def megabytes(pids):
-    """What these processes have for themselves, and their part of what they share with others."""
+    """Return the memory of these processes: their own pages, and their share of those that they share with others."""
     return sum(map(_megabytes, pids))
 
 
 def _megabytes(pid):
-    """The proportional set size (PSS); where the system does not tell that, as on macOS, all that it uses."""
+    """Return the proportional set size (PSS), or the resident size on systems without it, such as macOS."""
     rollup = Path(f"/proc/{pid}/smaps_rollup")
     if rollup.exists():
         return int(re.search(r"Pss:\s+(\d+)", rollup.read_text())[1]) / 1024
@@ -768,7 +768,7 @@ def pool_size(seconds, window, utilisation=0.8):
 
 
 def pauses(supervisor, lives, now=100.0):
-    """The pause after each death of workers that live for so many seconds, one after the other."""
+    """Return the pause after each death of successive workers that live for these numbers of seconds."""
     found = []
     for seconds in lives:
         died = now + seconds
