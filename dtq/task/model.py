@@ -289,5 +289,5 @@ def entering(task: Task, now: float, payload: Any) -> Task:
     force_setattr(entered, "id", task.id or new_id(now))
     force_setattr(entered, "created_at", now)
     force_setattr(entered, "run_at", task.run_at or now)
-    force_setattr(entered, "payload", payload)
+    force_setattr(entered, "raw_payload", payload)
     return entered

@@ -34,7 +34,7 @@ def task_of(given: Mapping[str, Any], now: float) -> Task:
     options = dict(given)
     payload = options.pop("payload", None)
     task = _copy_of_similar(options) if NOT_SHARED.isdisjoint(options) else _checked(options, now)
-    force_setattr(task, "payload", payload)
+    force_setattr(task, "raw_payload", payload)
     return task
 
 

@@ -7,11 +7,11 @@ _children   of any task: the unfinished tasks that name it in `after`
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
-from dtq.stores.protocol import doom_from
+from dtq.stores.protocol import doom_from, parents_of
 from dtq.task.model import PROCESSING, Status, Task
 
 
@@ -37,6 +37,12 @@ class Dependencies:
 
     def _set(self, task: Task) -> None:
         raise NotImplementedError
+
+    def _as_new(self, task: Task, stands_for: Mapping[str, str], version: int) -> Task:
+        """Return a new task with its version, its parents (see `parents_of`) and its first status."""
+        if not task.after:
+            return replace(task, status=Status.PENDING, version=version)
+        return self._with_first_status(replace(task, after=parents_of(task, stands_for), version=version))
 
     def _with_first_status(self, task: Task) -> Task:
         """Return the task blocked by its unfinished parents, doomed by one that failed, or else pending."""

@@ -24,7 +24,7 @@ from dtq.policy.limits import Kind
 from dtq.stores.memory.dependencies import Dependencies
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.stores.memory.turns import Turns
-from dtq.stores.protocol import Node, Outcome, Stats, parents_of, sum_counts
+from dtq.stores.protocol import Node, Outcome, Stats, sum_counts
 from dtq.task.model import PROCESSING, STATE, WAITING, Task, state_of
 from dtq.task.transitions import brief_of
 
@@ -77,8 +77,7 @@ class Index(Dependencies, Turns):
         stands_for = dict(zip((task.id for task in tasks), ids, strict=True))
         for task, task_id in zip(tasks, ids, strict=True):
             if task.id == task_id and task_id not in self._tasks:
-                new = replace(task, after=parents_of(task, stands_for), version=self._deleted + 1)
-                self._put(self._with_first_status(new))
+                self._put(self._as_new(task, stands_for, self._deleted + 1))
         return ids
 
     def _require_parents(self, tasks: Sequence[Task], ceded: Collection[str | None] = ()) -> None:
