@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from handler_lab import FakeContext, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,25 +39,7 @@ def allowed(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def handler():
-    spec = importlib.util.spec_from_file_location("analyze_data", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class FakeContext:
-    """Stands in for the context of a worker, with the parts that this handler uses."""
-
-    def __init__(self, cancel_after=None):
-        self.reports = []
-        self.cancel_after = cancel_after
-
-    def progress(self, percent, note=""):
-        self.reports.append((percent, note))
-
-    @property
-    def cancelled(self):
-        return len(self.reports) == self.cancel_after
+    return load("analyze_data")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -12,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from handler_lab import HANDLERS, load
 
 from dtq import TaskQueue, files
 from dtq.errors import TaskFailed
 from dtq.files import reading, replacing
 
-HANDLERS = Path(__file__).parents[2] / "handlers"
 SECRET = "admin-token-1234"
 WORDS = r"allowed: regular files below .* \(the variable DTQ_FILES of this node lists these directories"
 
@@ -178,13 +177,6 @@ def test_a_refused_path_leaves_no_descriptor_open(home, tmp_path):
 
 
 # --- the handlers
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, HANDLERS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Context:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
+from handler_lab import FakeContext, load
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-PATH = Path(__file__).parents[2] / "handlers" / "process_image.py"
 SIZE = 60, 40
 
 
@@ -23,25 +21,7 @@ def allowed(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def handler():
-    spec = importlib.util.spec_from_file_location("process_image", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class FakeContext:
-    """Stands in for the context of a worker, with the parts that this handler uses."""
-
-    def __init__(self, cancel_after=None):
-        self.reports = []
-        self.cancel_after = cancel_after
-
-    def progress(self, percent, note=""):
-        self.reports.append((percent, note))
-
-    @property
-    def cancelled(self):
-        return len(self.reports) == self.cancel_after
+    return load("process_image")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import contextlib
 import email
 import email.policy
 import hashlib
-import importlib.util
 import os
 import random
 import re
@@ -23,6 +22,7 @@ from pathlib import Path
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
+from handler_lab import load
 
 from dtq import TaskQueue
 from dtq.errors import TaskFailed
@@ -85,10 +85,7 @@ def sink(monkeypatch):
 
 @pytest.fixture
 def handler():
-    spec = importlib.util.spec_from_file_location("send_email", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("send_email")
 
 
 class Context:

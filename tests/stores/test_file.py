@@ -707,29 +707,6 @@ def test_without_room_for_the_files_large_tasks_stay_in_memory(tmp_path):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_a_dead_neighbours_tasks_are_taken_over_at_once_and_a_living_ones_are_not(tmp_path):
-    alive, dead, third = (opened(tmp_path) for _ in range(3))
-    for name, store in (("alive", alive), ("dead", dead), ("third", third)):
-        store.heartbeat(Node(name), (), 30, NOW)
-    alive.add([task(1), task(2)])
-    alive.claim("alive", 1, 30, NOW, {"a"})
-    dead.claim("dead", 1, 30, NOW, {"a"})
-    assert third.reap("third", 10, 30, NOW + 1) == []
-    dead.abandon()
-    assert [t.id for t in third.reap("third", 10, 30, NOW + 1)] == ["t2"]
-    assert third.reap("third", 10, 30, NOW + 2) == []
-    assert sorted(node.id for node in third.stats().nodes) == ["alive", "third"]
-    alive.close()
-    third.close()
-    fourth = opened(tmp_path)  # of what the others left behind, with tasks of theirs
-    taken = fourth.reap("fourth", 10, 30, NOW + 3)
-    assert sorted(t.id for t in taken) == ["t1", "t2"]
-    fourth.update([(succeed(t, None, NOW), ()) for t in taken])
-    fourth.reap("fourth", 10, 30, NOW + 4)
-    fourth.close()
-    assert list((tmp_path / "nodes").iterdir()) == []
-
-
 def test_a_process_that_missed_many_journals_reads_the_current_state(tmp_path):
     sleeper, busy = opened(tmp_path), opened(tmp_path)
     busy.add([task(1)])

@@ -19,6 +19,7 @@ from dtq.stores.open import open_store
 from dtq.stores.protocol import Node
 from dtq.stores.shared.peers import Peers
 from dtq.task.model import Task
+from dtq.task.transitions import succeed
 
 HERE = Path(__file__).parents[1]
 NOW = 1000.0
@@ -150,6 +151,30 @@ def test_removed_files_of_living_nodes_cost_no_task(scheme, what, tmp_path, star
     assert Counter(line.split()[0] for line in log.read_text().splitlines()) == {task.id: 1 for task in found}
 
 
+def test_a_dead_neighbours_tasks_are_taken_over_at_once_and_a_living_ones_are_not(scheme, tmp_path):
+    url = f"{scheme}{tmp_path / 'queue'}"
+    alive, dead, third = (open_store(url) for _ in range(3))
+    for name, store in (("alive", alive), ("dead", dead), ("third", third)):
+        store.heartbeat(Node(name), (), 30, NOW)
+    alive.add([task(1), task(2)])
+    alive.claim("alive", 1, 30, NOW, {"a"})
+    dead.claim("dead", 1, 30, NOW, {"a"})
+    assert third.reap("third", 10, 30, NOW + 1) == []
+    dead.abandon()
+    assert [t.id for t in third.reap("third", 10, 30, NOW + 1)] == ["t2"]
+    assert third.reap("third", 10, 30, NOW + 2) == []
+    assert sorted(node.id for node in third.stats().nodes) == ["alive", "third"]
+    alive.close()
+    third.close()
+    fourth = open_store(url)  # of what the others left behind, with tasks of theirs
+    taken = fourth.reap("fourth", 10, 30, NOW + 3)
+    assert sorted(t.id for t in taken) == ["t1", "t2"]
+    fourth.update([(succeed(t, None, NOW), ()) for t in taken])
+    fourth.reap("fourth", 10, 30, NOW + 4)
+    fourth.close()
+    assert list(nodes_of(tmp_path / "queue").iterdir()) == []
+
+
 def test_a_node_that_is_killed_is_noticed_at_once_where_its_file_was_removed_and_made_again(
     scheme, tmp_path, start_node
 ):
@@ -158,7 +183,7 @@ def test_a_node_that_is_killed_is_noticed_at_once_where_its_file_was_removed_and
         victim = start_node(f"{scheme}{queue}", tmp_path)
         for path in nodes_of(queue).iterdir():
             path.unlink()
-        manager.add("note", {"log": str(log), "seconds": 4.0}, id="long")
+        manager.add("note", {"log": str(log), "seconds": 60.0}, id="long")
         wait_until(lambda: manager.get("long").status == "processing")
         time.sleep(1.5)
         start_node(f"{scheme}{queue}", tmp_path)
