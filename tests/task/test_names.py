@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from dtq import IllegalTransition, InvalidTask, QueueManager, TaskQueue, UnknownSchedule, UnknownTask
+from dtq import IllegalTransition, InvalidTask, QueueFull, QueueManager, TaskQueue, UnknownSchedule, UnknownTask
 from dtq.policy import cron
 from dtq.task import names
 from dtq.task.model import Task
@@ -48,21 +48,39 @@ def shown(given):
 # --- what is reserved
 
 
-@pytest.mark.parametrize("given", RESERVED, ids=shown)
-def test_a_reserved_name_is_refused_whichever_way_a_task_comes_in(manager, given):
-    options = {"type": "a", **given}
-    field = next(iter(given))
-    for add in (
+def ways_in(manager, options):
+    """Return all calls of the manager that add a task with these options, which include a field that is reserved."""
+    graph = {"one": {"type": "a"}, "two": {**options, "after": ["one"]}}
+    ways = [
         lambda: manager.add(**options),
         lambda: manager.add_many([{"type": "a"}, options]),
         lambda: manager.add_many([Task(**options)]),
         lambda: manager.add(**{"key": "k", **options}, window=0, on_conflict="replace"),
-        lambda: manager.flow({"one": {"type": "a"}, "two": {**options, "after": ["one"]}}) if field != "id" else
-        manager.add(**options),
-    ):  # fmt: skip
+    ]
+    return ways if "id" in options else [*ways, lambda: manager.flow(graph)]  # a flow gives its tasks their ids
+
+
+@pytest.mark.parametrize("given", RESERVED, ids=shown)
+def test_a_reserved_name_is_refused_whichever_way_a_task_comes_in(manager, given):
+    field = next(iter(given))
+    for add in ways_in(manager, {"type": "a", **given}):
         with pytest.raises(InvalidTask, match=f"^{field} is .*; allowed: any {field} but one that"):
             add()
     assert manager.stats().total == 0
+
+
+def test_no_reserved_name_passes_the_backlog_limit_or_hides_a_task(manager):
+    """`find` and `stats` leave out the ticks of schedules, and the limit counts what `stats` counts."""
+    manager.backlog_limit = 2
+    for _ in range(2):
+        for add in (way for given in RESERVED for way in ways_in(manager, {"type": "a", **given})):
+            with pytest.raises(InvalidTask):
+                add()
+        manager.add("a")
+    with pytest.raises(QueueFull):
+        manager.add("a")
+    assert manager.store.find() == manager.find()
+    assert manager.store.stats().total == manager.stats().total == 2
 
 
 @pytest.mark.parametrize("given", FREE, ids=shown)
@@ -256,6 +274,27 @@ def test_no_token_adds_a_task_of_a_reserved_name(submitter, admin, given):
         schedule = {"task": task, "every": 60}
         assert admin.put("/schedules/t", json=schedule).status_code == 422
     assert [one["name"] for one in admin.get("/schedules").json()] == ["s"]
+
+
+def test_no_token_passes_the_backlog_limit_or_hides_a_task(tmp_path):
+    pytest.importorskip("uvicorn")
+    from dtq import APIServer
+
+    with (
+        QueueManager(tmp_path / "queue.db", backlog_limit=2) as manager,
+        APIServer(manager, port=0, token=TOKENS) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        for token in TOKENS:
+            client.headers["Authorization"] = f"Bearer {token}"
+            for task in ({"type": "a", **given} for given in RESERVED):
+                for path, body in (("tasks", task), ("tasks", [task] * 200), ("flows", {"steps": {"one": task}})):
+                    assert client.post(path, json=body).is_client_error, (path, body)
+            assert client.post("tasks", json={"type": "a"}).status_code == 201
+        assert client.post("tasks", json={"type": "a"}).status_code == 429
+        shown = [task["id"] for task in client.get("tasks").json()["tasks"]]
+        assert shown == [task.id for task in manager.store.find()]
+        assert client.get("stats").json()["counts"]["pending"] == manager.store.stats().total == 2
 
 
 def test_no_token_changes_a_tick_past_its_schedule(submitter, admin):
