@@ -30,7 +30,8 @@ from dtq.workers.groups import Pool, WorkerGroup
 from dtq.workers.run.parents import Parents
 
 WAIT = 30.0
-NAMES = ["value", "total", "total_async", "tell", "ask_for", "fail", "large", "sleep", "progress_and_wait"]
+NAMES = ["value", "total", "total_async", "tell", "ask_for", "fail", "large", "sleep", "progress_and_wait",
+         "wait_for_file"]  # fmt: skip
 HANDLERS = {name: f"flow_handlers:{name}" for name in NAMES}
 NOW = 1000.0
 
@@ -239,6 +240,23 @@ def test_retry_starts_the_failed_tasks_of_a_flow_and_their_descendants(queue):
     assert flow.retry() == 3
     assert flow.result(WAIT) == 3
     assert flow["0"].task.attempts == 1  # what had completed did not run again
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+@pytest.mark.parametrize("runs", [False, True], ids=["new", "running"])
+def test_a_flow_that_is_cancelled_and_at_once_retried_keeps_its_new_attempts(executor, runs, tmp_path):
+    """On a new queue the loop usually claims the new attempts before it learns of the cancel."""
+    steps = group(*[step("wait_for_file", str(tmp_path / "go")) for _ in range(2)])
+    for _ in range(10 if executor == "thread" else 2):
+        with TaskQueue("memory:", HANDLERS, 2, executor=executor) as queue:
+            flow = queue.flow(chain(steps, step("tell")))
+            while runs and flow.counts["processing"] < 2:
+                time.sleep(0.005)
+            assert (flow.cancel(), flow.retry()) == (3, 3)
+            (tmp_path / "go").touch()
+            assert flow.wait(WAIT) == "completed"
+            assert [(task.attempts, task.interruptions) for task in flow.tasks()] == [(1, 0)] * 3
+        (tmp_path / "go").unlink()
 
 
 def test_progress_counts_ended_and_running_tasks(queue):
