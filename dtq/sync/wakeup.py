@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import signal
 import socket
 from threading import RLock
 
@@ -30,10 +29,6 @@ class Wakeup:
             with self._lock, contextlib.suppress(OSError):
                 self._writer.send(b"!")
                 self._is_set = True  # after the byte: an exception may be raised in this thread between the two
-
-    def wake_on_signals(self) -> None:
-        """Let every signal with a Python handler wake this too, whichever thread the kernel delivers it to."""
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
     def clear(self) -> None:
         """Make the socket unreadable until the next `wake`."""

@@ -33,7 +33,6 @@ import sys
 import traceback
 from typing import NoReturn
 
-from dtq.sync.wakeup import Wakeup
 from dtq.workers.process import worker
 from dtq.workers.run.offspring import adopt_orphans, children_of
 from dtq.workers.wire import EXITED, FORK, FORKED, REPORT, REQUEST
@@ -58,14 +57,16 @@ class Zygote:
     def __init__(self, control: socket.socket, parent: int) -> None:
         self.control = control
         self.children: dict[int, int] = {}  # process id -> serial
-        self.wakeup = Wakeup()  # woken by SIGCHLD
+        self.wakeup, self.wakeup_writer = socket.socketpair()  # readable after SIGCHLD; the interpreter writes to it
+        self.wakeup.setblocking(False)
+        self.wakeup_writer.setblocking(False)
         self.parent = _pidfd(parent)
         self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def run(self) -> NoReturn:
         adopt_orphans()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # the wakeup descriptor needs a handler, even an empty one
-        self.wakeup.wake_on_signals()
+        signal.set_wakeup_fd(self.wakeup_writer.fileno(), warn_on_full_buffer=False)
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         poll.register(self.wakeup, select.POLLIN)
@@ -116,8 +117,8 @@ class Zygote:
             self.die_with(zygote)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self.control.close()
-            self.wakeup.close()
+            for end in (self.control, self.wakeup, self.wakeup_writer):
+                end.close()
             if self.parent is not None:
                 os.close(self.parent)
             worker.main(sock)
@@ -146,7 +147,8 @@ class Zygote:
 
         The group's id cannot have been reused: the kernel reserves it as long as the group has a member.
         """
-        self.wakeup.clear()
+        with contextlib.suppress(BlockingIOError):
+            self.wakeup.recv(4096)
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
