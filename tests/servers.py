@@ -139,7 +139,7 @@ def url_of(kind: str) -> str:
 @contextlib.contextmanager
 def serving(store: str, log: Path) -> Iterator[tuple[int, httpx.Client]]:
     """`dtq serve` on this store: the id of its process, and a client that has a connection to it."""
-    pytest.importorskip("litestar")
+    pytest.importorskip("starlette")
     command = [sys.executable, "-c", "from dtq.cli import app; app()", "serve", store, "--port=0"]
     with (
         log.open("wb") as file,

@@ -14,14 +14,12 @@ import ipaddress
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from litestar import Request
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dtq.api.problems import HTTPProblem, response_of, send_response
+from dtq.api.problems import HTTPProblem, response_of
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
 
@@ -29,7 +27,6 @@ SCOPES = ("read", "submit", "admin")  # each includes those before it
 ADMIN = SCOPES.index("admin")
 MIN_TOKEN_LENGTH = 16
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-SLASH = "\ufdd0"  # stands for %2F within a segment of a path; a noncharacter of Unicode, refused in requests
 SECURITY_HEADERS = [
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
@@ -39,6 +36,17 @@ SECURITY_HEADERS = [
 API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
+
+
+class Token(NamedTuple):
+    """A token that the server knows: its number among them, its hash, and the level of its scope in SCOPES."""
+
+    number: int
+    digest: bytes
+    level: int
+
+
+ANYONE = Token(0, b"", ADMIN)  # stands for every client of a server without tokens
 
 
 class Tokens:
@@ -56,22 +64,22 @@ class Tokens:
         pairs = {given: "admin"} if isinstance(given, str) else dict(given or {})
         for token, scope in pairs.items():
             _check_token(token, scope)
-        self._known = [(_hash(token), SCOPES.index(scope)) for token, scope in pairs.items()]
+        self._known = [Token(n, _hash(token), SCOPES.index(scope)) for n, (token, scope) in enumerate(pairs.items())]
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, header: str) -> tuple[int, int] | None:
-        """Return (number of the token, level of its scope) for an Authorization header, or None.
+    def find(self, header: str) -> Token | None:
+        """Return the token in an Authorization header, or None if it is not known.
 
         Compare with every token in constant time, so that the time reveals nothing about them.
         """
         scheme, _, token = header.partition(" ")
         digest = _hash(token.strip() if scheme.lower() == "bearer" else "")
         found = None
-        for number, (known, level) in enumerate(self._known):
-            if hmac.compare_digest(digest, known):
-                found = number, level
+        for known in self._known:
+            if hmac.compare_digest(digest, known.digest):
+                found = known
         return found
 
 
@@ -93,63 +101,43 @@ def _hash(token: str) -> bytes:
 
 
 class Authoriser:
-    """Checks each request before its handler runs. A route names the scope that it needs in its `opt`: needs="read";
-    the default is "admin". (Litestar's own guards copy the handler for each request, which costs more than this.)"""
+    """Checks the token of a request, its scope and its rate, before the handler runs."""
 
     def __init__(self, tokens: Tokens, rates: Rates) -> None:
         self._tokens = tokens
         self._rates = rates
 
-    async def __call__(self, request: Request[Any, Any, Any]) -> None:
-        options = request.route_handler.opt
-        needs = options.get("needs", "admin")
-        if needs == "nothing":
-            return
-        number, level = self._authenticate(request, needs) if self._tokens else (0, ADMIN)
-        request.scope["state"].update(client=number, level=level)
-        if seconds := self._rates.wait_for(number):
+    def authorise(self, header: str, scope: str) -> Token:
+        """Return the token in this Authorization header, after counting the request. Raises HTTPProblem if there is no
+        valid token (401), its scope does not suffice (403), or it has sent too many requests (429)."""
+        token = self._authenticate(header, scope) if self._tokens else ANYONE
+        if seconds := self._rates.wait_for(token.number):
             wait = {"Retry-After": str(max(1, round(seconds)))}
             raise HTTPProblem(429, "too many requests with this token; try again later", headers=wait)
-        if "query" in options:
-            _check_parameters(request.query_params.multi_items(), options["query"])
+        return token
 
-    def _authenticate(self, request: Request[Any, Any, Any], needs: str) -> tuple[int, int]:
-        """Return the number of the request's token and the level of its scope. Raises HTTPProblem if there is no valid
-        token, or its scope does not suffice."""
-        found = self._tokens.find(request.headers.get("authorization", ""))
-        if found is None:
+    def _authenticate(self, header: str, scope: str) -> Token:
+        token = self._tokens.find(header)
+        if token is None:
             raise HTTPProblem(
                 401, "this request needs a token: send it as Authorization: Bearer TOKEN", headers=CHALLENGE
             )
-        _, level = found
-        if level < SCOPES.index(needs):
-            raise HTTPProblem(403, f"this request needs a token of scope {needs}; yours has scope {SCOPES[level]}")
-        return found
-
-
-def _check_parameters(given: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
-    """Raise HTTPProblem for a query parameter that is unknown, repeated or null. (The framework ignores unknown ones,
-    takes the last of several, and treats "null" as absent.)"""
-    seen = set()
-    for name, value in given:
-        if name not in allowed:
-            reason = f"unknown parameter; allowed: {', '.join(sorted(allowed))}"
-        elif name in seen:
-            reason = "this parameter is given more than once"
-        elif value == "null" and name not in ("queue", "type", "after"):
-            reason = "this parameter is null; leave it out"
-        else:
-            seen.add(name)
-            continue
-        raise HTTPProblem.of_field(422, name[:200], reason)
+        if token.level < SCOPES.index(scope):
+            raise HTTPProblem(
+                403, f"this request needs a token of scope {scope}; yours has scope {SCOPES[token.level]}"
+            )
+        return token
 
 
 # --- Host and Origin ------------------------------------------------------------------------------------------------
 
 
 class HostMiddleware:
-    """The outermost ASGI layer: rejects requests with another Host or Origin, and adds the security headers to every
-    response."""
+    """Rejects requests with another Host or Origin, and adds the security headers to every response.
+
+    It also makes the router see the path as it was sent, because a %2F in a name separates nothing. Empty segments are
+    left out: /tasks/ and //tasks mean /tasks.
+    """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str] = (), hub: str = "") -> None:
         self._app = app
@@ -159,16 +147,16 @@ class HostMiddleware:
         self._known = LOOPBACK_NAMES | self._hosts  # as they usually stand in the header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         guarded = _with_headers(send)
         try:
             self._check(dict(scope["headers"]))
-            scope["path"] = _path_of(scope)
         except HTTPProblem as problem:
-            await send_response(response_of(problem), guarded)
+            await response_of(problem)(scope, receive, guarded)
             return
+        scope["path"] = "/" + "/".join(filter(None, scope["raw_path"].decode("ascii").split("/")))
         await self._app(scope, receive, guarded)
 
     def _check(self, headers: Mapping[bytes, bytes]) -> None:
@@ -203,21 +191,6 @@ def _name(netloc: str) -> str:
         return (urlsplit(f"//{netloc}").hostname or "").lower()
     except ValueError:
         return ""
-
-
-def _path_of(scope: Scope) -> str:
-    """Return the path with SLASH for each %2F, which uvicorn has decoded to a slash: ids may contain slashes."""
-    if SLASH in scope["path"]:
-        raise HTTPProblem(404, "nothing has this name")
-    raw = scope.get("raw_path", b"").lower()
-    if b"%2f" not in raw:
-        return str(scope["path"])
-    from_raw = scope["raw_path"].decode("latin-1")
-    return re.sub("%2f", SLASH, _unquoted_except_slashes(from_raw), flags=re.IGNORECASE)
-
-
-def _unquoted_except_slashes(path: str) -> str:
-    return "%2F".join(unquote(part) for part in re.split("%2f", path, flags=re.IGNORECASE))
 
 
 def _with_headers(send: Send) -> Send:

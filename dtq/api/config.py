@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from litestar.types import ASGIApp
+from starlette.types import ASGIApp
 
-from dtq.api.app import MIB, create_app
+from dtq.api.app import create_app
 from dtq.api.auth import Tokens
 from dtq.api.rates import Rates
-from dtq.api.state import AppState
+from dtq.api.state import MIB, AppState
 from dtq.queue.manager import QueueManager
 
 

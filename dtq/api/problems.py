@@ -9,12 +9,11 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
 
 import msgspec
-from litestar import Request, Response
-from litestar.exceptions import HTTPException, ValidationException
-from litestar.types import Message, Send
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from dtq.api.responses import Problem, Reason
 from dtq.errors import (
@@ -48,25 +47,17 @@ class HTTPProblem(Exception):
         return cls(status, f"{field}: {reason}", [Reason(field, reason)])
 
 
-def to_response(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Return the response to a request that raised this error."""
+class ProblemResponse(Response):
+    media_type = MEDIA_TYPE
+
+
+async def to_response(_: Request, error: Exception) -> Response:
+    """Return the response to a request that raised this error: a handler for Starlette's `exception_handlers`."""
     return response_of(problem_of(error))
 
 
-def response_of(problem: HTTPProblem) -> Response[bytes]:
-    return Response(content_of(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
-
-
-async def send_response(response: Response[Any], send: Send) -> None:
-    """Send a response whose content is bytes, without the framework."""
-    content: bytes = response.content
-    headers = {"content-type": str(response.media_type), "content-length": str(len(content)), **response.headers}
-    start: Message = {
-        "type": "http.response.start", "status": response.status_code or 200,
-        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
-    }  # fmt: skip
-    await send(start)
-    await send({"type": "http.response.body", "body": content, "more_body": False})
+def response_of(problem: HTTPProblem) -> Response:
+    return ProblemResponse(content_of(problem), problem.status, problem.headers)
 
 
 def content_of(problem: HTTPProblem) -> bytes:
@@ -98,16 +89,16 @@ def problem_of(error: Exception) -> HTTPProblem:
             return HTTPProblem(503, detail, headers=LATER)
         case DTQError():
             return HTTPProblem(409, str(error))
-        case ValidationException():
-            return _of_parameters(error)
-        case HTTPException():
-            return _of_framework(error)
+        case HTTPException():  # of the router: 404, 405
+            return HTTPProblem(error.status_code, error.detail, headers=error.headers)
+        case ClientDisconnect():
+            return HTTPProblem(400, "the client has closed the connection")
     log.error("a request failed", exc_info=error)
     return HTTPProblem(500, "the server failed; see its log")
 
 
-def of_body(error: msgspec.DecodeError) -> HTTPProblem:
-    """Return the problem of a body that is not JSON (400) or does not have the required form (422)."""
+def of_decoding(error: msgspec.DecodeError) -> HTTPProblem:
+    """Return the problem of a body that is not JSON (400), or of a body or parameters of another form (422)."""
     if not isinstance(error, msgspec.ValidationError):
         return HTTPProblem(400, f"the body is not JSON: {error}")
     reason, _, path = str(error).partition(" - at `$")
@@ -119,15 +110,3 @@ def _field(message: str) -> Reason:
     """Return the field that dtq's error names at its beginning."""
     found = re.match(r"(\[\d+\]\.)?([a-z_]+) (?:is|names|makes) ", message)
     return Reason(f"{found[1] or ''}{found[2]}" if found else "body", message)
-
-
-def _of_parameters(error: ValidationException) -> HTTPProblem:
-    extra = error.extra if isinstance(error.extra, list) else []
-    reasons = [Reason(str(one.get("key", "")), str(one.get("message", ""))) for one in extra]
-    detail = "; ".join(f"{one.field}: {one.reason}" for one in reasons) or str(error.detail)
-    return HTTPProblem(422, detail, reasons)
-
-
-def _of_framework(error: HTTPException) -> HTTPProblem:
-    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() != "content-type"}
-    return HTTPProblem(error.status_code, str(error.detail), headers=headers)

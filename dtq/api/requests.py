@@ -1,7 +1,7 @@
-"""Requests: the JSON bodies as msgspec structs, and how a body is read. The OpenAPI document is made of the structs.
+"""Requests: the JSON bodies as msgspec structs, and how a body is decoded. The OpenAPI document is made of the structs.
 
-Content-Type --> JSON, strictly of the route's struct --> payload not nested too deep --> a secret for admins only
-             --> NewTask --to_task--> Task                           errors name the field and the reason
+Content-Type --> JSON, strictly of the operation's struct --> payload not nested too deep --> a secret for admins only
+             --> NewTask --to_task--> Task                          errors name the field and the reason
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Request
-from litestar.datastructures import State
 from msgspec import Meta
 
-from dtq.api.auth import ADMIN
-from dtq.api.problems import HTTPProblem, of_body
+from dtq.api.auth import ADMIN, Token
+from dtq.api.problems import HTTPProblem, of_decoding
 from dtq.policy.cron import Misfire
 from dtq.policy.limits import MAX_COUNT, MAX_RATE
 from dtq.task.codec import MAX_DEPTH, is_nested, is_too_deep
@@ -89,7 +87,6 @@ class NewTask(NewStep, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     id: Annotated[Name | None, Meta(description="if missing, the queue makes one")] = None
 
 
-Asked = Request[Any, Any, State]
 Batch = Annotated[list[NewTask], Meta(min_length=1, max_length=MAX_BATCH)]
 OneOrMany = NewTask | Batch
 _WHOLE = {"priority", "max_attempts", "burst", "max_running", "limit"}
@@ -155,7 +152,7 @@ class Purge(Selection, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     age: Annotated[float, Meta(ge=0, le=1e10, description="only what failed at least so many seconds ago")] = 0.0
 
 
-# --- reading a body ---------------------------------------------------------------------------------------------------
+# --- decoding ---------------------------------------------------------------------------------------------------------
 
 
 def decoder(shape: Any) -> Callable[[bytes], Any]:
@@ -187,38 +184,26 @@ def _with_whole_numbers(value: Any) -> Any:
     }  # fmt: skip
 
 
-class Body:
-    """The body of a route. `opt={"body": BODY}` describes it in the document; `await BODY.read(request)` returns it."""
-
-    def __init__(self, shape: Any) -> None:
-        self.shape = shape
-        self._decode: Callable[[bytes], Any] = decoder(shape)
-
-    async def read(self, request: Asked) -> Any:
-        """Return the decoded body. Raises HTTPProblem, which says what is wrong with it."""
-        _require_json(request)
-        content = await request.body()
-        value = self._decoded(content)
-        if is_too_deep(content) and any(is_nested(work.payload) for work in _works(value)):
-            raise _too_deep()
-        if request.scope["state"].get("level", ADMIN) < ADMIN and any(map(_names_secret, _works(value))):
-            raise HTTPProblem(403, "a webhook with a secret needs a token of scope admin")
-        return value
-
-    def _decoded(self, content: bytes) -> Any:
-        try:
-            return self._decode(content)
-        except msgspec.DecodeError as error:
-            raise of_body(error) from None
-        except RecursionError:
-            raise _too_deep() from None
+def parse_body(content: bytes, decode: Callable[[bytes], Any], token: Token) -> Any:
+    """Return the decoded body of a request with this token. Raises HTTPProblem, which says what is wrong with it."""
+    try:
+        value = decode(content)
+    except msgspec.DecodeError as error:
+        raise of_decoding(error) from None
+    except RecursionError:
+        raise _too_deep() from None
+    if is_too_deep(content) and any(is_nested(work.payload) for work in _works(value)):
+        raise _too_deep()
+    if token.level < ADMIN and any(map(_names_secret, _works(value))):
+        raise HTTPProblem(403, "a webhook with a secret needs a token of scope admin")
+    return value
 
 
-def _require_json(request: Asked) -> None:
-    given = request.headers.get("content-type", "")
-    kind, _, parameters = given.partition(";")
+def require_json(content_type: str) -> None:
+    """Raise HTTPProblem if this header does not say that the body is JSON."""
+    kind, _, parameters = content_type.partition(";")
     if kind.strip().lower() != JSON or parameters.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
-        found = f"is {given[:100]!r}" if given else "is missing"
+        found = f"is {content_type[:100]!r}" if content_type else "is missing"
         raise HTTPProblem(415, f"the Content-Type of the body {found}; send JSON, with Content-Type: {JSON}")
 
 

@@ -1,6 +1,6 @@
 """The REST API: programs in any language add and watch tasks over HTTP, and the page at `/` shows the queue live.
 
-    client --HTTP--> Connection ----> HostMiddleware --> Litestar --> handler --> AppState --> QueueManager --> store
+    client --HTTP--> Connection ----> HostMiddleware --> Starlette --> handler --> AppState --> QueueManager --> store
                      connection.py    auth.py            app.py       routes/     state.py
 
     in this process: ServerThread (http_server.py)       clustered: Cluster (cluster.py), processes that share the port
@@ -18,20 +18,20 @@ from typing import Any, Self
 
 try:
     import httptools  # noqa: F401
-    import litestar  # noqa: F401
     import prometheus_client  # noqa: F401
+    import starlette  # noqa: F401
     import uvicorn  # noqa: F401
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f'the API needs {error.name}, which is not installed: pip install "dtq[api]"', name=error.name
     ) from None
 
-from dtq.api.app import MIB
 from dtq.api.auth import Tokens, check_exposure, hub_hosts, is_loopback
 from dtq.api.cluster import Cluster
 from dtq.api.config import ServerConfig
 from dtq.api.http_server import SHUTDOWN_GRACE, Server, ServerThread, listen
 from dtq.api.rates import Rates
+from dtq.api.state import MIB
 from dtq.errors import DTQError
 from dtq.queue.manager import QueueManager
 from dtq.sync.forks import Forkable

@@ -20,6 +20,7 @@ from dtq.queue.manager import QueueManager
 from dtq.task.model import Task
 
 T = TypeVar("T")
+MIB = 1 << 20
 THREADS = 8
 MAX_WAITS = 256  # requests that wait for the end of a task, in one process
 MAX_STREAMS = 64  # readers of /events, in one process
@@ -27,10 +28,11 @@ MAX_STREAMS = 64  # readers of /events, in one process
 
 class AppState:
     """The state of one application on one event loop. `stopping` is set when the server stops: requests that wait are
-    then answered at once."""
+    then answered at once. `max_body` is the largest body of a request, in bytes."""
 
-    def __init__(self, manager: QueueManager) -> None:
+    def __init__(self, manager: QueueManager, max_body: int = MIB) -> None:
         self.manager = manager
+        self.max_body = max_body
         self.stopping = asyncio.Event()
         self.events = EventStream(manager, self.call)
         self._batcher = AddBatcher(manager)

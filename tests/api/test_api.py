@@ -20,7 +20,7 @@ from sizes import long_and_hourly
 
 from dtq import DTQError, QueueManager, TaskQueue
 
-pytest.importorskip("litestar")
+pytest.importorskip("starlette")
 import uvicorn
 
 from dtq import APIServer
@@ -237,6 +237,28 @@ def test_tricks_in_addresses_lead_nowhere(client, path, status):
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/tasks", "/dead/errors", "/health/live", "/events"])
+def test_head_is_answered_as_get_without_the_body(client, path):
+    head = client.head(path)
+    with client.stream("GET", path) as get:
+        assert (head.status_code, head.headers["content-type"]) == (200, get.headers["content-type"])
+        assert head.headers.get("content-length") == get.headers.get("content-length")
+    assert head.content == b""
+
+
+def test_a_method_that_a_path_does_not_have_is_405_with_those_that_it_has(client):
+    answer = client.put("/tasks", json={})
+    problem(answer, 405)
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
+    options = client.options("/tasks/x")
+    assert (options.status_code, options.headers["allow"]) == (204, "DELETE, GET, HEAD, OPTIONS")
+
+
+@pytest.mark.parametrize("path", ["//tasks", "/tasks/", "//health//live/"])
+def test_empty_segments_in_a_path_do_not_count(client, path):
+    assert client.get(client.base_url.copy_with(path=path)).status_code == 200
+
+
 def test_an_id_with_a_slash_is_found_and_its_location_leads_to_it(client):
     added = client.post("/tasks", json={"type": "some", "id": "report/retry"})
     assert added.headers["location"] == "tasks/report%2Fretry"
@@ -264,20 +286,21 @@ def test_our_own_pages_may_ask_and_no_other_page_is_told_that_it_may(api, client
 
 
 def test_a_page_that_was_allowed_adds_tasks_and_reads_the_answer(tmp_path):
-    """Without `cors_origins` adding takes a shorter way through the server: what it answers is the same."""
     page = {"Origin": "https://shop.example.org"}
     ask = [{"json": {"type": "double"}}, {"json": {"type": "a b"}}, {"content": b"{"}]
-    answers = []
-    for origins in ([], [page["Origin"]]):
-        with QueueManager(tmp_path / "queue.db") as manager, APIServer(manager, port=0, cors_origins=origins) as api:
-            client = httpx.Client(base_url=api.url, headers={"Content-Type": "application/json"})
-            answers.append([client.post("/tasks", **body) for body in ask])
-            shared = [client.post("/tasks", headers=page, **body) for body in ask]
-            client.close()
-    assert [a.status_code for a in answers[0]] == [a.status_code for a in answers[1]] == [201, 422, 400]
-    assert [sorted(a.headers) for a in answers[0]] == [sorted(a.headers) for a in answers[1]]
-    assert [a.json() for a in answers[0]][1:] == [a.json() for a in answers[1]][1:]
+    with (
+        QueueManager(tmp_path / "queue.db") as manager,
+        APIServer(manager, port=0, cors_origins=[page["Origin"]]) as api,
+        httpx.Client(base_url=api.url, headers={"Content-Type": "application/json"}) as client,
+    ):
+        alone = [client.post("/tasks", **body) for body in ask]
+        shared = [client.post("/tasks", headers=page, **body) for body in ask]
+        asked = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
+        preflight = client.options("/limits", headers=page | asked)
+    assert [a.status_code for a in alone] == [a.status_code for a in shared] == [201, 422, 400]
+    assert [a.json() for a in alone][1:] == [a.json() for a in shared][1:]
     assert [a.headers["access-control-allow-origin"] for a in shared] == [page["Origin"]] * 3
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, page["Origin"])
 
 
 def test_behind_the_hub_its_proxy_is_let_in_and_nobody_else(tmp_path, monkeypatch):

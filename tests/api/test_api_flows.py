@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("litestar")
+pytest.importorskip("starlette")
 import httpx
 
 from dtq import APIServer, QueueManager, TaskQueue

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("litestar")
+pytest.importorskip("starlette")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 WAIT = 60.0

@@ -13,7 +13,7 @@ from api_memory import FLOW, LIMIT, LISTS, Peak, fill, measure, read
 from api_memory import TASKS as MANY
 from msgspec.json import encode
 
-pytest.importorskip("litestar")
+pytest.importorskip("starlette")
 
 from dtq import APIServer, QueueManager
 from dtq.api.responses import TaskSummary

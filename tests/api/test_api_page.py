@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("litestar")
+pytest.importorskip("starlette")
 pytest.importorskip("playwright")
 from browser import CHROMIUM, chromium
 

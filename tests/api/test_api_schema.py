@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-pytest.importorskip("litestar")
+pytest.importorskip("starlette")
 
 from sizes import long_and_hourly
 

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-pytest.importorskip("litestar")
+pytest.importorskip("starlette")
 import hostile_submitter
 from sizes import long_and_hourly
 

@@ -234,7 +234,7 @@ def test_a_limit_that_stands_can_be_lifted_whatever_it_is_called(manager):
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory):
-    pytest.importorskip("litestar")
+    pytest.importorskip("starlette")
     from dtq import APIServer
 
     store = tmp_path_factory.mktemp("names") / "queue.db"

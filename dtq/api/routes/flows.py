@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
-from litestar import Response, get, post
+from starlette.responses import Response
 
-from dtq.api.requests import Asked, Body, NewFlow
-from dtq.api.routes.common import NamePath, name_in, respond, state_of
+from dtq.api.requests import NewFlow
+from dtq.api.routes.common import location
+from dtq.api.routing import JSONResponse, Request
 from dtq.queue.flow import Flow, FlowState
 from dtq.queue.manager import QueueManager
 
-FLOW = Body(NewFlow)
 
-
-@post("/flows", opt={"needs": "submit", "body": FLOW}, status_code=201)
-async def add_flow(request: Asked) -> Response[FlowState]:
+async def add_flow(request: Request, body: NewFlow) -> Response:
     """Add a graph of tasks, all of them or none. If the flow already exists, return it as it is.
 
     The id of each task is the flow's id, a dot, and the name of the step. 409 if `after` names a task that does not
     exist, or forms a cycle.
     """
-    new: NewFlow = await FLOW.read(request)
-    state = await state_of(request).call(_add_flow, state_of(request).manager, new)
-    return respond(state, 201, Location=f"flows/{quote(state.id, safe='')}")
+    state = await request.call(_add_flow, request.manager, body)
+    return JSONResponse(state, 201, location("flows", state.id))
 
 
 def _add_flow(manager: QueueManager, new: NewFlow) -> FlowState:
     return manager.flow({name: step.options() for name, step in new.steps.items()}, new.id).state()
 
 
-@get("/flows/{flow_id:str}", opt={"needs": "read"})
-async def get_flow(request: Asked, flow_id: NamePath) -> Response[FlowState]:
+async def get_flow(request: Request, flow_id: str) -> FlowState:
     """Get the progress of a flow and the status of each of its tasks."""
-    return respond(await state_of(request).call(_flow, state_of(request).manager, name_in(flow_id)))
+    return await request.call(_flow, request.manager, flow_id)
 
 
-@post("/flows/{flow_id:str}/cancel", opt={"needs": "admin"}, status_code=200)
-async def cancel_flow(request: Asked, flow_id: NamePath) -> Response[FlowState]:
+async def cancel_flow(request: Request, flow_id: str) -> FlowState:
     """Cancel all tasks of a flow that have not ended; running attempts are stopped."""
-    return respond(await state_of(request).call(_flow, state_of(request).manager, name_in(flow_id), Flow.cancel))
+    return await request.call(_flow, request.manager, flow_id, Flow.cancel)
 
 
-@post("/flows/{flow_id:str}/retry", opt={"needs": "admin"}, status_code=200)
-async def retry_flow(request: Asked, flow_id: NamePath) -> Response[FlowState]:
+async def retry_flow(request: Request, flow_id: str) -> FlowState:
     """Start the failed and cancelled tasks of a flow again. Each waits for its parents again."""
-    return respond(await state_of(request).call(_flow, state_of(request).manager, name_in(flow_id), Flow.retry))
+    return await request.call(_flow, request.manager, flow_id, Flow.retry)
 
 
 def _flow(manager: QueueManager, flow_id: str, change: Any = None) -> FlowState:
@@ -54,6 +47,3 @@ def _flow(manager: QueueManager, flow_id: str, change: Any = None) -> FlowState:
     if change is not None:
         change(flow)
     return flow.state()
-
-
-ROUTES = [add_flow, get_flow, cancel_flow, retry_flow]

@@ -118,7 +118,7 @@ class ChaosRun:
         self._manager = manager
         self._workspace = workspace
         self._server = server
-        port = free_port() if find_spec("litestar") else 0
+        port = free_port() if find_spec("starlette") else 0
         self._api = API(url, port, workspace) if port else None
         log = str(workspace.directory / "history")
         self._config = ProcessConfig(url, log, "", profile.lease, seed=seed, seconds=profile.seconds, api=port)
