@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from dtq.errors import DTQError, StoreError
+from dtq.errors import StoreError
 from dtq.queue.manager import QueueManager
 from dtq.task.model import Task
 
@@ -24,7 +24,9 @@ MAX_TASKS_PER_COMMIT = 4000  # except that the first request is always taken who
 TURNS_BEFORE_COMMIT = 4  # of the event loop, about 0.1 ms: clients answered by the last commit send their next request
 
 Outcome = list[str] | Exception
-Waiting = tuple[list[Task], "asyncio.Future[list[str]]"]
+Waiting = tuple[list[Task], "asyncio.Future[Outcome]"]
+
+CANCELLED = RuntimeError("the server ended before the tasks were added")
 
 
 class AddBatcher:
@@ -41,28 +43,40 @@ class AddBatcher:
 
         Raises:
             DTQError: what `QueueManager.add_many` raises; then none was added.
+            Exception: an unexpected error; then none was added either.
         """
-        future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((tasks, future))
-        if self._runner is None:
+        if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
-        return await future
+            self._runner.add_done_callback(self._end)
+        outcome = await future
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while self._waiting:
             for _ in range(TURNS_BEFORE_COMMIT):
                 await asyncio.sleep(0)
-            group = self._take()
-            outcomes = await loop.run_in_executor(self._thread, self._add, [tasks for tasks, _ in group])
-            for (_, future), outcome in zip(group, outcomes, strict=True):
-                if future.done():  # its request was cancelled
-                    continue
-                if isinstance(outcome, Exception):
-                    future.set_exception(outcome)
-                else:
-                    future.set_result(outcome)
-        self._runner = None
+            await self._commit(self._take())
+
+    def _end(self, runner: asyncio.Task[None]) -> None:
+        """Answer the requests that a cancelled runner leaves behind."""
+        if runner.cancelled():
+            _answer(self._waiting, [CANCELLED] * len(self._waiting))
+            self._waiting = []
+
+    async def _commit(self, group: list[Waiting]) -> None:
+        """Add the tasks of these requests. Each request gets its outcome, whatever happens here."""
+        outcomes: list[Outcome] = [CANCELLED] * len(group)
+        try:
+            tasks = [tasks for tasks, _ in group]
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._thread, self._add, tasks)
+        except Exception as error:  # no thread could be started
+            outcomes = [error] * len(group)
+        finally:
+            _answer(group, outcomes)
 
     def _take(self) -> list[Waiting]:
         """Remove and return the requests that have waited longest, up to MAX_TASKS_PER_COMMIT tasks."""
@@ -81,7 +95,7 @@ class AddBatcher:
                 return [[next(ids) for _ in tasks] for tasks in group]
             except StoreError as error:  # each of them would fail the same way
                 return [error] * len(group)
-            except DTQError:
+            except BaseException:  # nothing was added: each request learns its own error
                 pass
         return [self._add_one(tasks) for tasks in group]
 
@@ -90,9 +104,17 @@ class AddBatcher:
             return [handle.id for handle in self._manager.add_checked(tasks)]
         except Exception as error:
             return error
+        except BaseException as error:  # as an Exception: no request may end the server
+            return RuntimeError(f"the add failed: {error!r}")
 
     async def close(self) -> None:
         """Wait for the last commit, then end the thread."""
         if self._runner is not None:
             await asyncio.wait([self._runner])
         self._thread.shutdown()
+
+
+def _answer(group: list[Waiting], outcomes: list[Outcome]) -> None:
+    for (_, future), outcome in zip(group, outcomes, strict=True):
+        if not future.done():  # or its request was cancelled
+            future.set_result(outcome)
