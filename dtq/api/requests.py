@@ -18,7 +18,7 @@ from dtq.api.problems import HTTPProblem, of_decoding
 from dtq.policy.cron import Misfire
 from dtq.policy.limits import MAX_COUNT, MAX_RATE
 from dtq.task.codec import MAX_DEPTH, is_nested, is_too_deep
-from dtq.task.model import DAY, Backoff, OnParentFailure, Task, Webhook, new_id
+from dtq.task.model import DAY, Backoff, OnParentFailure, Task, Webhook
 
 JSON = "application/json"
 MAX_BATCH = 1000  # tasks in one request
@@ -232,12 +232,12 @@ def _works(value: Any) -> Iterator[NewWork]:
 # --- from a request to a task -----------------------------------------------------------------------------------------
 
 
-def to_task(new: NewTask, now: float, key: str | None) -> Task:
+def to_task(new: NewTask, now: float, key: str | None, id: str) -> Task:
     """Return the task that this request describes. Raises InvalidTask if a field is out of its bounds."""
     return Task(
         **dict(zip(_SAME, _same(new), strict=True)),
-        id=new.id or new_id(now),
-        key=key or new.key,
+        id=id,
+        key=key,
         after=tuple(new.after),
         run_at=now + new.delay if new.delay is not None else new.run_at or now,
         expires=now + new.expires_in if new.expires_in is not None else new.expires,

@@ -6,22 +6,22 @@ To add a route, write a function like these, and a line in operations.py.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 
 from starlette.responses import Response
 
+from dtq.api.idempotency import IdempotencyKey
 from dtq.api.parameters import AddHeaders, TaskQuery, WaitQuery
 from dtq.api.problems import HTTPProblem
-from dtq.api.requests import NewTask, is_same, to_task
-from dtq.api.responses import Accepted, Reason
+from dtq.api.requests import NewTask, to_task
+from dtq.api.responses import Accepted
 from dtq.api.routes.common import location, page_of
 from dtq.api.routing import JSONResponse, Request
 from dtq.api.state import MAX_WAITS
 from dtq.errors import IllegalTransition, InvalidTask
 from dtq.queue.manager import QueueManager
 from dtq.task import names
-from dtq.task.model import Status, Task
+from dtq.task.model import Status, Task, new_id
 
 # --- add ------------------------------------------------------------------------------------------------------------
 
@@ -34,48 +34,56 @@ async def add_tasks(request: Request, headers: AddHeaders, body: NewTask | list[
     another body is refused.
     """
     many = body if isinstance(body, list) else [body]
-    key = _key_of(request, headers)
-    tasks = _tasks(many, request.manager.clock(), key)
+    header = headers.idempotency_key
+    once = IdempotencyKey(request.token, header, await request.body()) if header else None
+    tasks = _tasks(many, request.manager.clock(), once)
+    known: set[str] = set()
+    if any(new.id for new in many) or (once and len(many) > 1):
+        known = await request.call(_look_up, request.manager, once, list(zip(many, tasks, strict=True)))
     ids = await request.app_state.add(tasks)
-    accepted = [Accepted(id, id == task.id) for id, task in zip(ids, tasks, strict=True)]
-    existing = {one.id: task for one, task in zip(accepted, tasks, strict=True) if not one.created}
-    if existing and key:
-        await _require_same(request, existing)
-    status = 201 if len(existing) < len(accepted) else 200
+    accepted = [Accepted(id, id == task.id and id not in known) for id, task in zip(ids, tasks, strict=True)]
+    created = [one.id for one in accepted if one.created]
+    if once and len(created) < len(accepted):
+        await request.call(_look_again, request.manager, once, list(zip(many, tasks, strict=True)), created)
     if isinstance(body, list):
-        return JSONResponse(accepted, status)
-    return JSONResponse(accepted[0], status, location("tasks", ids[0]))
+        return JSONResponse(accepted, 201 if created else 200)
+    return JSONResponse(accepted[0], 201 if created else 200, location("tasks", ids[0]))
 
 
-def _tasks(many: Sequence[NewTask], now: float, key: str | None) -> list[Task]:
+def _tasks(many: Sequence[NewTask], now: float, once: IdempotencyKey | None) -> list[Task]:
     """Return the tasks that the body describes. Raises HTTPProblem, which names the task and its field."""
     tasks = []
     for number, new in enumerate(many):
         where = f"[{number}]." if len(many) > 1 else ""
-        if key and new.key:
+        if once and new.key:
             raise HTTPProblem.of_field(409, f"{where}key", "give a key or the header Idempotency-Key, not both")
         try:
             names.refuse_reserved(new)
-            tasks.append(to_task(new, now, f"{key}/{number}" if key else None))
+            key, id = (once.key(number), once.new_id(now)) if once else (new.key, new_id(now))
+            tasks.append(to_task(new, now, key, new.id or id))
         except InvalidTask as error:
             raise HTTPProblem.of_field(422, where + str(error).partition(" ")[0], str(error)) from None
     return tasks
 
 
-def _key_of(request: Request, headers: AddHeaders) -> str | None:
-    """Return the key that the header makes. It depends on the token, so that clients never see each other's tasks."""
-    if not headers.idempotency_key:
-        return None
-    used = f"{request.token.number}/{headers.idempotency_key}"
-    return f"idempotency/{hashlib.sha256(used.encode()).hexdigest()}"
+def _look_up(manager: QueueManager, once: IdempotencyKey | None, wanted: Sequence[tuple[NewTask, Task]]) -> set[str]:
+    """Return the ids that the client names and that exist. Raises HTTPProblem if the Idempotency-Key was used with
+    another body."""
+    if once:
+        once.require_same_body(manager, wanted)
+    named = [new.id for new, _ in wanted if new.id]
+    return {task.id for task in manager.store.get(named, brief=True)} if named else set()
 
 
-async def _require_same(request: Request, existing: dict[str, Task]) -> None:
-    """Raise HTTPProblem if a repeated request describes other tasks than the first one added."""
-    for stored in await request.call(request.manager.store.get, list(existing)):
-        if stored.key == existing[stored.id].key and not is_same(existing[stored.id], stored):
-            reason = "this Idempotency-Key was used with another body; nothing was added"
-            raise HTTPProblem(409, reason, [Reason("Idempotency-Key", reason)])
+def _look_again(
+    manager: QueueManager, once: IdempotencyKey, wanted: Sequence[tuple[NewTask, Task]], created: Sequence[str]
+) -> None:
+    """Raise HTTPProblem if another body was added under the same key in the meantime, and remove what was created."""
+    try:
+        once.require_same_body(manager, wanted)
+    except HTTPProblem:
+        manager.delete(*created)
+        raise
 
 
 # --- read -----------------------------------------------------------------------------------------------------------
