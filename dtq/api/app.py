@@ -16,31 +16,24 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from dtq.api.auth import Authoriser, HostMiddleware, Tokens
+from dtq.api.config import ServerConfig
 from dtq.api.document import describe
 from dtq.api.operations import OPERATIONS
 from dtq.api.problems import to_response
 from dtq.api.rates import Rates
 from dtq.api.routing import routes_of
-from dtq.api.state import MIB, AppState
+from dtq.api.state import AppState
 from dtq.queue.manager import QueueManager
 
 
 def create_app(
-    manager: QueueManager,
-    *,
-    tokens: Tokens,
-    rates: Rates,
-    hosts: Collection[str] = (),
-    origins: Collection[str] = (),
-    hub: str = "",
-    max_body: int = MIB,
-    on_state: Callable[[AppState], None] = lambda state: None,
+    manager: QueueManager, config: ServerConfig, rates: Rates, on_state: Callable[[AppState], None] = lambda state: None
 ) -> Starlette:
     """Return the application over this manager, which it never closes. It calls `on_state` when it starts up."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, AppState]]:
-        state = AppState(manager, max_body)
+        state = AppState(manager, config.max_body)
         on_state(state)
         try:
             yield {"app_state": state}  # of each request
@@ -48,8 +41,8 @@ def create_app(
             await state.close()
 
     app = Starlette(
-        routes=routes_of(OPERATIONS, Authoriser(tokens, rates)),
-        middleware=[Middleware(HostMiddleware, hosts, origins, hub), *_cors(origins)],
+        routes=routes_of(OPERATIONS, Authoriser(Tokens(config.tokens), rates)),
+        middleware=[Middleware(HostMiddleware, config), *_cors(config.origins)],
         exception_handlers={HTTPException: to_response},  # of the router; a Resource handles all others
         lifespan=lifespan,
     )

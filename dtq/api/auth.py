@@ -13,12 +13,13 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dtq.api.config import ServerConfig
 from dtq.api.problems import HTTPProblem, response_of
 from dtq.api.rates import Rates
 from dtq.errors import DTQError
@@ -139,12 +140,12 @@ class HostMiddleware:
     left out: /tasks/ and //tasks mean /tasks.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str] = (), hub: str = "") -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         self._app = app
-        self._hosts = LOOPBACK_NAMES | {host.lower() for host in hosts}
-        self._origins = frozenset(origins)
-        self._hub = hub
-        self._known = LOOPBACK_NAMES | self._hosts  # as they usually stand in the header
+        self._hosts = LOOPBACK_NAMES | {config.host.lower(), *map(_name, config.hosts)} - {""}
+        self._origins = frozenset(config.origins)
+        self._proxies = frozenset(host.lower() for host in config.hosts)  # serve our pages, on the port that is named
+        self._hub = config.hub
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -152,21 +153,22 @@ class HostMiddleware:
             return
         guarded = _with_headers(send)
         try:
-            self._check(dict(scope["headers"]))
+            self._check(scope["headers"])
         except HTTPProblem as problem:
             await response_of(problem)(scope, receive, guarded)
             return
         scope["path"] = "/" + "/".join(filter(None, scope["raw_path"].decode("ascii").split("/")))
         await self._app(scope, receive, guarded)
 
-    def _check(self, headers: Mapping[bytes, bytes]) -> None:
+    def _check(self, given: list[tuple[bytes, bytes]]) -> None:
+        headers = dict(given)
+        if len(headers) < len(given):
+            _refuse_repeated([name for name, _ in given])
         host = headers.get(b"host", b"").decode("latin-1")
-        if host not in self._known:
-            name = _name(host)
-            if name not in self._hosts and not self._is_from_hub(headers):
-                raise HTTPProblem(
-                    403, f"this server does not serve the host {name!r}; to allow it, add it to allowed_hosts"
-                )
+        if host not in self._hosts and _name(host) not in self._hosts and not self._is_from_hub(headers):
+            raise HTTPProblem(
+                403, f"this server does not serve the host {_name(host)!r}; to allow it, add it to allowed_hosts"
+            )
         origin = headers.get(b"origin")
         if origin is not None and not self._is_allowed(origin.decode("latin-1"), host):
             raise HTTPProblem(
@@ -182,7 +184,14 @@ class HostMiddleware:
         if origin in self._origins:
             return True
         netloc = urlsplit(origin).netloc.lower()
-        return bool(netloc) and (netloc == host.lower() or _name(netloc) in self._hosts - LOOPBACK_NAMES)
+        return bool(netloc) and (netloc == host.lower() or netloc in self._proxies)
+
+
+def _refuse_repeated(names: list[bytes]) -> None:
+    """Raise HTTPProblem if a header that decides who may do what was sent more than once."""
+    for name in (b"host", b"origin", b"authorization"):
+        if names.count(name) > 1:
+            raise HTTPProblem(400, f"the header {name.decode()} was sent more than once")
 
 
 def _name(netloc: str) -> str:
@@ -216,20 +225,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_exposure(host: str, tokens: Tokens) -> None:
-    """Raise DTQError if other machines could reach the server without a token."""
-    if not is_loopback(host) and not tokens:
+def check_exposure(host: str, proxies: Collection[str], tokens: Tokens, without_token: bool) -> None:
+    """Raise DTQError if other machines could reach the server without a token: at `host`, or through a proxy."""
+    if tokens:
+        return
+    if not is_loopback(host):
         raise DTQError(
             f"host is {host!r}, which other machines can reach, and no token is set: anyone could add, read and delete "
             "tasks. Set token=..., or use 127.0.0.1 behind a reverse proxy or an SSH tunnel"
         )
+    if proxies and not without_token:
+        raise DTQError(
+            f"allowed_hosts has {', '.join(proxies)}, and no token is set: all clients of that proxy could add, read "
+            "and delete tasks. Set token=..., or without_token=True (--without-token) if the proxy authenticates them"
+        )
 
 
 def hub_hosts(environment: Mapping[str, str] = os.environ) -> set[str]:
-    """Return the hosts that JupyterHub names in the environment as its own."""
+    """Return the hosts that JupyterHub names in the environment as its own, with their ports."""
     names = ("JUPYTERHUB_HOST", "JUPYTERHUB_PUBLIC_URL", "JUPYTERHUB_PUBLIC_HUB_URL")
-    return set(_hosts_of(environment.get(name, "") for name in names))
-
-
-def _hosts_of(urls: Iterable[str]) -> Iterable[str]:
-    return (host for url in urls if (host := urlsplit(url).hostname))
+    return {urlsplit(environment.get(name, "")).netloc.rpartition("@")[2] for name in names} - {""}

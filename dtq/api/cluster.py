@@ -24,6 +24,7 @@ from functools import partial
 
 import msgspec
 
+from dtq.api.app import create_app
 from dtq.api.config import ServerConfig
 from dtq.api.http_server import START_TIMEOUT, Server, release_descriptors
 from dtq.api.rates import Rates
@@ -192,7 +193,7 @@ def main(listener: int, rates: int) -> None:
 def _serve(config: ServerConfig, listener: socket.socket, rates_fd: int) -> None:
     manager = QueueManager(config.store, backlog_limit=config.backlog_limit, max_payload=config.max_payload)
     with manager, closing(Rates(config.rate_limit, len(config.tokens), rates_fd)) as rates:
-        server = _ReportingServer(partial(config.app, manager, rates), listener)
+        server = _ReportingServer(partial(create_app, manager, config, rates), listener, config.max_body)
         threading.Thread(target=_stop_with_supervisor, args=(server,), daemon=True).start()
         server.run()
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
-from starlette.types import ASGIApp
 
-from dtq.api.app import create_app
-from dtq.api.auth import Tokens
-from dtq.api.rates import Rates
-from dtq.api.state import MIB, AppState
-from dtq.queue.manager import QueueManager
+MIB = 1 << 20
 
 
 class ServerConfig(msgspec.Struct, frozen=True):
-    """The store's URL (empty: the manager is passed in) and the options of APIServer. It contains the tokens, so its
-    repr leaves them out."""
+    """The store's URL (empty: the manager is passed in) and the options of APIServer. `hosts` are those of proxies. It
+    contains the tokens, so its repr leaves them out."""
 
     store: str = ""
     tokens: dict[str, str] = {}
+    host: str = ""
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     hub: str = ""
@@ -30,10 +24,3 @@ class ServerConfig(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"ServerConfig({self.store!r}, {len(self.tokens)} tokens)"
-
-    def app(self, manager: QueueManager, rates: Rates, on_state: Callable[[AppState], None]) -> ASGIApp:
-        """Return the application over this manager."""
-        return create_app(
-            manager, tokens=Tokens(self.tokens), rates=rates, hosts=self.hosts, origins=self.origins, hub=self.hub,
-            max_body=self.max_body, on_state=on_state,
-        )  # fmt: skip

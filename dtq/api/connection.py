@@ -1,24 +1,32 @@
-"""Connection: one client, with the bounds that uvicorn does not set: on time, on headers, on the number of connections.
+"""Connection: one client, with the bounds that uvicorn does not set: on time, on bytes, on the number of connections.
 
 connect --RECEIVE_TIMEOUT--> whole request --handler--> response, taken within SEND_TIMEOUT --> next request
                                                                                             (RECEIVE_TIMEOUT)
 
 A client that sends slowly, or nothing, is disconnected after its timeout. When all connections are in use, the one that
 has been idle for longest is closed to make room. A request that is being answered is never cut off.
+
+Bytes are counted whether or not the application reads them: those that are no body (request line, headers, the framing
+of chunks, trailers) since the last piece of body, and all of a request. uvicorn would append trailers to the headers,
+where they could name another Host or a token; here they are dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from dtq.api.config import MIB
 from dtq.api.problems import MEDIA_TYPE, HTTPProblem, content_of
 
 RECEIVE_TIMEOUT = 15.0  # seconds from the first byte of a request (or the start of the connection) to the last
 SEND_TIMEOUT = 30.0  # seconds in which a client must read some of a response that is stuck
-MAX_HEADER_BYTES = 32 << 10  # of request line and headers
+MAX_HEADER_BYTES = 32 << 10  # of request line and headers, and of what is no body later
+MAX_FRAMING = 8  # a request has at most so many times the bytes of the largest body: chunks of one byte have 6 times
 MAX_CONNECTIONS = 512  # of one process; each costs a file descriptor, and 1,024 is a usual limit
 
 
@@ -28,12 +36,18 @@ class Connection(HttpToolsProtocol):
     max_connections = MAX_CONNECTIONS
     receive_seconds = RECEIVE_TIMEOUT
 
+    def __init__(self, *arguments: Any, max_body: int = MIB, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._max_bytes = MAX_HEADER_BYTES + MAX_FRAMING * max_body
+        self._bytes = 0  # of this request so far
+        self._overhead = 0  # of them, since the last piece of body
+        self._receiving = True  # a request that has not arrived whole
+        self._receive_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._receiving = True  # a request that has not arrived whole
-        self._head = 0  # bytes of the request's head so far; -1 when it is complete
-        self._receive_timer: asyncio.TimerHandle | None = self._start_receive_timer()
-        self._send_timer: asyncio.TimerHandle | None = None
+        self._receive_timer = self._start_receive_timer()
         self.last_active = self.loop.time()
         if len(self.connections) > self.max_connections:
             self._close_idle()
@@ -54,27 +68,35 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self.last_active = self.loop.time()
-        if self._head >= 0:
-            self._head += len(data)
+        self._bytes += len(data)
+        self._overhead += len(data)
         super().data_received(data)
-        if self._head > MAX_HEADER_BYTES:
-            self.reject(HTTPProblem(431, f"the request line and the headers have more than {MAX_HEADER_BYTES:,} bytes"))
+        if self._overhead > MAX_HEADER_BYTES:
+            self.reject(HTTPProblem(431, f"headers or trailers have more than {MAX_HEADER_BYTES:,} bytes"))
+        elif self._bytes > self._max_bytes:
+            self.reject(HTTPProblem(413, f"the request has more than {self._max_bytes:,} bytes"))
         elif self._receiving and self._receive_timer is None:
             self._receive_timer = self._start_receive_timer()
 
     def on_message_begin(self) -> None:
-        self._receiving, self._head = True, max(self._head, 0)
+        self._receiving = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._head = -1
+        self._overhead = 0
         super().on_headers_complete()
+        self.headers = deque(maxlen=0)  # type: ignore[assignment]  # uvicorn appends trailers to it
         self.cycle.transport = CoalescingTransport(self.transport, self.loop)  # type: ignore[assignment]
         if getattr(self.server_state, "leaving", False):
             self.cycle.keep_alive = False
 
+    def on_body(self, body: bytes) -> None:
+        self._overhead = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._receiving, self._head = False, 0
+        self._receiving = False
+        self._bytes = self._overhead = 0
         self._stop_receive_timer()
         super().on_message_complete()
 
@@ -107,7 +129,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
             content = content_of(problem)
             head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[problem.status] + head.encode() + content)
+            self.transport.write(STATUS_LINE[problem.status_code] + head.encode() + content)
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
@@ -162,14 +184,14 @@ class CoalescingTransport:
         self._transport.close()
 
 
-def uvicorn_options() -> dict[str, Any]:
-    """Return the options of uvicorn.Config besides the application.
+def uvicorn_options(max_body: int) -> dict[str, Any]:
+    """Return the options of uvicorn.Config besides the application, for bodies of up to `max_body` bytes.
 
     `backlog` is how many connections asyncio accepts in one go. It is 1 because asyncio logs as many errors in one go
     when no descriptor is left.
     """
     return {
-        "http": Connection, "ws": "none", "lifespan": "on", "loop": "asyncio", "access_log": False,
-        "log_config": None, "log_level": "error", "server_header": False, "proxy_headers": False,
+        "http": partial(Connection, max_body=max_body), "ws": "none", "lifespan": "on", "loop": "asyncio",
+        "access_log": False, "log_config": None, "log_level": "error", "server_header": False, "proxy_headers": False,
         "timeout_keep_alive": int(RECEIVE_TIMEOUT), "backlog": 1,
     }  # fmt: skip

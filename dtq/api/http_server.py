@@ -14,9 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 import uvicorn
 
+from dtq.api.config import MIB
 from dtq.api.connection import Connection, uvicorn_options
 from dtq.api.state import AppState
 from dtq.errors import DTQError
@@ -33,13 +35,16 @@ class Server(uvicorn.Server):
     Args:
         make_app: makes the application; it is passed the function that the application calls with its AppState.
         listener: the listening socket.
+        max_body: the largest body of a request, in bytes.
     """
 
-    def __init__(self, make_app: Callable[[Callable[[AppState], None]], object], listener: socket.socket) -> None:
+    def __init__(
+        self, make_app: Callable[[Callable[[AppState], None]], object], listener: socket.socket, max_body: int = MIB
+    ) -> None:
         config = uvicorn.Config(
             make_app(self._set_state),  # type: ignore[arg-type]
             timeout_graceful_shutdown=SHUTDOWN_GRACE,
-            **uvicorn_options(),
+            **uvicorn_options(max_body),
         )
         super().__init__(config)
         # Before the socket is duplicated: asyncio would otherwise make it blocking for a moment, for all processes that
@@ -87,7 +92,9 @@ class Server(uvicorn.Server):
         self._listener.close()
 
     def _connection(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state)
+        make: Any = self.config.http_protocol_class
+        connection: Connection = make(self.config, self.server_state, self.lifespan.state)
+        return connection
 
 
 class ServerThread:

@@ -32,14 +32,14 @@ MEDIA_TYPE = "application/problem+json"
 LATER = {"Retry-After": "1"}
 
 
-class HTTPProblem(Exception):
+class HTTPProblem(HTTPException):
     """A request was rejected or failed: the status, why, and which fields are wrong."""
 
     def __init__(
         self, status: int, detail: str, errors: Sequence[Reason] = (), headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.errors, self.headers = status, detail, list(errors), dict(headers or {})
+        super().__init__(status, detail, headers)
+        self.errors = list(errors)
 
     @classmethod
     def of_field(cls, status: int, field: str, reason: str) -> HTTPProblem:
@@ -57,13 +57,13 @@ async def to_response(_: Request, error: Exception) -> Response:
 
 
 def response_of(problem: HTTPProblem) -> Response:
-    return ProblemResponse(content_of(problem), problem.status, problem.headers)
+    return ProblemResponse(content_of(problem), problem.status_code, problem.headers)
 
 
 def content_of(problem: HTTPProblem) -> bytes:
     """Return the problem as JSON."""
-    title = HTTPStatus(problem.status).phrase
-    return msgspec.json.encode(Problem(title, problem.status, problem.detail, problem.errors))
+    title = HTTPStatus(problem.status_code).phrase
+    return msgspec.json.encode(Problem(title, problem.status_code, problem.detail, problem.errors))
 
 
 def problem_of(error: Exception) -> HTTPProblem:

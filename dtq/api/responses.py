@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Any
 
 import msgspec
 from msgspec.structs import asdict
@@ -89,18 +88,9 @@ class TaskPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class NodeView(msgspec.Struct, frozen=True):
+class NodeView(Node, frozen=True, kw_only=True, omit_defaults=False):
     """A process that runs tasks. `alive` is false if it ran on this machine and has ended while its lease lasts."""
 
-    id: str
-    host: str
-    pid: int
-    started_at: float
-    seen_at: float
-    workers: int
-    busy: int
-    types: tuple[str, ...]
-    metrics: dict[str, Any]
     alive: bool
 
 

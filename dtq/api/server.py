@@ -14,6 +14,7 @@ import atexit
 import os
 import socket
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, Self
 
 try:
@@ -26,15 +27,16 @@ except ModuleNotFoundError as error:
         f'the API needs {error.name}, which is not installed: pip install "dtq[api]"', name=error.name
     ) from None
 
+from dtq.api.app import create_app
 from dtq.api.auth import Tokens, check_exposure, hub_hosts, is_loopback
 from dtq.api.cluster import Cluster
-from dtq.api.config import ServerConfig
+from dtq.api.config import MIB, ServerConfig
 from dtq.api.http_server import SHUTDOWN_GRACE, Server, ServerThread, listen
 from dtq.api.rates import Rates
-from dtq.api.state import MIB
 from dtq.errors import DTQError
 from dtq.queue.manager import QueueManager
 from dtq.sync.forks import Forkable
+from dtq.task.model import check_number
 
 __all__ = ["APIServer"]
 MAX_PROCESSES = 64
@@ -53,9 +55,11 @@ class APIServer(Forkable):
         token: one token, which may do everything, or a dictionary of tokens and scopes: "read", "submit" (also adds
             tasks) or "admin". Required if other machines can reach `host`.
         rate_limit: requests per second for each token; None: any number.
-        allowed_hosts: further names by which clients reach the server, for example that of a reverse proxy.
+        allowed_hosts: further names by which clients reach the server, for example that of a reverse proxy: with their
+            port where it is not the usual one of http or https. They require a token too.
         cors_origins: origins of other web pages that may use this server, for example "https://shop.example.org".
         max_body: bytes of a request's body.
+        without_token: whether `allowed_hosts` needs no token, because the proxy authenticates its clients.
 
     Raises:
         DTQError: an option is not allowed, or the server would be open to other machines without a token.
@@ -74,9 +78,9 @@ class APIServer(Forkable):
         allowed_hosts: Collection[str] = (),
         cors_origins: Collection[str] = (),
         max_body: int = MIB,
+        without_token: bool = False,
     ) -> None:
-        tokens = Tokens(token)
-        check_exposure(host, tokens)
+        check_exposure(host, allowed_hosts, Tokens(token), without_token)
         _check(port, num_workers, rate_limit, max_body)
         self.host, self.port = host, port
         self._queue = queue
@@ -84,7 +88,8 @@ class APIServer(Forkable):
         self._config = ServerConfig(
             store=_url_of(queue) if clustered else "",
             tokens={token: "admin"} if isinstance(token, str) else dict(token or {}),
-            hosts=tuple({*allowed_hosts, *([] if _is_wildcard(host) else [host]), *hub_hosts()}),
+            host="" if _is_wildcard(host) else host,
+            hosts=(*allowed_hosts, *hub_hosts()),
             origins=tuple(cors_origins),
             hub=os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/") if is_loopback(host) else "",
             rate_limit=rate_limit,
@@ -117,10 +122,8 @@ class APIServer(Forkable):
                 self._cluster.start()
             else:
                 self._manager = self._queue if isinstance(self._queue, QueueManager) else QueueManager(self._queue)
-                manager, rates = self._manager, self._rates
-                self._runner = ServerThread(
-                    Server(lambda on_state: self._config.app(manager, rates, on_state), listener)
-                )
+                make_app = partial(create_app, self._manager, self._config, self._rates)
+                self._runner = ServerThread(Server(make_app, listener, self._config.max_body))
                 self._runner.start()
         except BaseException:
             self._release()
@@ -189,16 +192,11 @@ def _is_wildcard(host: str) -> bool:
 
 
 def _check(port: object, num_workers: object, rate_limit: object, max_body: object) -> None:
-    _check_number("port", port, 0, 65535)
-    _check_number("num_workers", num_workers, 1, MAX_PROCESSES)
-    _check_number("max_body", max_body, 1, 1 << 30)
-    if rate_limit is not None and not (isinstance(rate_limit, (int, float)) and 0.001 <= rate_limit <= 1e6):
-        raise DTQError(f"rate_limit is {rate_limit!r}; allowed: 0.001 to 1,000,000 requests a second, or None")
-
-
-def _check_number(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DTQError(f"{name} is {value!r}; allowed: a whole number from {low:,} to {high:,}")
+    check_number("port", port, 0, 65535, whole=True)
+    check_number("num_workers", num_workers, 1, MAX_PROCESSES, whole=True)
+    check_number("max_body", max_body, 1, 1 << 30, whole=True)
+    if rate_limit is not None:
+        check_number("rate_limit", rate_limit, 0.001, 1e6)
 
 
 def _url_of(queue: QueueManager | str | os.PathLike[str]) -> str:

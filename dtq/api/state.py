@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dtq.api.batcher import AddBatcher
+from dtq.api.config import MIB
 from dtq.api.problems import HTTPProblem
 from dtq.api.stream import EventStream
 from dtq.queue.manager import QueueManager
 from dtq.task.model import Task
 
 T = TypeVar("T")
-MIB = 1 << 20
 THREADS = 8
 MAX_WAITS = 256  # requests that wait for the end of a task, in one process
 MAX_STREAMS = 64  # readers of /events, in one process

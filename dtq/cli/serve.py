@@ -45,6 +45,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web origin whose pages may use this server; repeatable."),
     ] = None,
+    without_token: Annotated[
+        bool, typer.Option("--without-token", help="Allow --allowed-host without a token: the proxy authenticates.")
+    ] = False,
 ) -> None:
     """Serve the REST API, its documentation (/docs) and the live page (/).
 
@@ -68,7 +71,7 @@ def serve(
     with QueueManager(check(store or named), backlog_limit=backlog_limit) as manager:
         server = APIServer(
             manager, host, port, workers > 1, workers, tokens or None, rate_limit=rate_limit,
-            allowed_hosts=allowed_host or (), cors_origins=cors_origin or (),
+            allowed_hosts=allowed_host or (), cors_origins=cors_origin or (), without_token=without_token,
         )  # fmt: skip
         _serve(server, store or named)
 

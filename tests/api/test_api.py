@@ -25,7 +25,7 @@ import uvicorn
 
 from dtq import APIServer
 from dtq.api.app import create_app
-from dtq.api.auth import Tokens
+from dtq.api.config import ServerConfig
 from dtq.api.connection import CoalescingTransport, Connection
 from dtq.api.http_server import Server, ServerThread, listen
 from dtq.api.rates import Rates
@@ -519,7 +519,7 @@ def test_a_process_that_starts_leaves_the_shared_socket_as_it_is(tmp_path, monke
 
     monkeypatch.setattr(uvicorn.Server, "startup", watched)
     with QueueManager(tmp_path / "queue.db") as manager, closing(Rates(None, 0)) as rates:
-        app = create_app(manager, tokens=Tokens(None), rates=rates)
+        app = create_app(manager, ServerConfig(), rates)
         runner = ServerThread(Server(lambda on_state: app, listener))
         runner.start()
         runner.stop()

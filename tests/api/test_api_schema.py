@@ -18,6 +18,8 @@ pytest.importorskip("starlette")
 from sizes import long_and_hourly
 
 from dtq import APIServer, QueueManager, TaskQueue
+from dtq.api.document import describe
+from dtq.api.operations import OPERATIONS
 
 # What a schema cannot say (two fields of which one is needed, a time zone), is 422 all the same.
 CONFIG = "".join(
@@ -61,6 +63,35 @@ def test_whatever_is_sent_is_answered_as_the_document_says(tmp_path, examples):
     tried = int(re.search(r"([\d,]+) generated", result.stdout)[1].replace(",", ""))
     print(tried, "requests")
     assert tried > 20 * examples
+
+
+@pytest.fixture(scope="module")
+def document():
+    return describe(OPERATIONS)
+
+
+def operations(document):
+    return [operation for item in document["paths"].values() for operation in item.values()]
+
+
+def test_every_problem_is_described_as_it_is_sent(document):
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for operation in operations(document):
+        problems = {status: answer for status, answer in operation["responses"].items() if status[0] in "45"}
+        assert problems.keys() >= {"400", "403", "408", "422", "431", "500", "503"}
+        assert [answer["content"] for answer in problems.values()] == [content] * len(problems)
+
+
+def test_a_field_of_a_request_is_required_only_if_it_has_no_default(document):
+    """Generators, such as openapi-typescript, take a property with a default for one that is always there."""
+    schemas = document["components"]["schemas"]
+    names = set(re.findall(r"schemas/(\w+)", str([one.get("requestBody") for one in operations(document)])))
+    while more := set(re.findall(r"schemas/(\w+)", str([schemas[name] for name in names]))) - names:
+        names |= more
+    assert names > {"NewTask", "NewWebhook", "NewFlow", "NewStep", "NewSchedule", "NewLimit", "Redrive", "Purge"}
+    assert [name for name in names if "'default':" in str(schemas[name])] == []
+    assert schemas["NewTask"]["required"] == ["type"]
+    assert schemas["NewTask"]["properties"]["max_attempts"]["description"] == "default: 3"
 
 
 @pytest.mark.skipif(
