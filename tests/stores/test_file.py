@@ -177,6 +177,18 @@ def test_files_are_written_within_the_interval_and_the_old_journal_goes(tmp_path
     following.close()
 
 
+def test_a_long_journal_is_written_to_the_files_before_the_interval_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtq.stores.file.journal.LONG", 2000)
+    store, following = opened(tmp_path), opened(tmp_path)
+    store.add([task(1, payload="x" * 2000)])
+    while journals(tmp_path) != ["journal-2"]:
+        following.wait(0.01)
+    assert len(task_files(tmp_path)) == 1
+    assert ids(following) == ["t1"]
+    store.close()
+    following.close()
+
+
 def test_who_finds_another_process_writing_files_leaves_it_to_that_one(tmp_path, caplog):
     store = opened(tmp_path)
     store.add([task(1)])
@@ -444,6 +456,19 @@ def test_a_journal_that_is_cut_at_any_byte_gives_all_that_was_before(tmp_path):
         store.abandon()
 
 
+def test_a_journal_is_read_to_its_end_where_one_read_returns_a_part_only(tmp_path, monkeypatch):
+    following = opened(tmp_path)
+    store = filled(tmp_path)
+    store.abandon()
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 100), offset))
+    starting = opened(tmp_path)
+    assert everything(following) == everything(starting)
+    assert len(ids(starting)) == 6
+    for store in (following, starting):
+        store.abandon()
+
+
 def test_a_line_that_is_damaged_costs_itself_alone_and_is_kept(tmp_path, caplog):
     store = filled(tmp_path)
     store.abandon()
@@ -633,6 +658,29 @@ def test_what_stays_on_the_disk_is_read_where_it_is_asked_for(tmp_path):
         assert everything(look) == look.get(["t0", "t1", "t2"]) == ended
         assert look.find(brief=True) == list(map(brief_of, ended))
         look.close()
+
+
+def test_large_ended_tasks_leave_memory_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(replica, "EVICTED_AT_ONCE", 2)
+    store, other, ended = evicting(tmp_path, 5)
+    for look in (store, other):
+        for n in (2, 4, 5, 5):
+            look.stats()
+            assert len(look._directory._replica._evicted) == n
+        assert everything(look) == ended
+    for look in (store, other):
+        look.close()
+
+
+def test_opening_decodes_no_payload_and_no_result(tmp_path):
+    store = opened(tmp_path)
+    store.add([task(1, payload={"n": [1, "ü"]}), task(2)])
+    store.close()
+    store = opened(tmp_path)
+    one, two = everything(store)
+    assert (one.raw_payload, two.raw_payload) == (msgspec.Raw('{"n":[1,"ü"]}'.encode()), None)
+    assert one.payload == {"n": [1, "ü"]}
+    store.close()
 
 
 def test_a_large_task_that_runs_again_is_whole_in_every_process(tmp_path):

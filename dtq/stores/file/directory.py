@@ -50,8 +50,9 @@ class Checkpoint(NamedTuple):
 class Directory:
     """The files below `directory`, and the Replica of them in memory.
 
-    Without `flush`, no call waits for the disk. A checkpoint is written every `interval` seconds. Raises StoreError,
-    which names the directory, where it cannot be opened, read or written, or does not belong to a file store.
+    Without `flush`, no call waits for the disk. A checkpoint is written every `interval` seconds, and
+    whenever the journal has become long. Raises StoreError, which names the directory, where it cannot be opened, read
+    or written, or does not belong to a file store.
     """
 
     def __init__(self, directory: Path, flush: bool, interval: float, disk: Disk) -> None:
@@ -78,6 +79,7 @@ class Directory:
         self._written: list[bytes] = []  # changes of the current transaction
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._is_due = threading.Event()  # a checkpoint, before its interval is over; or the end of the thread
 
     def _make_or_check(self) -> None:
         """Make the directory where it is missing. Refuse one of a newer dtq, or with other files in it."""
@@ -119,6 +121,8 @@ class Directory:
             peers = self.watch.peers  # may open files, which can fail: never after the commit
             value = self._group_commit.run(work, flush=flush and self._flush)
             self._start_checkpoints()
+            if self._journal.is_long:
+                self._is_due.set()
             peers.wake(wake)
             return value
 
@@ -211,10 +215,9 @@ class Directory:
         return self._replica is not None
 
     def _settle(self, replica: Replica) -> None:
-        """Let the replica evict what was written to the task files, by any process."""
-        while (oldest := min(replica.dirty, default=self._journal.number)) < self._journal.number:
-            if os.path.exists(self._journal.path(oldest)):
-                break
+        """Let the replica evict some of what was written to the task files, by any process."""
+        oldest = min(replica.dirty, default=self._journal.number)
+        if oldest < self._journal.number and not os.path.exists(self._journal.path(oldest)):
             replica.settle(oldest)
 
     # --- checkpoint: bring the task files up to date
@@ -227,9 +230,12 @@ class Directory:
                 self._thread = thread  # only now: an interrupt may have come before the thread started
 
     def _checkpoint_regularly(self) -> None:
-        while not self._closing.wait(self._interval):
+        while not self._closing.is_set():
+            self._is_due.wait(self._interval)
+            self._is_due.clear()
             try:
-                self.checkpoint()
+                if not self._closing.is_set():
+                    self.checkpoint()
             except StoreError as error:
                 log.warning("the task files are not up to date, the journal is: %s", error)
 
@@ -250,7 +256,7 @@ class Directory:
         journals = self._journal.numbers()
         if self._journal.is_empty and len(journals) == 1:
             return None
-        ids = set().union(*replica.dirty.values())
+        ids = set().union(*(replica.dirty.get(number, ()) for number in journals))
         self._journal.rotate()
         entries = replica.entries(ids)
         return Checkpoint(journals, entries, ids - {entry.task.id for entry in entries}, replica.all_but_tasks())
@@ -290,6 +296,7 @@ class Directory:
     def _end_thread(self) -> None:
         with self._lock:
             self._closing.set()
+        self._is_due.set()
         if self._thread is not None:
             self._thread.join()
 

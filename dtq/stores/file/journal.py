@@ -22,6 +22,7 @@ from dtq.errors import StoreError
 from dtq.stores.file.disk import Disk
 
 NAME = "journal-"
+LONG = 64 << 20  # bytes: whoever opens the store reads a journal as a whole
 
 
 class Diverged(StoreError):
@@ -43,6 +44,11 @@ class Journal:
     def is_empty(self) -> bool:
         """Whether nothing was read from, or appended to, the last journal."""
         return self._offset == 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a checkpoint is due, however short the time since the last one."""
+        return self._offset > LONG
 
     def path(self, number: int) -> str:
         return f"{self.directory}/{NAME}{number}"
@@ -76,7 +82,7 @@ class Journal:
         size = os.fstat(self._file).st_size
         if size == self._offset:
             return
-        *lines, torn = os.pread(self._file, max(0, size - self._offset), self._offset).split(b"\n")
+        *lines, torn = self._read(self._offset, size).split(b"\n")
         for line in lines:
             number, body = parse(line) or (None, b"")
             if number != self._next_line:
@@ -108,11 +114,18 @@ class Journal:
     def _lines(self) -> list[bytes]:
         """Return all complete lines. Cut off a torn one at the end."""
         size = os.fstat(self._file).st_size
-        *lines, torn = os.pread(self._file, size, 0).split(b"\n")
+        *lines, torn = self._read(0, size).split(b"\n")
         self._offset = size - len(torn)
         if torn:
             self._disk.cut(self._file, self._offset)
         return lines
+
+    def _read(self, start: int, end: int) -> bytes:
+        """Return the bytes between these offsets, or fewer if the file ends before. One `pread` reads 2 GiB at most."""
+        data = bytearray()
+        while part := os.pread(self._file, max(0, end - start - len(data)), start + len(data)):
+            data += part
+        return bytes(data)
 
     def _open(self, number: int) -> None:
         file = os.open(self.path(number), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)

@@ -29,6 +29,7 @@ from dtq.task.transitions import brief_of
 
 STALE_ENTRIES = 1000  # entries of the ready queue, beyond twice the number of tasks, after which it is rebuilt
 LARGE = 4096  # bytes of JSON in what `brief_of` leaves out; to read less from a file is not worth the memory
+EVICTED_AT_ONCE = 100  # tasks: more would keep other threads waiting
 _to_json = msgspec.json.Encoder().encode
 _bulk = attrgetter("raw_payload", "raw_result", "error", "history", "log")
 
@@ -266,10 +267,13 @@ class Replica(Index):
             self._evict({entry.task.id}.difference(changing))
 
     def settle(self, journal: int) -> None:
-        """Evict the tasks that changed in this journal last: it is gone, so their files hold them as they are."""
-        later = [ids for number, ids in self.dirty.items() if number != journal]
-        self._evict(self.dirty[journal].difference(*later))
-        del self.dirty[journal]
+        """Evict some of the tasks that changed in this journal last: it is gone, so their files hold them as they are.
+        Forget the journal once they all are evicted."""
+        ids = self.dirty[journal]
+        some = {ids.pop() for _ in range(min(len(ids), EVICTED_AT_ONCE))}
+        self._evict(some.difference(*(later for number, later in self.dirty.items() if number != journal)))
+        if not ids:
+            del self.dirty[journal]
 
     def _evict(self, ids: Iterable[str]) -> None:
         for task in self._stored(ids):

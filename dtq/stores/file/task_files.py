@@ -21,17 +21,26 @@ from typing import Any
 from zlib import crc32
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from dtq.errors import InvalidTask
 from dtq.stores.file.changes import Change, Entry
 from dtq.stores.file.disk import Disk
 from dtq.stores.file.salvage import PROBLEMS, entry_of, salvaged
-from dtq.task.codec import cut, from_json
+from dtq.task.codec import NULL, cut, from_json, raw
 from dtq.task.model import Attempt, ErrorInfo, Task, Webhook, check
 
 log = logging.getLogger("dtq")
 
 _PLAIN = re.compile(r"[0-9a-z_][0-9a-z_-]{0,99}")
+
+
+class Parts(msgspec.Struct, forbid_unknown_fields=True):
+    """An Entry whose task is not decoded yet."""
+
+    number: int
+    task: dict[str, msgspec.Raw]
+    waits_for: tuple[str, ...] = ()
 
 
 class Sealed(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,20 +52,27 @@ class Sealed(msgspec.Struct, forbid_unknown_fields=True):
 
 _to_json = msgspec.json.Encoder().encode
 _entry = msgspec.json.Decoder(Entry).decode
+_parts = msgspec.json.Decoder(Parts).decode
 _change = msgspec.json.Decoder(Change).decode
 _sealed = msgspec.json.Decoder(Sealed).decode
 _DAMAGE = (msgspec.DecodeError, UnicodeDecodeError, IsADirectoryError, InvalidTask, ValueError)
 
 
 def read_entry(data: bytes) -> Entry:
-    """Return the entry in a task file. Raise one of _DAMAGE for a field or a value that no task has."""
+    """Return the entry in a task file; its payload and result stay JSON. Raise one of _DAMAGE for a field or a value
+    that no task has."""
     try:
-        entry = _entry(data)
+        parts = _parts(msgspec.json.format(data, indent=-1))
+        bulk = {name: raw(bytes(parts.task.pop(name, NULL))) for name in ("payload", "result")}
+        rest = _to_json(parts)
+        entry = _entry(rest)
     except RecursionError:
         return entry_of(cut(data))
     check(entry.task)
-    if unknown := _unknown(from_json(data)):
+    if unknown := _unknown(from_json(rest)):
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}")
+    for name, value in bulk.items():
+        force_setattr(entry.task, name, value)
     return entry
 
 
@@ -132,12 +148,9 @@ class TaskFiles:
         """Return the task as its file has it; None where that is missing or damaged."""
         try:
             with open(self.path(task_id), "rb") as file:
-                data = file.read()
-            return _entry(data).task
+                return read_entry(file.read()).task
         except (FileNotFoundError, *_DAMAGE):
             return None
-        except RecursionError:
-            return entry_of(cut(data)).task
 
     def entries(self) -> Iterator[Entry]:
         """Yield every task that can be read. Move other files to the quarantine, and log that.
