@@ -12,6 +12,8 @@ import time
 import ipywidgets as widgets
 from IPython.display import display
 
+from dtq.errors import StoreError
+from dtq.lab.background import has_not_ended
 from dtq.queue.manager import QueueManager
 from dtq.stores.protocol import Stats
 from dtq.task.model import TERMINAL, Status
@@ -55,6 +57,8 @@ class Progress:
             while left > 0:
                 time.sleep(TICK)
                 left = self._show(self._queue.stats())
+                if left and not has_not_ended(self._queue):
+                    raise StoreError(f"the queue was shut down with {left} tasks to go")
         except Exception as error:  # for example closed: the bars stay as they are, and `wait` raises the error
             self._error = error
         self._over.set()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -22,12 +23,13 @@ import msgspec
 import numpy as np
 import pandas as pd
 from matplotlib.colors import ListedColormap
-from matplotlib.ticker import NullFormatter
 
 from dtq import ErrorInfo, Status, Task, lab
-from dtq.errors import IllegalTransition
+from dtq.errors import IllegalTransition, InvalidTask
 from dtq.lab.curves import STYLES
-from dtq.lab.figures import OKABE_ITO, show_figure, stamp
+from dtq.lab.figures import OKABE_ITO, show_figure
+from dtq.lab.guess import Guess, veil
+from dtq.stores.memory.store import MemoryStore
 from dtq.task import model as real
 from dtq.task import transitions
 from dtq.testing.conformance import Broken, expect
@@ -69,13 +71,17 @@ def _outcome(move: Callable[..., Any], task: Any, arguments: tuple[Any, ...], fi
 # --- every move from every status -------------------------------------------------------------------------------------
 
 
-def fire_all(error: ErrorInfo) -> pd.DataFrame:
-    """Apply the package's six moves to each status. Return a table with a row for each status and a column for each
-    move: the new status, or "" if the move is refused."""
-    arguments = {"succeed": (42, 9.0), "fail": (error, 9.0, random.random), "release": ()}
+def fire_all(error: ErrorInfo, claim: Callable[..., Any]) -> pd.DataFrame:
+    """Apply the reader's claim and the package's six moves to each status. Return a table with a row for each status
+    and a column for each move: the new status, or "" if the move is refused."""
+    moves = {
+        name: getattr(transitions, name) for name in ("succeed", "fail", "release", "interrupt", "cancel", "revive")
+    }
+    moves = {"claim": claim, **moves}
+    arguments = {"claim": ("w1", 9.0), "succeed": (42, 9.0), "fail": (error, 9.0, random.random), "release": ()}
     arguments |= {"interrupt": (9.0,), "cancel": (9.0,), "revive": (9.0,)}
     return pd.DataFrame(
-        [[_target(getattr(transitions, move), status, args) for move, args in arguments.items()] for status in Status],
+        [[_target(moves[move], status, args) for move, args in arguments.items()] for status in Status],
         index=[*Status], columns=[*arguments],
     )  # fmt: skip
 
@@ -90,8 +96,8 @@ def _target(move: Callable[..., Any], status: Status, arguments: tuple[Any, ...]
 # --- the figures of the chapter --------------------------------------------------------------------------------------
 
 
-def draw_moves(matrix: pd.DataFrame) -> None:
-    """Draw the table of `fire_all`."""
+def draw_moves(matrix: pd.DataFrame, guess: Guess | None = None) -> None:
+    """Draw the table of `fire_all`, folded away until the guess is locked in; then with the guess."""
     figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
     axes.pcolormesh(matrix != "", cmap=ListedColormap(["#F2F2F2", OKABE_ITO["sky"]]), edgecolor="white", linewidth=2)
     for (row, column), target in np.ndenumerate(matrix):
@@ -103,7 +109,8 @@ def draw_moves(matrix: pd.DataFrame) -> None:
     axes.set_yticks(np.arange(matrix.shape[0]) + 0.5, matrix.index)
     pairs = [f"{move} leads from {status} to {to}" for (status, move), to in matrix.stack().items() if to]
     alt = f"Matrix of statuses and moves: {len(pairs)} of {matrix.size} are legal. {'; '.join(pairs)}."
-    show_figure(figure, alt, matrix.reset_index(names="from"))
+    told = f"You guessed {guess['legal']:g} legal moves; there are {len(pairs)}." if guess else ""
+    show_figure(figure, alt, matrix.reset_index(names="from"), told=told, veil=veil(guess))
 
 
 def draw_delays(delays: pd.DataFrame) -> None:
@@ -136,21 +143,91 @@ def draw_waves(bins: np.ndarray, waves: dict[float, np.ndarray]) -> None:
     show_figure(figure, f"Retries over time: {peaks}.", pd.DataFrame({"from (s)": bins[:-1], **columns}))
 
 
-def draw_sizes(seconds: pd.Series, sizes: dict[str, float], **facts: object) -> None:
-    """Draw a dot for each way to encode a task: its duration, and the size of its output."""
-    figure, axes = plt.subplots(layout="constrained")
-    table = pd.DataFrame({"time (µs)": seconds * 1e6, "size (bytes)": sizes})
-    for (way, (time, size)), (color, marker, _) in zip(table.iterrows(), STYLES, strict=False):
-        axes.plot(time, size, marker=marker, color=OKABE_ITO[color], markersize=10, linestyle="none")
-        axes.annotate(str(way), (time, size), xytext=(11, -4), textcoords="offset points")
-    x, y = table.columns
-    axes.set(xscale="log", xlim=(table[x].min() / 1.5, table[x].max() * 4), ylim=(0, 1.2 * table[y].max()))
-    axes.set(xlabel=x, ylabel=y, title="Size against time, for one task")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    dots = "; ".join(f"{way}: {time:.2f} µs, {size:.0f} bytes" for way, (time, size) in table.iterrows())
-    alt = f"Size against time to encode one task. {dots}."
-    show_figure(figure, alt, table.reset_index(names="way"), stamp(**facts))
+# --- parts that the reader writes: ours, and what a reader's version must pass ----------------------------------------
+
+
+def _refuse(field: str, value: object, allowed: str) -> None:
+    raise InvalidTask(f"{field} is {value!r}; allowed: {allowed}")
+
+
+def check_check_number(check_number: Any) -> None:
+    for low, high in ((1, 9), (0, 86400.0), (-5, -1)):
+        for value in (low, high, (low + high) / 2):
+            expect(
+                _refusal(check_number, value, low, high), "no refusal", f"check_number('n', {value!r}, {low}, {high})"
+            )
+        bad = (low - 1, high + 1, low - 1e-9, high + 1e-9, float("nan"), float("inf"), True, False, "3", None, [3])
+        for value in bad:
+            words = f"n is {value!r}; allowed: a number from {low:,} to {high:,}"
+            expect(_refusal(check_number, value, low, high), words, f"refusal of {value!r}, from {low} to {high}")
+
+
+def _refusal(check_number: Any, *args: Any) -> str:
+    try:
+        check_number("n", *args)
+    except InvalidTask as error:
+        return str(error)
+    return "no refusal"
+
+
+@lab.checked_by(check_check_number)
+def check_number(field: str, value: Any, low: float, high: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        _refuse(field, value, f"a number from {low:,} to {high:,}")
+
+
+def check_backoff(backoff: Any) -> None:
+    grid = itertools.product(
+        get_args(real.Backoff), (0.5, 3.0), (0.0, 0.25, 1.0), (7.0, 86400.0), (1, 2, 3, 4, 9, 5000)
+    )
+    for shape, delay, jitter, cap, attempt in grid:
+        task = Task(type="mail", retry_backoff=shape, retry_delay=delay, retry_jitter=jitter, retry_cap=cap)
+        what = f"backoff of {shape}, retry_delay {delay}, retry_cap {cap:g}, retry_jitter {jitter}, attempt {attempt}"
+        for chance in (0.0, 0.5, 1.0):
+            wanted = transitions.backoff(task, attempt, lambda chance=chance: chance)
+            expect(backoff(task, attempt, lambda chance=chance: chance), wanted, f"{what}, chance {chance}")
+    expect(
+        backoff(Task(type="mail", retry_jitter=0.5), 3),
+        4.0,
+        "backoff after attempt 3, with jitter, called without chance",
+    )
+
+
+@lab.checked_by(check_backoff)
+def backoff(task: Any, attempt: int, chance: Callable[[], float] = lambda: 0.0) -> float:
+    factors = {"linear": attempt, "exponential": 2.0 ** min(attempt - 1, 64)}
+    delay = min(task.retry_delay * factors.get(task.retry_backoff, 1), task.retry_cap)
+    return delay * (1 - task.retry_jitter * chance())
+
+
+# --- a store of bytes -------------------------------------------------------------------------------------------------
+
+
+class _Bytes(UserDict[str, Any]):
+    """Tasks by id, of which only the bytes are kept."""
+
+    def __init__(self, encode: Callable[[Task], bytes], decode: Callable[[bytes], Task]) -> None:
+        super().__init__()
+        self._encode, self._decode = encode, decode
+
+    def __getitem__(self, id: str) -> Any:
+        return self._decode(self.data[id])
+
+    def __setitem__(self, id: str, task: Any) -> None:
+        self.data[id] = self._encode(task)
+
+
+class ByteStore(MemoryStore):
+    """A MemoryStore that keeps each task as the bytes that `encode` makes of it, and reads it with `decode`."""
+
+    def __init__(self, encode: Callable[[Task], bytes], decode: Callable[[bytes], Task]) -> None:
+        super().__init__()
+        self._tasks = _Bytes(encode, decode)
+
+    def documents(self) -> dict[str, bytes]:
+        """Return the bytes by id."""
+        return dict(self._tasks.data)
 
 
 # --- 1.1 a transition ------------------------------------------------------------------------------------------------
@@ -158,7 +235,9 @@ def draw_sizes(seconds: pd.Series, sizes: dict[str, float], **facts: object) -> 
 
 def check_cancel(cancel: Any) -> None:
     for status in Status:
-        task = Task(type="mail", id="t", status=status, attempts=1, worker="w1", lease_until=40.0, started_at=5.0)
+        task = Task(
+            type="mail", id="t", payload=[1], status=status, attempts=1, worker="w1", lease_until=40.0, started_at=5.0
+        )
         if task.is_terminal:
             _expect_refusal(cancel, task)
         else:
@@ -167,19 +246,24 @@ def check_cancel(cancel: Any) -> None:
 
 def _expect_refusal(cancel: Any, task: Task) -> None:
     try:
-        given = cancel(task, 9.0)
+        given = cancel(task, 9.0, "no longer needed")
     except IllegalTransition:
         return
     raise Broken(f"cancel of a task that is {task.status}: expected IllegalTransition, got {given!r}")
 
 
 def _expect_cancelled(cancel: Any, task: Task) -> None:
-    given = cancel(task, 9.0, "no longer needed")
-    expect(str(getattr(given, "status", given)), "cancelled", f"status after cancel of a task that is {task.status}")
-    wanted = transitions.cancel(task, 9.0, "no longer needed")
-    for field in ("finished_at", "lease_until", "error", "result", "worker", "attempts", "version"):
-        expect(getattr(given, field), getattr(wanted, field), f"{field} after cancel of a task that is {task.status}")
-    expect(given, cancel(task, 9.0, "no longer needed"), "the same call once more")
+    for reason, args in (("no longer needed", ("no longer needed",)), ("cancelled by request", ())):
+        given, of = cancel(task, 9.0, *args), f"after cancel{args} of a task that is {task.status}"
+        expect(str(getattr(given, "status", given)), "cancelled", f"status {of}")
+        wanted = transitions.cancel(task, 9.0, reason)
+        for field in ("finished_at", "lease_until", "error", "result", "attempts"):
+            expect(getattr(given, field), getattr(wanted, field), f"{field} {of}")
+        kept = "id", "type", "payload", "priority", "run_at", "started_at", "history"
+        expect(
+            [getattr(given, name) for name in kept], [getattr(task, name) for name in kept], f"{', '.join(kept)} {of}"
+        )
+        expect(given, cancel(task, 9.0, *args), f"the same call once more, {of}")
 
 
 CANCEL = """
@@ -193,9 +277,9 @@ def cancel(task, now, reason="cancelled by request"):
 cancel = lab.exercise(
     "1.1",
     """
-    Write `cancel(task, now, reason)`. A task that has not ended ends without a result, whatever its state: its status
-    becomes cancelled, its error is `ErrorInfo("Cancelled", reason)`, it has finished now, and no worker has a lease on
-    it any more. One that has ended refuses, with `IllegalTransition`.
+    Write `cancel(task, now, reason="cancelled by request")`. A task that has not ended ends without a result, whatever
+    its state: its status becomes cancelled, its error is `ErrorInfo("Cancelled", reason)`, it has finished now, and no
+    worker has a lease on it any more. One that has ended refuses, with `IllegalTransition`.
     """,
     effort="about 5 lines, 8 minutes",
     hints=[
@@ -215,6 +299,12 @@ cancel = lab.exercise(
     wrong=[
         ("ends what has ended", CANCEL.replace("task.status in real.TERMINAL", "task.status == Status.CANCELLED")),
         ("only of those that wait", CANCEL.replace("in real.TERMINAL", "not in real.WAITING")),
+        ("another default reason", CANCEL.replace("cancelled by request", "cancelled")),
+        ("always the same reason", CANCEL.replace('("Cancelled", reason)', '("Cancelled", "cancelled by request")')),
+        (
+            "forgets the payload",
+            CANCEL.replace("status=Status.CANCELLED, error", "status=Status.CANCELLED, payload=None, error"),
+        ),
         ("keeps the lease", CANCEL.replace(", lease_until=None", "")),
         ("asks the clock", "import time\n" + CANCEL.replace("finished_at=now", "finished_at=time.time()")),
     ],
@@ -229,6 +319,9 @@ def check_full_jitter(full_jitter: Any) -> None:
         for chance in (0.0, 0.25, 1.0):
             what = f"full_jitter({attempt}, 2.0, 30.0, lambda: {chance})"
             expect(full_jitter(attempt, 2.0, 30.0, lambda chance=chance: chance), ceiling * chance, what)
+    for attempt, base, cap, wanted in ((1, 50.0, 30.0, 30.0), (12, 1.0, 9000.0, 2048.0), (30, 0.5, 1e9, 2.0**28)):
+        what = f"full_jitter({attempt}, {base}, {cap:g}, lambda: 1.0)"
+        expect(full_jitter(attempt, base, cap, lambda: 1.0), wanted, what)
     expect(full_jitter(5000, 2.0, 30.0, lambda: 0.5), 15.0, "full_jitter(5000, 2.0, 30.0, lambda: 0.5)")
     asked: list[float] = []
     full_jitter(1, 2.0, 30.0, lambda: asked.append(0.5) or 0.5)
@@ -270,6 +363,14 @@ full_jitter = lab.exercise(
                 return min(base * 2.0 ** min(attempt - 1, 64) * chance(), cap)
             """,
         ),
+        ("an exponent of 4 at most", FULL_JITTER.replace("64", "4")),
+        (
+            "a base over the cap",
+            FULL_JITTER.replace(
+                "min(base * 2.0 ** min(attempt - 1, 64), cap)",
+                "base if attempt == 1 else min(base * 2.0 ** min(attempt - 1, 64), cap)",
+            ),
+        ),
         ("starts with twice the base", FULL_JITTER.replace("attempt - 1", "attempt")),
         ("overflows", FULL_JITTER.replace("min(attempt - 1, 64)", "(attempt - 1)")),
         ("only the upper half", FULL_JITTER.replace("ceiling * chance()", "ceiling / 2 + ceiling / 2 * chance()")),
@@ -287,6 +388,8 @@ def check_upgrade(upgrade: Any) -> None:
         _expect_upgraded(upgrade, OLD | {"state": state}, {"status": status, "retry_delay": 0.25})
     _expect_upgraded(upgrade, OLD | {"delay_ms": 0}, {"status": "pending", "retry_delay": 0.0})
     _expect_upgraded(upgrade, OLD | {"priority": 7}, {"status": "pending", "retry_delay": 0.25, "priority": 7})
+    _expect_upgraded(upgrade, OLD | {"colour": "red"}, {"status": "pending", "retry_delay": 0.25, "colour": "red"})
+    _expect_upgraded(upgrade, {"type": "mail", "delay_ms": 1500}, {"retry_delay": 1.5})
     _expect_upgraded(upgrade, {"id": "t2", "type": "mail", "status": "retrying", "retry_delay": 2.0}, {})
 
 
@@ -335,6 +438,10 @@ upgrade = lab.exercise(
     wrong=[
         ("changes what came in", UPGRADE.replace("dict(record)", "record")),
         ("forgets a delay of 0", UPGRADE.replace('if "delay_ms" in new', 'if new.get("delay_ms")')),
+        (
+            "drops what it does not know",
+            UPGRADE.replace("return new", "return {k: v for k, v in new.items() if hasattr(Task, k)}"),
+        ),
         ("whole seconds", UPGRADE.replace("/ 1000", "// 1000")),
         ("only old records", UPGRADE.replace('    if "state" in new:\n    ', "")),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import nbformat
 import pytest
 
 from dtq.lab.source import lines_of_code
+from dtq.lab.verdict import judge
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NOTEBOOK = nbformat.read(NOTEBOOKS / "01-task.ipynb", 4)
 CODE = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 PROSE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
-SHORT = 15  # lines of code in a cell; the class as a whole has more
 
 
 @pytest.fixture
@@ -44,8 +45,9 @@ def stub_cell(name):
 
 @pytest.fixture
 def names(ch01, exercises, tmp_path):
-    """What the first code cell imports, and the stubs as the notebook has them."""
-    imports = [ast.unparse(node) for node in ast.parse(CODE[0]).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    """What the cells import, and the stubs as the notebook has them."""
+    nodes = [node for cell in CODE for node in ast.parse(cell).body]
+    imports = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     file = tmp_path / "stubs.py"
     file.write_text("\n\n".join([*imports, *(stub_cell(exercise.name) for exercise in exercises)]) + "\n")
     scope = {"__name__": "stubs"}
@@ -86,13 +88,71 @@ def test_the_chapter_has_the_size_of_a_chapter():
     assert 150 <= lines - around <= 270
 
 
-def test_only_the_class_as_a_whole_is_longer_than_a_cell_should_be():
-    long = [source for source in CODE if lines_of_code(source) > SHORT]
-    assert len(long) == 1
-    assert "lab.compare(MyTask, Task)" in long[0]
+# --- parts that the reader writes -------------------------------------------------------------------------------------
 
 
-def test_instructors_are_told_what_to_expect_at_the_start_and_at_each_experiment():
-    told = [cell for cell in PROSE if "instructor" in cell.metadata.get("tags", ())]
-    assert len(told) >= 4
-    assert NOTEBOOK.cells.index(told[0]) < 5
+WRONG = [  # a part, what a wrong version has in place of what is right
+    ("check_number", " and not isinstance(value, bool)", ""),
+    ("check_number", "not low <= value <= high", "value < low or value > high"),
+    ("check_number", "low <= value <= high", "low < value <= high"),
+    ("check_number", "low <= value <= high", "low <= value < high"),
+    ("check_number", "(int, float)", "int"),
+    ("check_number", "not is_number or ", ""),
+    ("check_number", "{high:,}", "{high}"),
+    ("backoff", "attempt - 1, 64", "attempt, 64"),
+    ("backoff", "min(attempt - 1, 64)", "(attempt - 1)"),
+    ("backoff", "min(attempt - 1, 64)", "min(attempt - 1, 4)"),
+    ("backoff", ", task.retry_cap)", ", 7.0)"),
+    ("backoff", "(1 - task.retry_jitter * chance())", "(1 - task.retry_jitter)"),
+    ("backoff", '{"linear": attempt, ', "{"),
+    ("backoff", "task.retry_backoff, 1", "task.retry_backoff, attempt"),
+    ("backoff", "lambda: 0.0", "lambda: 0.5"),
+]
+
+
+def judged(ch01, name, right="", wrong=""):
+    """The verdict on a reader's version of a part: ours, with a change."""
+    _, _, source = inspect.getsource(getattr(ch01, name)).partition("\n")  # without @checked_by
+    assert right in source
+    scope = dict(vars(ch01))
+    exec(source.replace(right, wrong), scope)
+    return judge(name, scope[name], getattr(ch01, name).check_of_hole, 20.0, "right")
+
+
+@pytest.mark.parametrize("name", ["check_number", "backoff"])
+def test_a_part_that_the_reader_writes_is_in_use_where_it_is_right(ch01, name):
+    assert judged(ch01, name).status == "right"
+
+
+@pytest.mark.parametrize(("name", "right", "wrong"), WRONG)
+def test_a_part_that_is_wrong_is_not_in_use_and_what_failed_is_named(ch01, name, right, wrong):
+    verdict = judged(ch01, name, right, wrong)
+    assert verdict.status == "wrong"
+    assert re.search(r"refusal of|check_number\(|backoff (of|after)|It raised (Overflow|Type)Error", verdict.text)
+
+
+def test_the_committed_parts_are_stubs_and_one_is_written_within_the_first_twenty_cells():
+    holes = {re.search(r"lab\.hole\(ch01\.(\w+)", cell)[1]: cell for cell in CODE if "lab.hole" in cell}
+    assert [*holes] == ["check_number", "backoff"]
+    for name, cell in holes.items():
+        (stub,) = (node for node in ast.parse(cell).body if getattr(node, "name", "") == name)
+        assert [type(part) for part in stub.body] == [ast.Expr]
+    assert [cell.source for cell in NOTEBOOK.cells].index(holes["check_number"]) < 20
+
+
+# --- right answers that are not ours ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", ["worker=None", "version=task.version + 1"])
+def test_a_cancel_may_also_clear_the_worker_or_count_the_version(ch01, names, changes):
+    scope = dict(names)
+    exec(ch01.CANCEL.replace("status=Status.CANCELLED", f"status=Status.CANCELLED, {changes}"), scope)
+    assert ch01.cancel.judge(scope["cancel"]).status == "right"
+
+
+# --- instructors ------------------------------------------------------------------------------------------------------
+
+
+def test_instructors_are_told_what_to_expect():
+    told = (NOTEBOOKS / "instructor" / "01.md").read_text()
+    assert all(word in told for word in ("Timing", "Misconceptions to expect", "Answer key"))

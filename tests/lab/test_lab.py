@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from dtq import StoreError, TaskCancelled, TaskQueue, lab
+from dtq.stores.memory.store import MemoryStore
 
 WAIT = 20.0
 
@@ -83,6 +85,14 @@ def test_bars_of_a_queue_that_is_closed_end_and_tell_whoever_waits(here):
     with TaskQueue(here.path / "q.db", {"work": "queue_handlers:nothing"}, 1) as queue:
         bars = lab.progress(queue, total=1)
     with pytest.raises(StoreError):
+        bars.wait(WAIT)
+    lab.assert_clean()
+
+
+def test_bars_end_with_their_queue_also_where_its_store_stays_open(here):
+    with closing(MemoryStore()) as store, TaskQueue(store, {"work": "queue_handlers:nothing"}, 1) as queue:
+        bars = lab.progress(queue, total=1)
+    with pytest.raises(StoreError, match="shut down with 1 tasks to go"):
         bars.wait(WAIT)
     lab.assert_clean()
 

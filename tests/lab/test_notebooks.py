@@ -70,7 +70,7 @@ def test_no_output_names_a_place_that_is_gone(notebook):
     assert not re.search(r"dtq-chapter-\d\d-", nbformat.writes(notebook))
 
 
-LONG_CELLS = {"01-task", "03-worker-pool", "00-tour"}  # still to be split
+LONG_CELLS = {"03-worker-pool", "00-tour"}  # still to be split
 
 
 def test_no_code_cell_is_longer_than_fifteen_lines(path, notebook):
