@@ -23,7 +23,7 @@ from dtq.queue.config import QueueConfig
 from dtq.queue.lifecycle import POLL_INTERVAL, Lifecycle
 from dtq.queue.manager import DEFAULT_MAX_JSON
 from dtq.stores.protocol import Node, Store
-from dtq.task.model import WAITING, Task
+from dtq.task.model import Task
 from dtq.webhooks import deliveries
 from dtq.webhooks import handler as webhook_handler
 from dtq.webhooks.handler import WebhookHandler
@@ -103,6 +103,7 @@ class TaskQueue(Lifecycle):
             registry.register(type, handler)
         self._webhook_handler = WebhookHandler(secrets or {}, webhook_networks, webhook_http)
         super().__init__(store, registry, config)
+        self._delivers = not self._inline and webhook_handler.is_installed()
 
     # --- handlers
 
@@ -139,18 +140,17 @@ class TaskQueue(Lifecycle):
         return decorate
 
     def _at_heartbeat(self) -> None:
-        """Register the webhook handler once a delivery waits, and not before: every registered type slows each
+        """Register the webhook handler once a delivery is due, and not before: every registered type slows each
         turn."""
-        if not self._inline and deliveries.TYPE not in self.registry:
-            waiting = self.store.stats().types.get(deliveries.TYPE, {})
-            if any(waiting.get(status) for status in WAITING) and webhook_handler.is_installed():
-                self.registry.enter(
-                    deliveries.TYPE,
-                    self._webhook_handler,
-                    webhook_handler.CONCURRENCY,
-                    give_up_on=webhook_handler.GIVE_UP_ON,
-                )
-                self._define(deliveries.TYPE)
+        is_wanted = self._delivers and deliveries.TYPE not in self.registry
+        if is_wanted and self._loop.find_due(deliveries.TYPE, self.clock()):
+            self.registry.enter(
+                deliveries.TYPE,
+                self._webhook_handler,
+                webhook_handler.CONCURRENCY,
+                give_up_on=webhook_handler.GIVE_UP_ON,
+            )
+            self._define(deliveries.TYPE)
 
     # --- what a manager does, where the loop must know
 

@@ -475,7 +475,17 @@ def test_deliveries_that_wait_when_a_node_starts_are_sent(tmp_path):
             manager.add("d", webhook={"url": receiver.url, "secret": "shop"}).cancel()
         with TaskQueue(tmp_path / "q.db", {"d": double}, pool_size=1, **LOOPBACK) as queue:
             queue.join(WAIT)
+            (delivered,) = queue.find(type=deliveries.TYPE)
+            assert (delivered.attempts, delivered.interruptions) == (1, 0)
         assert len(receiver.got) == 1
+
+
+def test_a_node_looks_for_deliveries_without_a_search_and_without_the_statistics(monkeypatch):
+    """The cost of either grows with what is stored."""
+    with TaskQueue("memory:", {"d": double}, 1, executor="thread") as queue:
+        monkeypatch.setattr(queue.store, "stats", None)
+        monkeypatch.setattr(queue.store, "find", None)
+        queue._ask(queue._at_heartbeat)
 
 
 def test_an_inline_queue_does_not_send_deliveries():
