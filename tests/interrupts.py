@@ -174,8 +174,13 @@ class Game:
         options = {"priority": self.chance.randrange(3), "limit_key": self.chance.choice(["", "a", "b"]), **options}
         return Task(type=QUEUE, queue=QUEUE, id=new_id(NOW), created_at=self.now, run_at=self.now, **options)
 
+    def _key(self) -> str | None:
+        """None, a new key, or one that an earlier call may have used: one of a stored task, of a deleted one, or of one
+        whose add was interrupted."""
+        return self.chance.choice([None, new_id(NOW), f"key-{self.chance.randrange(20)}"])
+
     def _add(self, n: int) -> Callable[[Store], Any]:
-        tasks = [self._new(key=self.chance.choice([None, new_id(NOW)])) for _ in range(n)]
+        tasks = [self._new(key=self._key()) for _ in range(n)]
         if n > 1:
             tasks[-1] = replace(tasks[-1], after=(tasks[0].id, tasks[1].id))
         return lambda store: store.add(tasks)
@@ -193,7 +198,7 @@ class Game:
         outcomes = []
         for task in self.known(Status.PROCESSING)[:5]:
             ended = self.chance.choice([succeed(task, 1, self.now), release(task), cancel(task, self.now)])
-            planted = [self._new()] if self.chance.random() < 0.3 else []
+            planted = [self._new(key=self._key())] if self.chance.random() < 0.3 else []
             outcomes.append((ended, planted))
         return lambda store: store.update(outcomes)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 from interrupts import Interrupted, Presses, pester, sweep
 from servers import url_of
-from sizes import small_and_large
+from sizes import long_and_hourly, small_and_large
 
 from dtq import QueueManager, TaskQueue
 from dtq.queue.events import Emitter
@@ -63,6 +63,13 @@ def test_no_reply_goes_astray_where_a_call_to_a_server_is_interrupted(presses, m
     monkeypatch.setattr("redis.connection.HIREDIS_AVAILABLE", False)
     store = open_store(url_of("valkey"))
     sweep(store, presses, stride=37, settle=0.01, calls={"add", "claim", "update", "heartbeat", "get", "delete"})
+    store.close()
+
+
+@long_and_hourly("interrupts", 60, 2_000)
+def test_other_threads_and_the_node_go_on_while_calls_to_a_server_are_interrupted(presses, interrupts):
+    store = open_store(url_of("valkey"))
+    pester(store, presses, interrupts, settle=0.02)
     store.close()
 
 
