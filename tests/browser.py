@@ -104,7 +104,7 @@ class JupyterLab:
             self._ask("DELETE", f"api/kernels/{kernel['id']}")
 
     def get(self, path: str) -> bytes:
-        """Return a page of this server, as a user who is logged in sees it."""
+        """Return a page of this server, as a logged-in user sees it."""
         return self._ask("GET", path)
 
     def _ask(self, method: str, path: str) -> bytes:

@@ -1,8 +1,8 @@
 """Explorer: try every order in which the steps of small processes can interleave, and find the shortest one that breaks
 a promise.
 
-A process is a generator function of a model and of its own name. All that it does up to a `yield` is one atomic step,
-and the yielded text describes the step:
+A process is a generator function of a model and the name of the process. All that it does up to a `yield` is one atomic
+step, and the yielded text describes the step:
 
     def claimer(store, me):
         task = store.select_pending()

@@ -77,7 +77,7 @@ def main(paths: list[str]) -> None:
     """Run the notebooks, with the guesses that committed figures show, and write them back."""
     for path in paths:
         os.environ["DTQ_GUESSES"] = str(Path(path).resolve().parent / "exercises" / "guesses.json")
-        os.environ["DTQ_MINE"] = os.devnull  # committed outputs are those of a reader who has done nothing yet
+        os.environ["DTQ_MINE"] = os.devnull  # committed outputs are those of a reader without any solutions
         notebook = nbformat.read(path, 4)
         client = NotebookClient(
             notebook, timeout=120, kernel_name="python3", record_timing=False, store_widget_state=False,

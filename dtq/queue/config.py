@@ -1,4 +1,4 @@
-"""QueueConfig: the settings of a TaskQueue. It checks them once, and hands them on to the loop as one value."""
+"""QueueConfig: the settings of a TaskQueue. It checks them once, and passes them to the loop as one value."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 BRIEF_PER_READ = 1000  # brief tasks in one read
 WHOLE_PER_READ = 50  # whole tasks in one read and one commit: each may have megabytes
 FAILED = frozenset({Status.FAILED})
-MARKED_BEFORE = 1.0  # UTC seconds: a task that ended before this is marked for removal
+MARKED_BEFORE = 1.0  # UTC seconds: a task that has ended before this time is marked for removal
 
 
 class DeadLetters:
@@ -79,8 +79,8 @@ class DeadLetters:
         raise UnknownTask(f"no task has the id {task_id!r}: it was never added, or was deleted or cleaned up")
 
     def errors(self, **filters: Any) -> dict[str, int]:
-        """Return error type -> number of failed tasks that match the `filters`, the most frequent first. It reads every
-        one of them, briefly."""
+        """Return error type -> number of failed tasks that match the `filters`, the most frequent first. It reads all
+        of them, as brief tasks."""
         counts: dict[str, int] = {}
         for task in self._matching(**filters):
             counts[_error(task)] = counts.get(_error(task), 0) + 1

@@ -24,7 +24,7 @@ from dtq.sync.wakeup import Wakeup
 
 log = logging.getLogger("dtq")
 
-LINGER = 1.0  # seconds that the thread outlives its last waiter: cheaper than one thread for each result
+LINGER = 1.0  # seconds for which the thread outlives its last waiter, to save starting a thread for each result
 MIN_INTERVAL_BESIDE_LOOP = 0.02  # seconds between two reads, at least, while a loop resolves the tasks that end here
 REST_FACTOR = 2  # the thread rests this many times as long as the read before took
 JOIN_TIMEOUT = 10.0  # seconds that `close` waits for a read that the store does not answer
@@ -48,7 +48,7 @@ class ResultPoller:
             if self._run is None or not self._run.thread.is_alive():
                 run = PollerThread(self._poll)
                 run.start()
-                self._run = run  # not before: Ctrl-C may interrupt the start
+                self._run = run  # only now: Ctrl-C may interrupt the start
 
     def hint(self) -> None:
         """Poll soon: the store has changed."""
@@ -74,7 +74,7 @@ class ResultPoller:
         while not run.ended.is_set() and self._is_needed(run):
             try:
                 began = time.monotonic()
-                sources = self._sources(run.wakeup)  # before the read: some stores announce changes only from here on
+                sources = self._sources(run.wakeup)  # before the read: some stores announce only later changes
                 self._waiters.poll(self._store.get)
                 self._rest(run, REST_FACTOR * (time.monotonic() - began))
                 self._wait(run, sources)
@@ -134,7 +134,7 @@ class PollerThread:
     def start(self) -> None:
         try:
             self.thread.start()
-        except BaseException:  # Ctrl-C: if the thread starts all the same, it ends at once
+        except BaseException:  # Ctrl-C: if the thread has started anyway, it ends at once
             self.ended.set()
             raise
 

@@ -42,11 +42,11 @@ class TaskQueue(Lifecycle):
     Args:
         store: A store, which stays open, or the URL or path of one, which `close` closes.
         handlers: Type -> function, "package.module:function", or the path of a .py file (its `execute`).
-        pool_size: How many workers there are.
+        pool_size: Number of workers.
         executor: "process" (workers are killed when they hang), "thread", "inline" (`add` itself runs the task, for
             tests), or a WorkerBackend of your own.
         pools: Several pools by name, instead of `pool_size`: `{"urgent": Pool(1, min_priority=5), "rest": Pool(3)}`.
-        lease: Seconds for which a claimed task is safe from other nodes without a heartbeat of this one.
+        lease: Seconds without a heartbeat of this node after which other nodes may take over its tasks.
         max_tasks_per_worker: How many tasks a worker runs before it is replaced; None: any number.
         auto_cleanup: Remove tasks that ended long ago.
         cleanup_age: Seconds after its end at which a task is removed.
@@ -152,7 +152,7 @@ class TaskQueue(Lifecycle):
             )
             self._define(deliveries.TYPE)
 
-    # --- what a manager does, where the loop must know
+    # --- methods of the manager that must also tell the loop
 
     def _entering(self, task: Task, now: float) -> Task:
         self._require_loop()
@@ -245,7 +245,7 @@ class TaskQueue(Lifecycle):
         return self._ask(lambda: self._loop.node(self.clock()))
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until all tasks in the store have ended, schedules aside.
+        """Wait until all tasks in the store have ended. Does not wait for schedules.
 
         Args:
             timeout: Seconds to wait; None waits as long as it takes.

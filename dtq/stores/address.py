@@ -11,8 +11,8 @@ from dtq.errors import StoreError
 
 
 def redacted(url: str) -> str:
-    """Return the URL of any store with its user and password hidden, also where they are options."""
-    url = re.sub(r"^([\w+.-]+://)(?!/)[^?]*@", r"\1***@", url)  # three slashes: a path, in which an @ is an @
+    """Return the URL of any store with its user and password hidden, even if they are options."""
+    url = re.sub(r"^([\w+.-]+://)(?!/)[^?]*@", r"\1***@", url)  # three slashes: a path, where @ means nothing
     return re.sub(r"(?i)([?&][^=&]*(?:password|username)[^=&]*=)[^&]*", r"\1***", url)
 
 
@@ -37,7 +37,7 @@ def parse_address(url: str) -> tuple[str, dict[str, Any]]:
         else:
             raise StoreError(
                 f"{redacted(url)!r} has the option {name!r}; there are: cluster, namespace, replicas, timeout, and "
-                "with rediss: those of TLS that redis-py knows (ssl_ca_certs, ssl_certfile, ssl_keyfile, ...)"
+                "with rediss: the TLS options of redis-py (ssl_ca_certs, ssl_certfile, ssl_keyfile, ...)"
             )
     return urlunsplit(parts._replace(query=urlencode(rest))), options
 

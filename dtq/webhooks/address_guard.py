@@ -1,8 +1,8 @@
 """AddressGuard: where webhooks may go. Secrets: what signs them.
 
 Any user who adds a task chooses a URL, and the request comes from inside the network: without a guard it could reach
-hosts that only the inside may reach (server-side request forgery, SSRF). Therefore every address of the URL's host must
-be public, or belong to a network that the configuration allows.
+hosts that only internal clients may reach (server-side request forgery, SSRF). Therefore every address of the URL's
+host must be public, or belong to a network that the configuration allows.
 """
 
 from __future__ import annotations

@@ -557,7 +557,7 @@ def _raised(function, *args):
 
 read_frame = exercise(
     "3.1",
-    "Write `read_frame(sock, limit)`, which reads one frame from a blocking socket and gives its body: `None` where "
+    "Write `read_frame(sock, limit)`, which reads one frame from a blocking socket and returns its body: `None` where "
     "the stream ends between two frames, `EOFError` where it ends inside of one, `ValueError` where the length is over "
     "`limit` (read none of its body then).\n\n"
     "All that you may use of `sock` is `sock.recv(n)`. It gives 1 to n bytes, as many as happen to be there, or `b''` "
@@ -593,7 +593,7 @@ def read_frame(sock, limit=1 << 20):
 ''',
     check=check_read_frame,
     why="it asks for exactly what is missing, so it never eats into the next frame; and it tells an end between two "
-    "frames (somebody said goodbye) from an end inside of one (somebody died while speaking).",
+    "frames (the peer closed the connection) from an end inside a frame (the peer died while sending).",
     samples=[
         "read_frame(ch03.Pieces(b'\\0\\0\\0\\2hi'))",
         "read_frame(ch03.Pieces(b'\\0\\0', b'\\0\\2h', b'i'))",
@@ -709,7 +709,7 @@ def check_pool_size(pool_size):
 
 pool_size = exercise(
     "3.2",
-    "Write `pool_size(seconds, window, utilisation)`: how many workers a queue needs. `seconds` says how long each "
+    "Write `pool_size(seconds, window, utilisation)`: how many workers a queue needs. `seconds` lists how long each "
     "task ran that came within the `window` (also in seconds); no worker shall be busy for more than the share "
     "`utilisation` of the time. At least one worker is needed.\n\n"
     "Little's law says: the number of tasks that run, on average over time, is the rate at which they come times the "
@@ -731,7 +731,7 @@ def pool_size(seconds, window, utilisation=0.8):
 """,
     check=check_pool_size,
     why="rate times mean is total work over the window; nothing else matters for the average, neither the order of the "
-    "tasks nor how unequal they are. (How long they *wait* does depend on that: that is a chapter of its own.)",
+    "tasks nor how unequal they are. (How long they *wait* does depend on that: another chapter covers it.)",
     samples=["pool_size([2.0] * 20, 10.0, 0.8)", "pool_size([0.01], 10.0, 0.8)"],
     wrong=[
         (

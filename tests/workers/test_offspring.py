@@ -204,7 +204,7 @@ def test_a_process_pool_ends_with_the_attempt_that_started_it_if_that_is_interru
     wait_until(lambda: any(child.name() != "sleep" for child in worker.children()))
     started = [child.pid for child in worker.children() if child.name() != "sleep"]
     # A pool replaces processes that end, from its own thread. If it does so until the grace is over, the worker is
-    # killed as well, and the error says that: either way, nothing that the attempt started may be left.
+    # killed as well, and the error states that. In either case, nothing that the attempt started may be left.
     with pytest.raises(TaskFailed, match=r"Timeout: ran longer than its timeout of 1 s"):
         task.result(WAIT)
     assert all(map(is_gone, started))

@@ -5,8 +5,8 @@ other processes                              Replica <--apply-- Change <-- journ
 task files                                   Replica --evict, whole--      (payload, result ... of large ended tasks)
 
 An ended task with more than LARGE bytes is evicted once its file holds it: memory keeps what `brief_of` returns, and
-the file has the rest. Its version shows whether the file still holds the same state. It returns to memory before it
-changes, and then goes to the journal as a whole, since other processes may have evicted it too.
+the file has the rest. Its version shows whether the file still holds the same state. Before it changes, it is read back
+into memory. It is then written to the journal as a whole, since other processes may have evicted it too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dtq.task.model import TERMINAL, WAITING, Status, Task
 from dtq.task.transitions import brief_of
 
 STALE_ENTRIES = 1000  # entries of the ready queue, beyond twice the number of tasks, after which it is rebuilt
-LARGE = 4096  # bytes of JSON in what `brief_of` leaves out; to read less from a file is not worth the memory
+LARGE = 4096  # bytes of JSON in what `brief_of` leaves out; evicting less is not worth the read
 EVICTED_AT_ONCE = 100  # tasks: more would keep other threads waiting
 _to_json = msgspec.json.Encoder().encode
 _bulk = attrgetter("raw_payload", "raw_result", "error", "history", "log")
@@ -40,10 +40,10 @@ class Recording:
     def __init__(self, last_number: int) -> None:
         self.last_number = last_number  # tasks up to this insertion number were written before
         self.touched: dict[str, None] = {}  # ids of tasks to write, in this order
-        self.rewritten: set[str] = set()  # those of which more than the state has changed: they are written whole
+        self.rewritten: set[str] = set()  # tasks to write whole: more than their state has changed
         self.freed: set[str] = set()  # tasks that wait for fewer parents: not written, as it follows from the parents
         self.used: dict[Selector, dict[str, float]] = {}  # limit -> buckets from which a task has started
-        self.change = Change()  # all that does not belong to a task
+        self.change = Change()  # everything that is not about a task
 
 
 class Replica(Index):
@@ -206,12 +206,12 @@ class Replica(Index):
         self._forget(old)
 
     def _free_number(self, entry: Entry) -> int:
-        """Return the entry's number, or the next one where two entries have the same: a file was edited or damaged."""
+        """Return the entry's number, or the next free one if another task has it: a file was edited or damaged."""
         is_taken = self._id.get(entry.number, entry.task.id) != entry.task.id
         return self._number + 1 if is_taken else entry.number
 
     def _move(self, moved: Any) -> None:
-        if (old := self._tasks.get(moved.id)) is not None:  # else its file was damaged
+        if (old := self._tasks.get(moved.id)) is not None:  # otherwise its file was damaged
             self._put(replace(old, **asdict(moved)))
             if self._tasks[moved.id].is_terminal:
                 self._free_children(moved.id)
@@ -258,7 +258,7 @@ class Replica(Index):
             return 0.0
         return max(buckets.values()) - (limit.burst + 1) / limit.rate - MAX_CLAIM_WAIT
 
-    # --- evict: what is large of an ended task stays in its file
+    # --- evict: keep the large fields of an ended task only in its file
 
     def restore(self, entries: Iterable[Entry], changing: Collection[str]) -> None:
         """Begin with the tasks in these files. Evict those that are not `changing` in a journal, one by one."""
@@ -267,8 +267,8 @@ class Replica(Index):
             self._evict({entry.task.id}.difference(changing))
 
     def settle(self, journal: int) -> None:
-        """Evict some of the tasks that changed in this journal last: it is gone, so their files hold them as they are.
-        Forget the journal once they all are evicted."""
+        """Evict some of the tasks whose last change was in this journal, which is gone: their files hold the present
+        state. Forget the journal once all of them are evicted."""
         ids = self.dirty[journal]
         some = {ids.pop() for _ in range(min(len(ids), EVICTED_AT_ONCE))}
         self._evict(some.difference(*(later for number, later in self.dirty.items() if number != journal)))
@@ -282,7 +282,7 @@ class Replica(Index):
                 self._tasks[task.id] = brief_of(task)
 
     def _whole(self, task: Task) -> Task:
-        """Return the task, from its file if it was evicted. Raise Diverged where the file holds another state of it."""
+        """Return the task, from its file if it was evicted. Raise Diverged if the file holds another state."""
         if task.id not in self._evicted:
             return task
         found = self._read_file(task.id)

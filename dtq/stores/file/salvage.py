@@ -1,7 +1,7 @@
-"""Salvage: read what can be read of a change that another version of dtq wrote, or that was edited by hand.
+"""Salvage: read as much as possible of a change that another version of dtq wrote, or that was edited by hand.
 
-An unreadable limit must not lose a task, and an unreadable task must not lose others. A task that cannot be read in
-full keeps the fields that can, and is doomed (see dtq.task.transitions.unreadable).
+An unreadable limit must not cause the loss of a task, nor an unreadable task the loss of others. A partly readable task
+keeps its readable fields, and is doomed (see dtq.task.transitions.unreadable).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dtq.task.transitions import unreadable, unreadable_doom
 
 
 class Loose(msgspec.Struct):
-    """An Entry whose task may have fields that no task has, or values of the wrong type."""
+    """An Entry whose task may have unknown fields, or values of the wrong type."""
 
     number: int
     task: dict[str, Any]
     waits_for: tuple[str, ...] = ()
 
 
-PROBLEMS = (msgspec.DecodeError, RecursionError)  # raised where a change or an entry cannot be read
+PROBLEMS = (msgspec.DecodeError, RecursionError)  # raised for a change or an entry that cannot be read
 _whole_entry = msgspec.json.Decoder(Entry).decode
 _loose_entry = msgspec.json.Decoder(Loose).decode
 _moved = msgspec.json.Decoder(Moved).decode
@@ -39,7 +39,7 @@ _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def salvaged(body: bytes) -> Change:
-    """Return what can be read of a change, and log the rest."""
+    """Return the readable parts of a change, and log the rest."""
     body, found = cut(body), dict[str, Any]()
     for parts in decode_or_skip(_parts, [body], "a change"):
         for field in fields(Change):
@@ -49,7 +49,7 @@ def salvaged(body: bytes) -> Change:
 
 
 def _salvage(name: str, kind: Any, body: msgspec.Raw) -> dict[str, Any]:
-    """Return {name: value} for a field that can be read, {} for others. Of a list, keep the items that can be read."""
+    """Return {name: value} for a readable field, {} for others. Of a list, keep the readable items."""
     if get_origin(kind) is list:
         items = chain.from_iterable(decode_or_skip(_items, [bytes(body)], name))
         read = _TASKS.get(name) or _decoder(get_args(kind)[0])
@@ -66,7 +66,7 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
 
 
 def entry_of(body: bytes) -> Entry:
-    """Return the entry of a task, with those fields that can be read."""
+    """Return the entry of a task, with its readable fields."""
     problem = _cut_in(body)
     try:
         entry = _whole_entry(body)

@@ -3,8 +3,8 @@
     a task changes --> counters, ReadyQueue.touched --_place_lanes--> LaneOrder
     claim          --> wake, level --> LaneOrder --lanes, best first--> picking.pick --> marks, buckets, closed lanes
 
-Keys that are no longer used cost nothing: a full bucket is forgotten, a mark counts only while it is ahead, and a lane
-without a ready task has no place.
+Unused keys cost nothing: a full bucket is dropped, a mark is kept only while it is ahead, and a lane without a ready
+task has no place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dtq.stores.memory.lane_order import LaneOrder
 from dtq.stores.memory.ready import ReadyQueue
 from dtq.task.model import PROCESSING, Task
 
-LANES_PER_CLAIM = 64  # lanes that a claim opens or merges into one tier, and two more for each task asked for
+LANES_PER_CLAIM = 64  # lanes that a claim opens or merges into one tier, plus two for each task asked for
 
 
 class Turns:
@@ -34,7 +34,7 @@ class Turns:
         self._begin_to_count()
 
     def _begin_to_count(self) -> None:
-        """Clear everything that follows from the tasks."""
+        """Clear everything that is derived from the tasks."""
         self._order = LaneOrder()
         self._counts: Counter[tuple[str, str, str]] = Counter()  # by queue, type and status
         self._running: Counter[Lane] = Counter()

@@ -1,10 +1,10 @@
 """Claims: a large claim becomes several calls of claim.lua, of TASKS_PER_SCRIPT tasks at most.
 
     claim 300 tasks --> call 0: 128
-                        calls 1, 2: 128, 44    pipelined; only where call 0 found as many tasks as it asked for
+                        calls 1, 2: 128, 44    pipelined; only if call 0 found as many tasks as it asked for
 
-Each call has a name: worker, filter and number. A call whose reply was lost keeps its retry token under that name. The
-next claim with this worker and filter makes it again, and claim.lua returns the tasks that it claimed the first time.
+Each call has a name: worker, filter and number. If its reply is lost, its retry token is kept under that name. The next
+claim with this worker and filter repeats the call, and claim.lua returns the tasks that it claimed the first time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Claimed = tuple[list[Task], list[bytes]]  # the tasks, and the times at which th
 
 
 class Claim:
-    """One claim: for whom, until when, and which tasks."""
+    """One claim: its worker, the end of its lease, and the tasks that it may take."""
 
     def __init__(self, client: RedisClient, tokens: RetryTokens, request: ClaimRequest) -> None:
         self._client = client
@@ -36,7 +36,7 @@ class Claim:
         self._arguments = [repr(now), repr(now + lease), types, queues, lowest_place(min_priority)]
 
     def run(self, before: PipelinedCalls[Any, Any] | None = None) -> Claimed:
-        """Claim the tasks. Raises StoreError where the first call has no reply. The calls `before` go first, in the
+        """Claim the tasks. Raises StoreError if the first call has no reply. The calls `before` go first, in the
         same round trip."""
         first, *others = self._sizes(self._n)
         tasks, times = self._call([first], before=before)[0]
@@ -60,7 +60,7 @@ class Claim:
     def _call(
         self, sizes: list[int], start: int = 0, before: PipelinedCalls[Any, Any] | None = None
     ) -> list[Claimed]:  # fmt: skip
-        """Make calls of these sizes, of which the first has the number `start`. Return their replies."""
+        """Make calls of these sizes, numbered from `start`. Return their replies."""
         numbers = range(start, start + len(sizes))
         names = [(self._worker, self._filter, number) for number in numbers]
         with self._tokens.tokens_for([(name, None) for name in names]) as tokens:

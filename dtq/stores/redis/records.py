@@ -3,10 +3,10 @@
     Task --new_record, outcome_record--> list, packed as MessagePack --> script
     Task <--tasks_of-------------------- id, State, Body, Remains    <-- script
 
-    Body      what a task is: JSON, written once
-    Remains   what its attempts left: JSON, absent where all fields have their defaults, as for most tasks
-    State     how far it is: MessagePack. Its last three values are texts of several parts, separated by \\x1f, which
-              most scripts pass on unchanged
+    Body      fields that never change: JSON, written once
+    Remains   result, error, history, log: JSON; absent if all have their defaults, as in most tasks
+    State     its status and progress: MessagePack. Its last three values are texts of several parts, separated by
+              \\x1f, which most scripts pass on unchanged
 
 Times are text: as numbers they would lose digits in Lua.
 """
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a task is. The payload comes last, so that lib.lua can cut it off for a brief record."""
+    """The fields that never change. The payload comes last, so that lib.lua can cut it off for a brief record."""
 
     created_at: float = 0.0
     max_attempts: int = 3
@@ -47,7 +47,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What attempts left. The error comes first: lib.lua puts only that into a brief record."""
+    """Result, error, history and log. The error comes first: lib.lua puts only that into a brief record."""
 
     error: ErrorInfo | None = None
     result: msgspec.Raw = None  # type: ignore[assignment]
@@ -56,7 +56,7 @@ class Remains(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How far a task is: the values in the order that lib.lua states."""
+    """Status and progress of a task: the values in the order that lib.lua states."""
 
     status: str
     version: int
@@ -89,13 +89,13 @@ _text_head = partial(struct.Struct(">BH").pack, 0xDA)  # returns the head of a M
 def place(priority: int, run_at: float) -> str:
     """Return text that sorts in the order of claims: higher priority first, then earlier due time.
 
-    The bits of a float that is not negative sort as the float does.
+    The bits of a non-negative float sort in the same order as the float.
     """
     return f"{1000 - priority:04d}{struct.pack('>d', run_at + 0.0).hex()}"
 
 
 def lowest_place(min_priority: int | None) -> str:
-    """Return the beginning of the last places that a claim with this lowest priority may take."""
+    """Return the prefix of the last places from which a claim with this lowest priority may take tasks."""
     return f"{1000 - (-1000 if min_priority is None else min_priority):04d}"
 
 
@@ -145,7 +145,7 @@ def _state_before_course(lane: str) -> bytes:
 
 
 def _raw_text(value: bytes) -> msgspec.Raw:
-    """Return bytes as a MessagePack text: scripts know texts alone, which may hold any bytes."""
+    """Return bytes as a MessagePack text: scripts only know texts, which may hold any bytes."""
     return msgspec.Raw(_text_head(len(value)) + value)
 
 
@@ -158,7 +158,7 @@ def outcome_record(task: Task, token: str, successors: list[list[Any]]) -> list[
 
 
 def _left(task: Task) -> str:
-    """Return what the attempts left, as JSON; "" where that is what a new task has."""
+    """Return result, error, history and log as JSON; "" if they are those of a new task."""
     if task.raw_result is None and task.error is None and not task.history and not task.log:
         return ""
     return to_json(Remains(task.error, task.raw_result, task.history, task.log)).decode()
@@ -204,7 +204,7 @@ def brief_tasks_of(reply: list[bytes]) -> list[Task]:
 
 
 def _body(data: bytes) -> Body:
-    return _decode_body(data.decode())  # as text: of bytes, the payload would not be checked for UTF-8
+    return _decode_body(data.decode())  # as text: a payload decoded from bytes would not be checked for UTF-8
 
 
 def _remains(data: bytes) -> Remains:
@@ -220,7 +220,7 @@ def _task_of(id: bytes, state: bytes, body: bytes, remains: bytes) -> Task:
 
 
 def _remnant(id: bytes, state: bytes, body: bytes, remains: bytes, why: Exception) -> Task:
-    """Return a task with what can be read of its record."""
+    """Return a task with the readable parts of its record."""
     b, r = _or_else(_body, cut(body), Body()), _or_else(_remains, cut(remains or b"{}"), NO_REMAINS)
     try:
         return unreadable(_assembled(id, _state(_ARRAY_OF_10 + state), b, r), why)
@@ -289,7 +289,7 @@ def counter_of(pair: tuple[str, str]) -> tuple[str, str, str, int]:
 
 
 def ids_of(reply: list[Any]) -> list[str]:
-    """Return the ids in a reply of add.lua or update.lua. Raise InvalidTask where it names an unknown parent."""
+    """Return the ids in a reply of add.lua or update.lua. Raise InvalidTask if it names an unknown parent."""
     if reply[0] is False:
         raise InvalidTask(f"after is {reply[1]!r}; allowed: the id of a task that is stored, or added by the same call")
     ids: list[str] = reply[0] or []

@@ -18,7 +18,7 @@ Row = tuple[Any, ...]
 
 
 def add_tasks(db: sqlite3.Connection, lanes: Lanes, tasks: Sequence[Task]) -> list[str]:
-    """Insert the new ones among these tasks. Return for each the id of the task that stands for it."""
+    """Insert the new ones among these tasks. Return for each its id, or that of the task that has its key."""
     ids, new = _without_taken(db, tasks)
     if any(task.after for task in new):
         require_parents(db, new, {task.id for task in tasks})
@@ -38,7 +38,7 @@ def add_tasks(db: sqlite3.Connection, lanes: Lanes, tasks: Sequence[Task]) -> li
 
 
 def _without_taken(db: sqlite3.Connection, tasks: Sequence[Task]) -> tuple[list[str], list[Task]]:
-    """Return for each task the id that stands for it, and the tasks whose id and key are free."""
+    """Return for each task its id, or that of the task that has its key; and the tasks whose id and key are free."""
     found = about(db, schema.IDS_AMONG, [task.id for task in tasks])
     taken = {row[0] for row in found}
     keys = [task.key for task in tasks if task.key is not None]

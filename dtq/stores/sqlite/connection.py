@@ -42,7 +42,7 @@ def _upgrade(db: sqlite3.Connection, path: str, version: int) -> None:
     """Apply each upgrade from the file's schema version to ours, within the caller's transaction."""
     if version != schema.VERSION and version not in schema.UPGRADES:
         raise StoreError(
-            f"{path} is of schema version {version}, this dtq knows version {schema.VERSION}: "
+            f"{path} has schema version {version}, this dtq knows version {schema.VERSION}: "
             "upgrade dtq, or use another file"
         )
     for older in range(version, schema.VERSION):
@@ -56,9 +56,9 @@ def _run_all(db: sqlite3.Connection, statements: str) -> None:
 
 
 def accept_invalid_text(db: sqlite3.Connection, error: Exception) -> bool:
-    """Make the connection read text that is not valid UTF-8, if that is why a query failed.
+    """Make the connection read text that is not valid UTF-8, if such text made a query fail.
 
-    Return True if the query is worth a second try. Reading such text is slower, so a connection starts strict.
+    Return True if the caller should repeat the query. Reading such text is slower, so a connection starts strict.
     """
     is_text = isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in str(error)
     if db.text_factory is not str or not is_text:

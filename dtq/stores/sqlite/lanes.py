@@ -1,7 +1,7 @@
 """Lanes: the lanes of a SQLite database, with their numbers, counters and limits.
 
-A lane is (queue, type, limit key); its row is removed with its last task. A number is never used again, so each process
-may cache which lane a number means. The number of a lane is looked up within the transaction that adds to it, because
+A lane is (queue, type, limit key); its row is removed with its last task. Numbers are never reused, so each process may
+cache which lane a number stands for. The number of a lane is looked up within the transaction that adds to it, because
 another process may have removed the row and inserted a new one.
 
     a task changes --> StatusChanges --write--> lane: tasks, processing, first ready task
@@ -29,13 +29,13 @@ from dtq.task.codec import to_json
 from dtq.task.model import WAITING, Task
 
 _limit = msgspec.json.Decoder(Limit).decode
-Changes = defaultdict[str, int]  # status -> by how many more tasks
+Changes = defaultdict[str, int]  # status -> change in the number of tasks
 MAX_CACHED = 10_000  # lanes
 Found = tuple[int, int | None, float, int]  # of a lane: its number, and `first`, `run_at` and `lowest`
 
 
 class StatusChanges:
-    """Counts how many tasks of each lane change their status, and writes that to the counters once a transaction.
+    """Counts the tasks of each lane that change their status, and updates the counters once per transaction.
 
     `_touched` holds the lanes whose first, last or doomed task may have changed.
     """
@@ -64,7 +64,7 @@ class StatusChanges:
         self.enter(lane, new)
 
     def touch(self, lane: int) -> None:
-        """Note that a task of this lane became ready or doomed, with the same status."""
+        """Note that a task of this lane became ready or doomed while its status stayed the same."""
         self._touched.add(lane)
         self._changes[lane]  # counts nothing, but makes `write` update the lane
 
@@ -105,7 +105,7 @@ def _count(db: sqlite3.Connection, lane: int, changes: Changes, is_touched: bool
 
 
 def is_between(task: Task, found: Found) -> bool:
-    """Return True if a new task is not before the first ready task of this lane, nor behind the last, nor doomed."""
+    """Return True if a new task is neither before the first ready task of its lane, nor behind the last, nor doomed."""
     _, first, run_at, lowest = found
     return (
         first is not None
@@ -122,7 +122,7 @@ class Lanes:
         self.names: dict[int, Lane] = {}
 
     def find(self, db: sqlite3.Connection, lane: Lane) -> Found:
-        """Return the number of this lane and the place of its ready tasks. Insert the lane if it is new."""
+        """Return the number of this lane and the places of its ready tasks. Insert the lane if it is new."""
         found: Found | None = db.execute(schema.LANE, lane).fetchone()
         if found is None:
             db.execute(schema.INSERT_KIND, lane[:2])
@@ -178,7 +178,7 @@ def change_limit(
         db.execute(
             "INSERT INTO lane_limit (selector, body) VALUES (?, ?)", (selector_of(limit), to_json(limit).decode())
         )
-    if limit.key is not None:  # the next claims check which lanes are still closed, some lanes each
+    if limit.key is not None:  # each of the next claims checks for some lanes whether they are still closed
         db.execute(schema.REOPEN, (limit.queue or "", limit.type or "", limit.key))
 
 

@@ -14,8 +14,8 @@ TASKS_PER_PURGE = 1000
 
 
 def delete_tasks(db: sqlite3.Connection, ids: Iterable[str]) -> int:
-    """Delete these tasks unless they run, and doom or unblock their children. Return how many were deleted."""
-    order = {id: at for at, id in enumerate(dict.fromkeys(ids))}  # children name the parent that was deleted first
+    """Delete these tasks unless they are running, and doom or unblock their children. Return how many were deleted."""
+    order = {id: at for at, id in enumerate(dict.fromkeys(ids))}  # the error of a child names the first deleted parent
     changes = StatusChanges()
     gone = sorted(_remove(db, list(order), changes), key=order.__getitem__)
     detach_children(db, gone, changes)
@@ -24,7 +24,7 @@ def delete_tasks(db: sqlite3.Connection, ids: Iterable[str]) -> int:
 
 
 def _remove(db: sqlite3.Connection, ids: list[str], changes: StatusChanges) -> list[str]:
-    """Delete those of these tasks that do not run. Return their ids."""
+    """Delete those of these tasks that are not running. Return their ids."""
     rows = db.execute(schema.DELETE, (json_list(ids),)).fetchall()
     for _, _, lane, status, _ in rows:
         changes.leave(lane, status)
@@ -35,10 +35,10 @@ def _remove(db: sqlite3.Connection, ids: list[str], changes: StatusChanges) -> l
 
 
 def purge_some(db: sqlite3.Connection, before: float, statuses: str) -> tuple[int, int]:
-    """Look at up to TASKS_PER_PURGE tasks of these statuses (a JSON list) that finished before this time.
+    """Examine up to TASKS_PER_PURGE tasks of these statuses (a JSON list) that finished before this time.
 
-    Return how many were deleted, and how many were looked at. A task that an unfinished child needs is marked instead,
-    so that it is not found again until its children have ended.
+    Return how many were deleted, and how many were examined. A task that an unfinished child needs is marked instead,
+    and is not found again until its children have ended.
     """
     found = db.execute(schema.FINISHED_BEFORE, (before, statuses, TASKS_PER_PURGE)).fetchall()
     if needed := [id for id, is_needed in found if is_needed]:

@@ -1,7 +1,7 @@
 """Schema: the tables of SQLiteStore, and every statement that it runs as it stands here (queries.py builds the others).
 
-`stage` is what a waiting task waits for. Each index holds only the tasks of one stage, so that a query costs nothing
-for finished tasks, and for those that wait for something else:
+`stage` says what a waiting task waits for. Each index holds only the tasks of one stage, so finished tasks, and tasks
+that wait for something else, do not slow a query down:
 
     0 blocked    waits for its parents
     1 later      waits for its time                  task_later: by time
@@ -14,11 +14,11 @@ what a claim needs to know of its first ready task, so that the index of each ki
 without) has the lanes in the order in which they are served:
 
     lane_open      until = 0    by kind: priority, mark of the key, due time, insertion      a claim reads from here
-    lane_closed    until > 0    by the time at which it may be open again (infinity: only something else opens it)
+    lane_closed    until > 0    by the time at which it may be open again (infinity: an event opens it, not the time)
 
-The counters of the statistics are in `kind`: reading them costs the same for any number of limit keys. A kind has one
-lane without a limit key, which a claim reads together with the kind. So that lane needs no index, and a claim of one
-task writes fewer pages: each page that a transaction changes is written whole, which costs more than a statement.
+The counters of the statistics are in `kind`: reading them takes equally long for any number of limit keys. A kind has
+one lane without a limit key, which a claim reads together with the kind. So that lane needs no index, and a claim of
+one task writes fewer pages: each page that a transaction changes is written whole, which costs more than a statement.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOCKED, LATER, READY, DOOMED = range(4)
 
 COUNTERS = tuple(map(str, Status))
 
-# `kept` comes before what may be large: SQLite has to read it for the index whenever a task changes.
+# `kept` comes before columns that may be large: SQLite has to read it for the index whenever a task changes.
 TASK = """
 CREATE TABLE task (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, lane INTEGER NOT NULL, key TEXT,
@@ -178,7 +178,7 @@ _OF_LANE = """tasks, lane.processing, lane.key, kind, pending + retrying + block
     EXISTS (SELECT 1 FROM lane WHERE until > 0 AND until = 9e999)"""
 _LANE_AND_KIND = "FROM lane CROSS JOIN kind ON kind.id = lane.kind"
 ROW_OF_LANE = f"SELECT {_OF_LANE} {_LANE_AND_KIND} WHERE lane.id = ?"
-# The same; then what the row says about the waiting tasks; then what is true of them.
+# The same; then the columns of the row that describe the waiting tasks; then their actual values.
 ROW_AND_FIRST = f"""SELECT {_OF_LANE}, first, lane.run_at, lane.seq, lowest, doomed,
     -priority, task.run_at, task.seq, ({LOWEST}), ({ANY_DOOMED})
     {_LANE_AND_KIND} LEFT JOIN task ON task.seq = ({FIRST_SEQ}) WHERE lane.id = ?1"""

@@ -1,4 +1,4 @@
-"""NodeMetrics: what a node measures of its own work. The heartbeat publishes it as `Node.metrics`.
+"""NodeMetrics: what a node measures about its work. The heartbeat publishes it as `Node.metrics`.
 
     loop --record, count--> NodeMetrics --reading--> Node.metrics --> store --> any monitor, any scrape
 
