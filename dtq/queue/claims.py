@@ -9,15 +9,16 @@ capacity of a pool --> claim --> doomed?             end it without running it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from dtq.errors import StoreError
 from dtq.queue.attempts import AttemptTracker
 from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.scheduler import Scheduler
-from dtq.stores.protocol import Store
+from dtq.stores.protocol import ClaimRequest, ExchangingStore, Outcome, Store
 from dtq.stores.shared.overlap import while_waiting
 from dtq.task.model import Task
 from dtq.task.transitions import fail
@@ -27,6 +28,15 @@ from dtq.workers.groups import WorkerGroup
 from dtq.workers.run import parents
 
 log = logging.getLogger("dtq")
+
+
+class Exchange(NamedTuple):
+    """The claim of an exchange: what it asked for, what it found, and the further steps of the capacity."""
+
+    group: WorkerGroup
+    steps: Iterator[tuple[int, frozenset[str]]]
+    request: ClaimRequest
+    tasks: list[Task]
 
 
 class Claimer(AttemptTracker):
@@ -43,6 +53,8 @@ class Claimer(AttemptTracker):
         self._claimed_at = 0.0  # time of the last claim
         self._began = 0.0  # start of this turn, by the monotonic clock
         self._answered_at = float("-inf")  # when the store last answered, by the monotonic clock
+        self._found = 0  # tasks that the claims of this turn found
+        self._exchanged: Exchange | None = None  # of this turn, until its tasks are handed over
         self._one_by_one = False  # claim one task next: a dispatch of several failed
 
     def _by_now(self, now: float) -> float:
@@ -51,21 +63,47 @@ class Claimer(AttemptTracker):
 
     def _claim_for(self, group: WorkerGroup, now: float) -> bool:
         """Claim as many tasks as this group can take. Return True if the store had fewer."""
-        short = False
-        for capacity, types in group.pool.capacity():
-            at = self._claimed_at = self._by_now(now)  # with an earlier time, a rate would let too many tasks start
-            n = 1 if self._one_by_one else capacity
+        short, steps = False, group.pool.capacity()
+        if self._exchanged and self._exchanged.group is group:
+            (_, steps, request, tasks), self._exchanged = self._exchanged, None
+            short = self._receive(group, request, tasks, now)
+        for step in steps:
+            request = self._request(group, step, now)
             with while_waiting(partial(self._collect, now)):
-                tasks = self._store.claim(
-                    self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority
-                )
-            self._answered_at = self._monotonic()
-            short |= len(tasks) < n
-            self._discard_stale(tasks)
-            if deliveries.TYPE in types:
-                tasks = self._without_forged(tasks, now)
-            self._take(group.pool, tasks, now)
+                tasks = self._store.claim(*request)
+            short |= self._receive(group, request, tasks, now)
         return short
+
+    def _request(self, group: WorkerGroup, step: tuple[int, frozenset[str]], now: float) -> ClaimRequest:
+        """Return the claim for one step of the capacity of this group."""
+        capacity, types = step
+        at = self._claimed_at = self._by_now(now)  # with an earlier time, a rate would let too many tasks start
+        n = 1 if self._one_by_one else capacity
+        return ClaimRequest(self.id, n, self._lease, at, types, group.spec.queues, group.spec.min_priority)
+
+    def _receive(self, group: WorkerGroup, request: ClaimRequest, tasks: list[Task], now: float) -> bool:
+        """Hand the tasks that a claim has found to the group. Return True if they are fewer than requested."""
+        self._answered_at = self._monotonic()
+        self._found += len(tasks)
+        short = len(tasks) < request.n
+        self._discard_stale(tasks)
+        if deliveries.TYPE in request.types:
+            tasks = self._without_forged(tasks, now)
+        self._take(group.pool, tasks, now)
+        return short
+
+    def _exchange(self, outcomes: Sequence[Outcome], now: float) -> set[str]:
+        """Store the outcomes and make the first claim, in one transaction if the store can. Return the accepted ids.
+        `_claim_for` receives the claimed tasks."""
+        group = self._groups[0]
+        steps = iter(group.pool.capacity())
+        step = next(steps, None)
+        if step is None or not isinstance(self._store, ExchangingStore):
+            return self._store.update(outcomes)
+        request = self._request(group, step, now)
+        accepted, tasks = self._store.exchange(outcomes, request)
+        self._exchanged = Exchange(group, steps, request, tasks)
+        return accepted
 
     def find_due(self, type: str, now: float) -> bool:
         """Return whether a task of this type could start here at `now` (UTC seconds). Claim one and give it back: the

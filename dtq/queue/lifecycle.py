@@ -155,7 +155,11 @@ class Lifecycle(QueueManager):
                 self._idle.notify_all()
         self._wait_backoff.begin_turn()
         try:
-            self._listen(max(0.0, min(due - self.clock(), POLL_INTERVAL)))
+            seconds = max(0.0, min(due - self.clock(), POLL_INTERVAL))
+            if self._loop.is_pausing:
+                time.sleep(seconds)
+                seconds = 0.0
+            self._listen(seconds)
         except Exception as error:  # continue by polling
             self._wait_backoff.note(error, "this node receives no hints of changes, and polls the store instead")
             time.sleep(self._wait_backoff.wait)

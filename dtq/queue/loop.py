@@ -10,6 +10,9 @@
     pools <-- | claim           claim as many tasks as the workers can take; dispatch them    |
               +--> returns when the next turn is due ------------------------------------------+
 
+While tasks come in a stream, one by one, commit and claim are one transaction, and the loop may pause between turns
+(coalescer.py).
+
 A turn waits only for the store. While a server handles a commit or a claim, the loop collects reports from the workers
 (stores/shared/overlap.py) for the next turn. The clock, the store, the pools and the random numbers are parameters: the
 same loop runs on a thread, in a test that steps it by hand, and in a simulation with its own clock.
@@ -38,6 +41,7 @@ from dtq.errors import StoreError
 from dtq.queue.attempts import ENDING_EVENTS
 from dtq.queue.claims import Claimer
 from dtq.queue.cleaner import Cleaner
+from dtq.queue.coalescer import Coalescer
 from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.guards import MIN_BACKOFF, BatchCommit, with_deliveries
@@ -64,10 +68,11 @@ class Loop(Claimer):
         self, store: Store, groups: Sequence[WorkerGroup], events: Emitter, waiters: Waiters,
         config: QueueConfig = DEFAULTS, *, types: Callable[[], Iterable[str]] = tuple,
         each_heartbeat: Callable[[], None] = lambda: None, ahead: Callable[[], float] | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = time.monotonic, coalescer: Coalescer | None = None,
     ) -> None:  # fmt: skip
         """`types` returns the types that this node handles. `each_heartbeat` is called once a second. `ahead` returns
-        the seconds by which the clock of `turn` is ahead of the machine's."""
+        the seconds by which the clock of `turn` is ahead of the machine's. `coalescer` decides about pauses between
+        turns."""
         id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
         ahead = ahead or partial(getattr, store, "ahead", 0.0)  # a server's clock may differ from the machine's
         scheduler = Scheduler(store, id, config.lease)
@@ -84,6 +89,8 @@ class Loop(Claimer):
         self._metrics: dict[str, Any] = {}
         self._posts: deque[Callable[[], None]] = deque()
         self._started_at = 0.0
+        self._coalescer = coalescer or Coalescer()
+        self._pause = 0.0  # seconds until the next turn, for which hints of changes may wait
         self._batch = BatchCommit(lambda outcomes: store.update(outcomes), self._instead)
 
     def post(self, action: Callable[[], None]) -> None:
@@ -96,6 +103,11 @@ class Loop(Claimer):
         return self._monotonic() - self._answered_at
 
     @property
+    def is_pausing(self) -> bool:
+        """True if the time of the next turn should be waited for, whatever happens until then."""
+        return self._pause > 0
+
+    @property
     def trouble(self) -> Exception | None:
         """The error of the last turn that no task is to blame for; None if there was none."""
         return self._backoff.error
@@ -104,6 +116,7 @@ class Loop(Claimer):
         """Do everything that can be done at `now`. Return the time at which the next turn is due (UTC seconds)."""
         self._notice_leap(now)
         self._backoff.begin_turn()
+        self._pause = 0.0
         self._do_posts()
         self._collect(now)
         due = now
@@ -115,6 +128,8 @@ class Loop(Claimer):
         pools = min(self._pool_deadlines(now), default=INFINITE)
         if self._backoff.wait:
             return min(now + self._backoff.wait, max(pools, now + MIN_BACKOFF))
+        if self._pause:
+            return min(self._by_now(now) + self._pause, due, self._next_heartbeat, self._next_schedule(), pools)
         if self._posts or self._outcomes:  # they came during this turn, which may have used up their wake-up
             return now
         return min(due, self._next_heartbeat, self._next_schedule(), pools)
@@ -236,7 +251,8 @@ class Loop(Claimer):
         """Store these outcomes in one transaction. Announce those that the store accepted."""
         outcomes = with_deliveries(outcomes, now)
         with while_waiting(partial(self._collect, now)) if collects else nullcontext():
-            accepted = self._store.update(outcomes)
+            is_stream = collects and self._coalescer.is_on and not self.draining
+            accepted = self._exchange(outcomes, now) if is_stream else self._store.update(outcomes)
         ended = [task for task, _ in outcomes if task.id in accepted]
         self._best_effort.run("an event", self._emit_added, outcomes, accepted, now)
         self._best_effort.run("the metrics", self._node_metrics.count, ended)
@@ -251,9 +267,11 @@ class Loop(Claimer):
         """Claim tasks for all groups. Return the time at which there may be more to claim."""
         if self.draining:
             return INFINITE
-        short = False
+        short, held, self._found = False, len(self.claimed), 0
         for group in self._groups:
             short |= self._claim_for(group, now)
+        if short:  # a backlog does not wait
+            self._pause = self._coalescer.pause(self._monotonic(), self._found, held)
         self._note_idleness(now, short)
         due = self._store.next_due(self._claimed_at) if short else None
         return INFINITE if due is None else due

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from stepped_loop import NOW, STORES, ScriptedPool, add, make, opened, status
 
 from dtq.errors import StoreError
+from dtq.queue.coalescer import Coalescer
 from dtq.stores.memory.store import MemoryStore
 from dtq.stores.shared.overlap import run_offered_work
 from dtq.task.model import ErrorInfo
@@ -593,3 +594,78 @@ def test_the_outcome_of_a_lost_attempt_is_not_announced(store, pool):
     loop._events.close()
     assert status(store, "x", "y") == ["pending", "completed"]
     assert announced.count("task:completed") == 1
+
+
+# --- pauses: see also test_coalescer.py
+
+
+class AlwaysOn(Coalescer):
+    is_on = True
+
+    def pause(self, now, found, held):
+        return 0.005
+
+
+def test_in_a_stream_a_turn_stores_and_claims_in_one_transaction_and_then_pauses(store, pool):
+    calls = []
+    for name in ("update", "claim", "exchange"):
+        monitored = getattr(store, name)
+        setattr(store, name, lambda *args, name=name, call=monitored: calls.append(name) or call(*args))
+    loop = make(store, pool, coalescer=AlwaysOn())
+    add(store, "x")
+    assert loop.turn(NOW) == NOW + 0.005
+    assert loop.is_pausing
+    add(store, "y")
+    pool.finish(pool.tasks[0], result=7)
+    calls.clear()
+    assert loop.turn(NOW + 0.005) == NOW + 0.01
+    assert calls == ["exchange"]
+    assert status(store, "x", "y") == ["completed", "processing"]
+    assert [task.id for task in pool.tasks] == ["y"]
+
+
+def test_a_pause_ends_by_the_next_deadline(store, pool):
+    loop = make(store, pool, coalescer=AlwaysOn())
+    add(store, "x", run_at=NOW + 0.002)
+    assert loop.turn(NOW) == NOW + 0.002
+    assert loop.turn(NOW + 0.998) == NOW + 1.0
+    pool.deadline = lambda: 0.001
+    assert loop.turn(NOW + 1.0) == pytest.approx(NOW + 1.001)
+
+
+def test_a_backlog_never_waits(store, pool):
+    loop = make(store, pool, coalescer=AlwaysOn())
+    add(store, "x", "y", "z")
+    loop.turn(NOW)
+    assert not loop.is_pausing
+
+
+def test_an_exchange_that_fails_loses_neither_outcomes_nor_claims(store, pool):
+    loop = make(store, pool, coalescer=AlwaysOn())
+    add(store, "x")
+    loop.turn(NOW)
+    add(store, "y")
+    pool.finish(pool.tasks[0], result=7)
+    exchange, store.exchange = store.exchange, lambda *_: (_ for _ in ()).throw(StoreError("away"))
+    loop.turn(NOW + 0.1)
+    assert (status(store, "x", "y"), loop.is_pausing) == (["processing", "pending"], False)
+    store.exchange = exchange
+    loop.turn(NOW + 0.2)
+    assert status(store, "x", "y") == ["completed", "processing"]
+    assert [task.id for task in pool.tasks] == ["y"]
+
+
+def test_a_store_without_exchange_gets_both_calls(store, pool):
+    class Plain:
+        def __getattr__(self, name):
+            if name == "exchange":
+                raise AttributeError(name)
+            return getattr(store, name)
+
+    loop = make(Plain(), pool, coalescer=AlwaysOn())
+    add(store, "x")
+    loop.turn(NOW)
+    add(store, "y")
+    pool.finish(pool.tasks[0])
+    loop.turn(NOW + 0.1)
+    assert status(store, "x", "y") == ["completed", "processing"]

@@ -182,6 +182,26 @@ def test_a_machine_that_sleeps_costs_no_node_its_tasks(schedules):
     assert found is None, f"simulate({found.seed}, sleeps=True)\n{found}"
 
 
+@in_schedules
+def test_pauses_and_exchanges_break_no_promise(schedules):
+    found = hunt(range(schedules), pauses=True)
+    assert found is None, f"simulate({found.seed}, pauses=True)\n{found}"
+
+
+def test_schedules_with_pauses_claim_in_exchanges():
+    claimed = []
+
+    class Counts(Loop):
+        def _exchange(self, outcomes, now):
+            accepted = super()._exchange(outcomes, now)
+            claimed.extend(self._exchanged.tasks if self._exchanged else ())
+            return accepted
+
+    for seed in range(5):
+        simulate(seed, make_loop=Counts, pauses=True)
+    assert claimed
+
+
 class SleepsOver(Loop):
     """Does not notice that the machine slept."""
 

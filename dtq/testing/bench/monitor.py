@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from dtq.monitor.monitor import Monitor
 from dtq.queue.task_queue import TaskQueue
 from dtq.task.model import Status, Task
-from dtq.testing.bench.queue import NOW, URLS, fresh_store, nothing
+from dtq.testing.bench.queue import NOW
+from dtq.testing.bench.stores import URLS, fresh_store, nothing
 from dtq.workers.backend import Finished, Report, Started
 from dtq.workers.metrics.node import NodeMetrics
 

@@ -12,8 +12,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,12 @@ from dtq.stores.open import open_store
 from dtq.stores.protocol import Node, Store
 from dtq.task.model import Task, new_id
 from dtq.task.transitions import succeed
+from dtq.testing.bench import one_by_one
+from dtq.testing.bench.stores import URLS, fresh_store, nothing
 
 NOW = 1_700_000_000.0
 TYPE = "bench"
 Beside = Callable[[TaskQueue], AbstractContextManager[Any]]
-
-
-def nothing(payload: object, context: object) -> None:
-    """The handler of all throughput figures: it does nothing."""
-
-
-URLS = {"memory": "memory:", "file": "file:{}/queue", "sqlite": "{}/queue.db"}
-
-
-@contextmanager
-def fresh_store(kind: str) -> Iterator[Store]:
-    """Open an empty store. If it needs a disk, it is on the disk of the working directory."""
-    with tempfile.TemporaryDirectory(dir=".") as directory:
-        store = open_store(URLS[kind].format(directory))
-        yield store
-        store.close()
 
 
 def throughput(kind: str, tasks: int = 10_000, workers: int = 2, beside: Beside = nullcontext) -> float:
@@ -143,6 +129,8 @@ def main() -> None:
     for kind in URLS:
         print(f"{kind:8} no-op tasks/s, 2 workers, 10,000 tasks {rounds(lambda: throughput(kind))}")  # noqa: B023
         print(f"{kind:8} add to result, ms                      {rounds(lambda: latency(kind))}")  # noqa: B023
+        for line in one_by_one.lines(kind, rounds):
+            print(f"{kind:8} {line}")
         if kind != "memory":
             print(f"{kind:8} opened with 10,000 tasks, ms           {rounds(lambda: recovery(kind))}")  # noqa: B023
         costs = claim_costs(kind)

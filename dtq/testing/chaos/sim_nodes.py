@@ -10,11 +10,13 @@ its clock may jump. After a crash, another node replaces it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from itertools import count
 from typing import Any, cast
 
 from dtq.errors import StoreError
+from dtq.queue.coalescer import PAUSE, Coalescer
 from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.handle import Waiters
@@ -45,6 +47,21 @@ class RecordingEmitter(Emitter):
     def emit(self, name: str, at: float, task: Task | None = None, *_: object, **__: object) -> None:
         if task is not None and name in ("task:completed", "task:failed", "task:retrying", "task:cancelled"):
             self._world.note("announced", task, task.version, self._node_id)
+
+
+class SimCoalescer(Coalescer):
+    """Pauses now and then, for no reason: a simulation has no stream of tasks that would be fast enough."""
+
+    def __init__(self, world: World, node_id: str) -> None:
+        super().__init__()
+        self._rng = random.Random(f"pauses of {node_id} from {world.now}")
+
+    @property
+    def is_on(self) -> bool:
+        return self._rng.random() < 0.5
+
+    def pause(self, now: float, found: int, held: int) -> float:
+        return PAUSE if found and self.is_on else 0.0
 
 
 class SimAttempt:
@@ -148,18 +165,21 @@ class SimNode:
         self._on_death = on_death
         self._skew = 0.0
         self._next = float("inf")
+        self._paused_until = 0.0
         self._is_asked = False  # to take another turn right after this one
         self.pool = SimPool(world, self)
         staff = [WorkerGroup(Pool(WORKERS), cast(Any, self.pool))]  # it has all that the loop uses
         self.loop = make_loop(
             SimStore(world, id), staff, RecordingEmitter(world, id), Waiters(),
             QueueConfig(lease=LEASE, chance=world.rng.random), types=lambda: {TYPE}, monotonic=lambda: world.ticks,
+            coalescer=SimCoalescer(world, id) if world.pauses else None,
         )  # fmt: skip
         self.loop.id = id
         self.wake(world.now)
 
     def wake(self, at: float) -> None:
-        """Take a turn at this time, or earlier."""
+        """Take a turn at this time, or earlier, but not before a pause of the loop is over."""
+        at = max(at, self._paused_until)
         if at < self._next:
             self._next = at
             self._world.at(at, lambda: self._turn_if_due(at))
@@ -192,6 +212,7 @@ class SimNode:
                 self._die("signed off")
         except StoreError:
             due = self._world.now + 0.1  # signing off failed: try again
+        self._paused_until = due if self.loop.is_pausing else 0.0
         due, self._is_asked = self._world.now if self._is_asked else due, False
         self.wake(max(self._world.now + 0.0005, min(due, self._world.now + POLL_INTERVAL)))
 

@@ -47,7 +47,7 @@ class SimulatedRun(Struct):
 
 def simulate(
     seed: int, *, make_store: Callable[[], MemoryStore] = MemoryStore, make_loop: Callable[..., Loop] = Loop,
-    sleeps: bool = False, reuse_ids: bool = False,
+    sleeps: bool = False, reuse_ids: bool = False, pauses: bool = False,
 ) -> SimulatedRun:  # fmt: skip
     """Run the schedule of this seed. Return what it recorded and broke.
 
@@ -56,8 +56,10 @@ def simulate(
         make_loop: makes the loop of each node, which a test may break.
         sleeps: the whole machine sleeps now and then.
         reuse_ids: a client deletes tasks and adds others under their ids.
+        pauses: the loops pause between turns now and then, as in a stream of tasks.
     """
     world = World(seed, make_store, sleeps)
+    world.pauses = pauses
     with _quiet():
         Simulation(world, make_loop).run(reuse_ids)
     world.record.tasks = {name_of(task): task for task in world.store.find(limit=10 * TASKS)}

@@ -46,6 +46,7 @@ class World:
         self.rng = random.Random(seed)
         self.kinds = {kind for kind in FAULTS if self.rng.random() < 0.4}
         self.calm = False  # no more faults
+        self.pauses = False  # loops pause between their turns
         self.now = BEGIN
         self.slept = 0.0  # seconds that the machine slept; no monotonic clock counts them
         self.woke_at = float("-inf")
