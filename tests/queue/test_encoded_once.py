@@ -1,7 +1,7 @@
 """A payload and a result are encoded once, where they are made, and decoded once, where they are read.
 
-JSON allows numbers that no float can hold: text may carry them, and whoever decodes them fails. So a task with one gets
-only as far as the first decode. Spaces show that no step has encoded a value again.
+JSON allows numbers that no float can hold: text may carry them, but decoding them fails. So a task with one fails at
+the first decode. Spaces show that no step has encoded a value again.
 """
 
 from __future__ import annotations

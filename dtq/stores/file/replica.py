@@ -64,7 +64,7 @@ class Replica(Index):
         self._entered = 0  # tasks that entered the ready queue since it was built
         self._recording = Recording(self._number)
 
-    # --- record: each step of Index that changes something also enters it in the recording
+    # --- record: each method of Index that changes something also enters the change in the recording
 
     def _set(self, task: Task) -> None:
         self._recording.touched[task.id] = None
@@ -130,7 +130,7 @@ class Replica(Index):
         self.peer_of.pop(node, None)
         self._recording.change.left.append(node)
 
-    # --- drain: what was recorded becomes one Change
+    # --- drain: turn the recording into one Change
 
     def drain(self, journal: int) -> Change | None:
         """Return what has changed since the last time, to be written to this journal; None if nothing has."""
