@@ -142,9 +142,9 @@ class HostMiddleware:
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         self._app = app
-        self._hosts = LOOPBACK_NAMES | {config.host.lower(), *map(_name, config.hosts)} - {""}
-        self._origins = frozenset(config.origins)
         self._proxies = frozenset(host.lower() for host in config.hosts)  # serve our pages, on the port that is named
+        self._hosts = LOOPBACK_NAMES | {config.host.lower(), *self._proxies, *map(_name, config.hosts)} - {""}
+        self._origins = frozenset(config.origins)
         self._hub = config.hub
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -27,7 +27,7 @@ def api(tmp_path_factory):
     with (
         QueueManager(store) as manager,
         APIServer(
-            manager, port=0, token=TOKEN, allowed_hosts=["queue.example.org", "other.example.org:8443"]
+            manager, port=0, token=TOKEN, allowed_hosts=["queue.example.org", "other.example.org:8443", "fe80::1"]
         ) as server,
     ):
         yield server
@@ -93,6 +93,7 @@ def test_a_body_in_chunks_of_one_byte_is_read(api):
         ("127.0.0.1", "https://other.example.org:8443", 200),
         ("127.0.0.1", "https://other.example.org", 403),
         ("other.example.org:8443", "https://other.example.org:8443", 200),
+        ("[fe80::1]:3000", "http://[fe80::1]:3000", 200),
         ("localhost:3000", "http://localhost:3001", 403),
     ],
 )
