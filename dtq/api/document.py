@@ -90,9 +90,11 @@ def _parameters(operation: Operation) -> Iterable[Json]:
 
 
 def _responses(operation: Operation) -> dict[int, Json]:
-    excluded = set() if operation.names else ONLY_WITH_NAME
-    excluded |= set() if operation.body is not None else ONLY_WITH_BODY
-    excluded |= set() if operation.scope is not None else ONLY_WITH_SCOPE
+    excluded = {
+        *(() if operation.names else ONLY_WITH_NAME),
+        *(() if operation.body is not None else ONLY_WITH_BODY),
+        *(() if operation.scope is not None else ONLY_WITH_SCOPE),
+    }
     problem = {MEDIA_TYPE: {"schema": _schema(Problem)}}
     responses: dict[int, Json] = {
         status: {"description": meaning, "content": problem}

@@ -72,7 +72,7 @@ class LimitQuery(msgspec.Struct, frozen=True):
 
     queue: _LimitName | UnsetType = UNSET
     type: _LimitName | UnsetType = UNSET
-    key: Annotated[str, Meta(max_length=200, description=_MEANING)] | UnsetType = UNSET
+    key: Annotated[str, Meta(max_length=200, pattern="^[ -~]*$", description=_MEANING)] | UnsetType = UNSET
 
 
 _REPEATABLE = "A repeated key adds nothing; the response has the tasks that exist."

@@ -79,6 +79,9 @@ def test_every_problem_is_described_as_it_is_sent(document):
     for operation in operations(document):
         problems = {status: answer for status, answer in operation["responses"].items() if status[0] in "45"}
         assert problems.keys() >= {"400", "403", "408", "422", "431", "500", "503"}
+        assert (problems.keys() >= {"413", "415"}) == ("requestBody" in operation)
+        assert ("404" in problems) == any(parameter["in"] == "path" for parameter in operation["parameters"])
+        assert (problems.keys() >= {"401", "429"}) == bool(operation["security"])
         assert [answer["content"] for answer in problems.values()] == [content] * len(problems)
 
 
