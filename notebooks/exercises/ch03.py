@@ -20,15 +20,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import msgspec
 import psutil
 
 from dtq import Task, TaskQueue
-from dtq.lab import exercise
+from dtq.lab import checked_by, exercise
 from dtq.lab.figures import OKABE_ITO, show_figure, stamp
 from dtq.lab.verdict import COLORS
 from dtq.testing.conformance import Broken, expect
@@ -39,6 +42,50 @@ WITHIN = 10.0  # seconds; a correct pool does all of these things at once
 LEFT = 'style="text-align:left;vertical-align:top"'
 
 # --- the front of a pool ----------------------------------------------------------------------------------------------
+
+
+def check_split(split):
+    """Cut a stream of three messages at every byte."""
+    messages = [["call", 1], ["call", "x" * 300], []]
+    frames = [len(body).to_bytes(4, "big") + body for body in map(msgspec.msgpack.encode, messages)]
+    stream = b"".join(frames)
+    for cut in range(len(stream) + 1):
+        buffer = bytearray(stream[:cut])
+        first = list(split(buffer))
+        whole = sum(cut >= len(b"".join(frames[:n])) for n in (1, 2, 3))
+        expect(first, messages[:whole], f"messages in the first {cut} of {len(stream)} bytes")
+        expect(bytes(buffer), stream[len(b"".join(frames[:whole])) : cut], f"what is left of the first {cut} bytes")
+        buffer += stream[cut:]
+        expect(first + list(split(buffer)), messages, f"messages after a cut at byte {cut}")
+
+
+@checked_by(check_split)
+def split(buffer):
+    while len(buffer) >= (end := 4 + int.from_bytes(buffer[:4], "big")):
+        yield msgspec.msgpack.decode(buffer[4:end])
+        del buffer[:end]
+
+
+def check_deadline(deadline):
+    now = time.monotonic()
+    for dues, reports, low, high in (
+        ([], [], None, None), ([inf, inf], [], None, None), ([inf], ["a report"], 0.0, 0.0),
+        ([now + 60, inf, now + 90], [], 50, 60), ([now + 90, now + 60], [], 50, 60), ([now - 5], [], 0.0, 0.0),
+        ([now + 60], ["a report"], 0.0, 0.0),
+    ):  # fmt: skip
+        given = deadline(SimpleNamespace(crew=[SimpleNamespace(due=due) for due in dues], reports=reports))
+        seconds = [round(due - now) if due < inf else inf for due in dues]
+        what = f"deadline with workers due in {seconds} s and reports {reports}"
+        is_right = given is None if low is None else given is not None and low <= given <= high
+        if not is_right:
+            raise Broken(f"{what}: expected {'None' if low is None else f'{low:g} to {high:g}'}, got {given!r}")
+
+
+@checked_by(check_deadline)
+def deadline(self):
+    due = min([worker.due for worker in self.crew], default=inf)
+    left = max(0.0, due - time.monotonic())
+    return 0.0 if self.reports else None if left == inf else left
 
 
 class Front:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import linecache
 import re
 import subprocess
@@ -17,12 +18,13 @@ import pytest
 
 from dtq import WorkerPool
 from dtq.lab.source import lines_of_code
+from dtq.lab.verdict import judge
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NOTEBOOK = nbformat.read(NOTEBOOKS / "03-worker-pool.ipynb", 4)
 CODE = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 PROSE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
-WHOLE = "class MyPool("
+WHOLE = "class MyPool(ch03.Front)"
 SHORT = 15  # lines of code in a cell; the pool as a whole has more
 
 
@@ -78,7 +80,16 @@ def test_no_solution_stands_in_the_notebook(exercises):
 
 # --- the pool ---------------------------------------------------------------------------------------------------------
 
-POOL_CELLS = ("import itertools", "def framed(", "def perform(", "BOOT =", "class Worker:", "class Worker(", WHOLE)
+POOL_CELLS = (
+    "import itertools",
+    "def framed(",
+    "def perform(",
+    "BOOT =",
+    "class Worker:",
+    "class Worker(",
+    WHOLE,
+    "class MyPool(MyPool)",
+)
 
 
 def pool_cells():
@@ -107,7 +118,7 @@ with ch03.Desk(MyPool, within=30) as desk:
     endless = desk.task("hang")
     desk.pool.dispatch([endless])
     desk.started(endless)
-    print(*desk.pids(), flush=True)
+    print("worker", *desk.pids(), flush=True)
     signal.pause()
 """
 
@@ -115,7 +126,7 @@ with ch03.Desk(MyPool, within=30) as desk:
 def test_a_worker_that_computes_for_ever_goes_with_its_kernel():
     script = "\n".join([*pool_cells(), KERNEL])
     with subprocess.Popen([sys.executable, "-c", script], cwd=NOTEBOOKS, stdout=subprocess.PIPE, text=True) as kernel:
-        worker = psutil.Process(int(kernel.stdout.readline()))
+        worker = psutil.Process(int(next(line for line in kernel.stdout if line.startswith("worker ")).split()[1]))
         kernel.kill()
     left = psutil.wait_procs([worker], timeout=10)[1]
     for process in left:
@@ -243,7 +254,53 @@ def test_only_the_imports_and_the_pool_as_a_whole_are_longer_than_a_cell_should_
     assert long == ["import itertools", "class MyPool(ch03.Front):"]
 
 
-def test_instructors_are_told_what_to_expect_at_the_start_and_at_each_experiment():
-    told = [cell for cell in PROSE if "instructor" in cell.metadata.get("tags", ())]
-    assert len(told) >= 4
-    assert NOTEBOOK.cells.index(told[0]) < 5
+def test_instructors_are_told_what_to_expect():
+    told = (NOTEBOOKS / "instructor" / "03.md").read_text()
+    assert all(word in told for word in ("Expect three beliefs", "Collect guesses", "Answer key"))
+
+
+# --- parts that the reader writes -------------------------------------------------------------------------------------
+
+
+WRONG = [  # a part, what a wrong version has in place of what is right
+    ("split", "4 + int", "int"),
+    ("split", '"big"', '"little"'),
+    ("split", ">= (end", "> (end"),
+    ("split", "buffer[4:end]", "buffer[:end]"),
+    ("split", "        del buffer[:end]\n", "        break\n"),
+    ("split", "while len", "if len"),
+    ("deadline", "default=inf", "default=0.0"),
+    ("deadline", "min(", "max("),
+    ("deadline", "max(0.0, due - time.monotonic())", "due - time.monotonic()"),
+    ("deadline", "due - time.monotonic()", "due"),
+    ("deadline", "0.0 if self.reports else ", ""),
+    ("deadline", "None if left == inf else left", "left"),
+]
+
+
+def judged(ch03, name, right="", wrong=""):
+    """The verdict on a reader's version of a part: ours, with a change."""
+    _, _, source = inspect.getsource(getattr(ch03, name)).partition("\n")  # without @checked_by
+    assert right in source
+    scope = dict(vars(ch03))
+    exec(source.replace(right, wrong), scope)
+    return judge(name, scope[name], getattr(ch03, name).check_of_hole, 20.0, "right")
+
+
+@pytest.mark.parametrize("name", ["split", "deadline"])
+def test_a_part_that_the_reader_writes_is_in_use_where_it_is_right(ch03, name):
+    assert judged(ch03, name).status == "right"
+
+
+@pytest.mark.parametrize(("name", "right", "wrong"), WRONG)
+def test_a_part_that_is_wrong_is_not_in_use(ch03, name, right, wrong):
+    assert judged(ch03, name, right, wrong).status == "wrong"
+
+
+def test_the_committed_parts_are_stubs_and_one_is_written_within_the_first_twenty_cells():
+    holes = {re.search(r"lab\.hole\(ch03\.(\w+)", cell)[1]: cell for cell in CODE if "lab.hole" in cell}
+    assert [*holes] == ["split", "deadline"]
+    for name, cell in holes.items():
+        (stub,) = (node for node in ast.walk(ast.parse(cell)) if getattr(node, "name", "") == name)
+        assert [type(part) for part in stub.body] == [ast.Expr]
+    assert [cell.source for cell in NOTEBOOK.cells].index(holes["split"]) < 20
