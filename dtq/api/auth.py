@@ -188,7 +188,7 @@ class HostMiddleware:
 
 
 def _refuse_repeated(names: list[bytes]) -> None:
-    """Raise HTTPProblem if a header that decides who may do what was sent more than once."""
+    """Raise HTTPProblem if a header that decides on access was sent more than once."""
     for name in (b"host", b"origin", b"authorization"):
         if names.count(name) > 1:
             raise HTTPProblem(400, f"the header {name.decode()} was sent more than once")

@@ -159,7 +159,7 @@ def _terminate(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait so long for the process to end, then kill it."""
+    """Wait this many seconds for the process to end, then kill it."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -26,7 +26,7 @@ from dtq.api.problems import MEDIA_TYPE, HTTPProblem, content_of
 RECEIVE_TIMEOUT = 15.0  # seconds from the first byte of a request (or the start of the connection) to the last
 SEND_TIMEOUT = 30.0  # seconds in which a client must read some of a response that is stuck
 MAX_HEADER_BYTES = 32 << 10  # of request line and headers, and of what is no body later
-MAX_FRAMING = 8  # a request has at most so many times the bytes of the largest body: chunks of one byte have 6 times
+MAX_FRAMING = 8  # the most bytes of a request, in multiples of the largest body: chunks of one byte take 6 times theirs
 MAX_CONNECTIONS = 512  # of one process; each costs a file descriptor, and 1,024 is a usual limit
 
 

@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
 
 
 class ServerThread:
-    """Runs a Server on a thread of its own."""
+    """Runs a Server on its own thread."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

@@ -102,7 +102,7 @@ class NewFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class NewSchedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A task and when to add it: by `cron`, or `every` so many seconds. Its `expires_in` counts from the tick."""
+    """A task and when to add it: by `cron`, or `every` number of seconds. Its `expires_in` counts from the tick."""
 
     task: NewWork
     cron: Annotated[str, Meta(max_length=200, description="for example */5 * * * *")] | None = None
@@ -143,13 +143,13 @@ class Redrive(Selection, frozen=True, forbid_unknown_fields=True, omit_defaults=
     """Dead letters to start again."""
 
     rate: Annotated[float, Meta(ge=0.001, le=MAX_RATE, description="how many become due per second")] | None = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_COUNT, description="at most so many; first failed first")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_COUNT, description="how many at most; first failed first")] | None = None
 
 
 class Purge(Selection, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Dead letters to remove for good."""
 
-    age: Annotated[float, Meta(ge=0, le=1e10, description="only what failed at least so many seconds ago")] = 0.0
+    age: Annotated[float, Meta(ge=0, le=1e10, description="only what failed at least this many seconds ago")] = 0.0
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def _with_whole_numbers(value: Any) -> Any:
 
 
 def parse_body(content: bytes, decode: Callable[[bytes], Any], token: Token) -> Any:
-    """Return the decoded body of a request with this token. Raises HTTPProblem, which says what is wrong with it."""
+    """Return the decoded body of a request with this token. Raises HTTPProblem, which names what is wrong with it."""
     try:
         value = decode(content)
     except msgspec.DecodeError as error:
@@ -200,7 +200,7 @@ def parse_body(content: bytes, decode: Callable[[bytes], Any], token: Token) -> 
 
 
 def require_json(content_type: str) -> None:
-    """Raise HTTPProblem if this header does not say that the body is JSON."""
+    """Raise HTTPProblem if this header does not declare the body as JSON."""
     kind, _, parameters = content_type.partition(";")
     if kind.strip().lower() != JSON or parameters.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
         found = f"is {content_type[:100]!r}" if content_type else "is missing"

@@ -77,7 +77,7 @@ class EventStream:
             self._readers.discard(inbox)
 
     async def _stored_history(self) -> list[ChartPoint]:
-        """Return the points of the last minutes, as far as the store still has the tasks that ended then."""
+        """Return the points of the last minutes, from the tasks that ended then and are still stored."""
         now = time.time()
         since = now - HISTORY_POINTS * POLL_INTERVAL
         try:

@@ -49,14 +49,14 @@ CHILD = "import sys, cloudpickle; cloudpickle.load(sys.stdin.buffer)()"
 
 
 def in_a_child(work):
-    """Runs the function in a process of its own; gives its exit code (-9 after SIGKILL) and what it printed."""
+    """Run the function in its own process. Return its exit code (-9 after SIGKILL) and what it printed."""
     command = [sys.executable, "-c", CHILD]
     done = subprocess.run(command, input=cloudpickle.dumps(work), stdout=subprocess.PIPE)
     return done.returncode, done.stdout.decode()
 
 
 def die_after(steps, save, *what):
-    """Runs so many steps of a save in a child, which then kills itself; gives how that ended."""
+    """Run this many steps of a save in a child process, which then kills itself. Return how that ended."""
 
     def work():
         for done, _ in enumerate(save(*what), 1):
@@ -110,7 +110,7 @@ def write_and_flush(path):
 
 
 def write_down(every, file, flushes):
-    """Write lines, with a flush after every so many of them; return how many a second."""
+    """Write lines and flush them in groups. Return how many were written a second."""
     began, n = time.perf_counter(), flushes * min(every, 100)
     for task in range(1, n + 1):
         os.write(file, LINE)
@@ -120,7 +120,7 @@ def write_down(every, file, flushes):
 
 
 def flushing(every, folder, flushes):
-    """Measure how many lines a second are written with a flush after so many lines: {arm: lines to a flush}."""
+    """Measure the lines written a second for each arm: {arm: lines in each flush}."""
     return Experiment(
         "flush", [*every], lambda arm, file: write_down(every[arm], file, flushes),
         x="flush every", y="throughput", fresh=lambda arm: opened(folder / "durable"),
@@ -156,7 +156,7 @@ def racing(ways, fresh, repeats):
 
 
 class Overheard(logging.Handler):
-    """What a logger says from now on until this is closed, in `said`, and not in the notebook."""
+    """Collects the records of a logger in `said` until it is closed, in place of the notebook's output."""
 
     def __init__(self, logger):
         super().__init__()
@@ -449,7 +449,7 @@ class Fenced(Leased):
 
 
 def leases(t1, me):
-    yield lambda: t1.now >= t1.until  # nobody has it, or not any more
+    yield lambda: t1.now >= t1.until  # unclaimed, or its lease has ended
     t1.until = t1.now + 30
     mine = t1.version = t1.version + 1
     yield f"claims version {mine}"
@@ -588,7 +588,7 @@ def lesson():
 
 
 def subjects(store, folder):
-    """Gives, at each call, a new store of this class on a file of its own, which can be opened again."""
+    """Return a factory: each call makes a new store of this class on its own file, which can be opened again."""
     number = count()
 
     def make():
@@ -630,7 +630,7 @@ class Disk:
         self.safe[name] = self.files[name]
 
     def rename(self, old, new):
-        """Gives the file another name, in one step; the file that had that name is gone."""
+        """Rename the file in one step. A file that had the new name is replaced."""
         self._step()
         for names in (self.files, self.safe):
             names[new] = names.pop(old)
@@ -793,7 +793,7 @@ def _rows(db, columns):
 
 
 def _beside_a_rival(rows, statement, use):
-    """Gives what `use` got of a slow connection, what the rival's statement got meanwhile, and the table afterwards."""
+    """Return what `use` got from a slow connection, what the rival's statement got, and the table afterwards."""
     got = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tasks.db"
@@ -801,7 +801,7 @@ def _beside_a_rival(rows, statement, use):
             other.isolation_level = None
 
             def rival():
-                with suppress(sqlite3.OperationalError):  # locked: nobody comes between
+                with suppress(sqlite3.OperationalError):  # locked: no other writer until the commit
                     got.extend(id for (id,) in other.execute(statement).fetchall())
 
             db.rival = rival
@@ -843,20 +843,21 @@ def claim(db, worker):
 
 CLAIM = exercise(
     "2.2",
-    "Write `claim(db, worker)`: it takes the best task of those that are `pending` and gives its `id`, or `None` where "
-    "there is none. The best has the highest `priority`; of equals, the lowest `id`. The task becomes `processing`, "
-    "and `worker` says who has it. Between any two of your statements, another worker claims, if it is not locked out."
+    "Write `claim(db, worker)`: it takes the best task of those that are `pending` and returns its `id`, or `None` "
+    "where there is none. The best has the highest `priority`; of equals, the lowest `id`. The task becomes "
+    "`processing`, and `worker` says who has it. Between any two of your statements, another worker claims, if it is "
+    "not locked out."
     "\n\nThe table is `task (id, status, priority, worker)`, and `waiting()` makes a database with four tasks.",
     effort="about 7 lines, 10 minutes",
     hints=[
         "Look and take in one statement, as `one_statement` above does. What is missing there?",
         "The order: `ORDER BY priority DESC, id LIMIT 1` in the inner SELECT.",
         "`UPDATE task SET status = 'processing', worker = ? WHERE id = (SELECT ...) RETURNING id`, then `fetchone()`: "
-        "it gives a row, or None.",
+        "it returns a row, or None.",
     ],
     solution=CLAIM_SOLUTION,
     check=check_claim,
-    why="a statement is a transaction of its own: nobody comes between the inner SELECT and the UPDATE around it. "
+    why="a statement is one transaction: no other writer comes between the inner SELECT and the UPDATE around it. "
     "`BEGIN IMMEDIATE`, SELECT, UPDATE, `COMMIT` is right too: it locks before it looks.",
     samples=["[claim(db, 'w1') for db in [waiting()] for _ in range(5)]"],
     wrong=[
@@ -1004,7 +1005,7 @@ READ = exercise(
     "2.4",
     "A disk can also damage what stands in the middle. So each line of this journal begins with a checksum of its "
     "text: `b'%08x ' % crc32(text) + text + b'\\n'`, where `text` is the event as JSON.\n\n"
-    "Write `read(data)`: it gives the events of all lines before the first one that is torn or damaged, and how many "
+    "Write `read(data)`: it returns the events of all lines before the first one that is torn or damaged, and how many "
     "bytes those lines take, so that the rest can be cut off. `journal` has three lines to try it on.",
     effort="about 8 lines, 12 minutes",
     hints=[

@@ -648,7 +648,7 @@ def read_frame(sock, limit=1 << 20):
     ],
     wrong=[
         (
-            "recv gives what it is asked for",
+            "recv returns what it is asked for",
             """
 def read_frame(sock, limit=1 << 20):
     head = sock.recv(4)

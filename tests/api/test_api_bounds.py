@@ -1,4 +1,4 @@
-"""What a connection may send, and who may send it: bounds in bytes, the Host and the Origin."""
+"""What a connection may send: bounds in bytes, the Host and the Origin."""
 
 from __future__ import annotations
 
