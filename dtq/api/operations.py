@@ -44,9 +44,9 @@ OPERATIONS = (
 
     Operation("GET", "/dead", "read", dead_letters.list_dead, {200: TaskPage}, query=DeadQuery),
     Operation("GET", "/dead/errors", "read", dead_letters.count_errors, {200: dict[str, int]}, query=ErrorsQuery),
-    Operation("GET", "/dead/{task_id}", "read", dead_letters.get_dead, {200: Task}),
     Operation("POST", "/dead/redrive", "admin", dead_letters.redrive, {200: Redriven}, body=Redrive),
     Operation("POST", "/dead/purge", "admin", dead_letters.purge, {200: Removed}, body=Purge),
+    Operation("GET", "/dead/{task_id}", "read", dead_letters.get_dead, {200: Task}),
 
     Operation("GET", "/schedules", "read", schedules.list_schedules, {200: list[Schedule]}),
     Operation("GET", "/schedules/{name}", "read", schedules.get_schedule, {200: ScheduleView}),

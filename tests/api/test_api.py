@@ -252,6 +252,7 @@ def test_a_method_that_a_path_does_not_have_is_405_with_those_that_it_has(client
     assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
     options = client.options("/tasks/x")
     assert (options.status_code, options.headers["allow"]) == (204, "DELETE, GET, HEAD, OPTIONS")
+    assert client.options("/dead/purge").headers["allow"] == "OPTIONS, POST"
 
 
 @pytest.mark.parametrize("path", ["//tasks", "/tasks/", "//health//live/"])
