@@ -20,13 +20,13 @@ LOADS_ON_DEMAND = {
     "dtq/lab",
     "dtq/cli",
     "dtq/monitor",
-    "dtq/policy/timing.py",
+    "dtq/policy/cron_times.py",
     "dtq/queue/handle.py",
     "dtq/stores/open.py",
     "dtq/stores/redis/store.py",
     "dtq/webhooks/handler.py",
     "dtq/workers/groups.py",
-    "dtq/workers/registry.py",
+    "dtq/workers/handler_registry.py",
 }
 IMPORTS = ast.Import | ast.ImportFrom
 

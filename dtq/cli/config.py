@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from dtq.cli import common
 from dtq.errors import DTQError
 from dtq.workers.groups import Pool
-from dtq.workers.registry import MAX_CONCURRENCY
+from dtq.workers.handler_registry import MAX_CONCURRENCY
 
 Executor = Literal["process", "thread"]
 Count = Annotated[int, Meta(ge=1)]

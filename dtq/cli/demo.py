@@ -34,7 +34,7 @@ from dtq.stores.open import open_store
 from dtq.stores.protocol import Store
 from dtq.task.model import WAITING, Task
 from dtq.workers.groups import Pool
-from dtq.workers.registry import Handler
+from dtq.workers.handler_registry import Handler
 
 PICTURE, CORRUPT, FLAKY = "demo-picture", "demo-corrupt", "demo-flaky"  # the types
 CORRUPTS, FLAKIES = 3, 10  # how many tasks there are of them

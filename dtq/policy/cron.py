@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from dtq.errors import InvalidTask
-from dtq.policy import timing
+from dtq.policy import cron_times
 from dtq.task import names
 from dtq.task.codec import to_json
 from dtq.task.model import ErrorInfo, Status, Task
@@ -78,9 +78,9 @@ def check(schedule: Schedule) -> None:
         raise InvalidTask(f"misfire is {schedule.misfire!r}; allowed: {', '.join(map(repr, get_args(Misfire)))}")
     if (schedule.cron is None) == (schedule.every is None):
         raise InvalidTask("a schedule needs either a cron expression, as in '*/5 * * * *', or every=30")
-    timing.zone(schedule.tz)
+    cron_times.zone(schedule.tz)
     if schedule.cron is not None:
-        timing.check_expression(schedule.cron)
+        cron_times.check_expression(schedule.cron)
     else:
         _check_every(schedule.every)
     _check_work(schedule)
@@ -121,15 +121,17 @@ def work_of(options: Mapping[str, Any], example: Task) -> dict[str, Any]:
 def ticks(schedule: Schedule, after: float) -> Iterator[float]:
     """Return all ticks later than `after`, in order, in UTC seconds."""
     if schedule.every is not None:
-        return timing.multiples(schedule.since, schedule.every, after)
-    return timing.times_of(schedule.cron or "", schedule.tz, after)
+        return cron_times.multiples(schedule.since, schedule.every, after)
+    return cron_times.times_of(schedule.cron or "", schedule.tz, after)
 
 
 def upcoming(schedule: Schedule, now: float, n: int) -> list[datetime]:
     """Return the next n ticks in the schedule's time zone; none while it is paused."""
     first = schedule.next_at
     times = chain([first], ticks(schedule, first)) if first is not None else iter(())
-    return [datetime.fromtimestamp(time, timing.zone(schedule.tz)) for time in islice((t for t in times if t > now), n)]
+    return [
+        datetime.fromtimestamp(time, cron_times.zone(schedule.tz)) for time in islice((t for t in times if t > now), n)
+    ]
 
 
 def advance(schedule: Schedule, first: float, now: float, most: int = TICKS_PER_OUTCOME) -> tuple[list[float], float]:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from dtq.errors import StoreError
-from dtq.queue.attempts import AttemptTracker
+from dtq.queue.attempt_tracker import AttemptTracker
 from dtq.queue.config import QueueConfig
 from dtq.queue.events import Emitter
 from dtq.queue.scheduler import Scheduler

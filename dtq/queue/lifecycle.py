@@ -31,7 +31,7 @@ from dtq.queue.manager import QueueManager
 from dtq.stores.protocol import Store
 from dtq.sync.condition import Condition, SafeFuture
 from dtq.workers import groups
-from dtq.workers.registry import Registry
+from dtq.workers.handler_registry import Registry
 
 log = logging.getLogger("dtq")
 

@@ -20,7 +20,7 @@ same loop runs on a thread, in a test that steps it by hand, and in a simulation
 `turn` never raises. Each step on one task is guarded (guards.py): an exception fails only that attempt. After any other
 exception the loop keeps its claims and outcomes and tries again.
 
-    loop.py  -->  claims.py (claim and dispatch)  -->  attempts.py (claimed tasks and their outcomes)
+    loop.py  -->  claims.py (claim and dispatch)  -->  attempt_tracker.py (claimed tasks and their outcomes)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from dtq.errors import StoreError
-from dtq.queue.attempts import ENDING_EVENTS
+from dtq.queue.attempt_tracker import ENDING_EVENTS
 from dtq.queue.claims import Claimer
 from dtq.queue.cleaner import Cleaner
 from dtq.queue.coalescer import Coalescer

@@ -29,7 +29,7 @@ from dtq.webhooks import handler as webhook_handler
 from dtq.webhooks.handler import WebhookHandler
 from dtq.workers import backend, groups
 from dtq.workers.groups import Executor, Pool
-from dtq.workers.registry import Errors, Handler, Registry
+from dtq.workers.handler_registry import Errors, Handler, Registry
 from dtq.workers.run.parents import MAX_PARENTS
 
 T = TypeVar("T")

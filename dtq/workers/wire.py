@@ -52,7 +52,7 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     "value" (`code` holds the function, pickled by cloudpickle).
 
     `concurrency` limits how many calls of an async handler run at once in a worker. `retry_on` and `give_up_on` hold
-    names of exceptions: those that lead to another attempt, and those that end the task (see registry.py).
+    names of exceptions: those that lead to another attempt, and those that end the task (see handler_registry.py).
     """
 
     kind: str

@@ -36,7 +36,7 @@ from dtq.lab.figures import OKABE_ITO, show_figure, stamp
 from dtq.lab.verdict import COLORS
 from dtq.testing.conformance import Broken, expect
 from dtq.workers.backend import Finished, Returned, Started, WorkerChanged, WorkerInfo
-from dtq.workers.registry import Registry
+from dtq.workers.handler_registry import Registry
 
 WITHIN = 10.0  # seconds; a correct pool does all of these things at once
 LEFT = 'style="text-align:left;vertical-align:top"'

@@ -1,4 +1,4 @@
-"""Timing: the times of a cron expression in a time zone, and those of a fixed interval. Pure, except that the time
+"""The times of a cron expression in a time zone, and those of a fixed interval. Pure, except that the time
 zones are those of the machine.
 
     "30 2 * * *", Europe/Berlin --times_of--> UTC seconds, in order, without end

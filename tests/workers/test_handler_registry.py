@@ -13,7 +13,7 @@ import cloudpickle
 import pytest
 
 from dtq.errors import HandlerError, InvalidTask, UnknownType
-from dtq.workers.registry import Registry
+from dtq.workers.handler_registry import Registry
 from dtq.workers.run.loader import Handlers
 
 
@@ -48,7 +48,7 @@ def test_a_function_is_pickled_for_workers_and_kept_for_this_process():
     registry.register("double", double)
     assert registry.function("double") is double
     assert registry.source("double").concurrency == 1
-    assert registry.source("double").where.endswith("test_registry:double")
+    assert registry.source("double").where.endswith("test_handler_registry:double")
     assert loaded(registry, "double")(21, None) == 42
 
 
