@@ -2,10 +2,10 @@
 
     DTQ_LEAKS=1 pytest tests/workers/test_pool.py        checks each test
 
-What a fixture of a module starts ends with that module, so tests that use such a fixture are checked together, after
-the last test of the file. The servers of servers.py end with the session.
+Anything that a module-scoped fixture starts is ended with the module, so tests that use such a fixture are checked
+together, after the last test of the file. The servers of servers.py end with the session.
 
-A test names a thread in a call that cannot be interrupted: @pytest.mark.leaves("thread stuck").
+A test whose thread cannot be interrupted declares that thread by name: @pytest.mark.leaves("thread stuck").
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ClassVar
 import pytest
 
 CHECKS_LEAKS = "DTQ_LEAKS" in os.environ
-END_TIMEOUT = 5.0  # seconds in which threads, processes and files must be gone, on a busy machine
+END_TIMEOUT = 5.0  # seconds within which threads, processes and files must be gone, even on a busy machine
 FD = Path("/proc/self/fd")
 TASKS = Path("/proc/self/task")
 LIBRARY_THREADS = (  # libraries start these once and keep them
@@ -37,14 +37,14 @@ KEPT_FILES = (
     "pymp-",
     "dtq-server-",
     "dtq-chapter-",
-)  # of browsers, and of killed kernels
+)  # left by browsers, and by killed kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves(*names): threads that cannot be interrupted and so outlive the test")
     if (
         signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # inherited from a background script; child processes would too
+    ):  # inherited from a background script; child processes would inherit it too
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -61,7 +61,7 @@ def temporary_files(tmp_path_factory):
     place = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(place))
-        patch.setenv("DTQ_MINE", str(place / "mine"))  # not what the reader has done
+        patch.setenv("DTQ_MINE", str(place / "mine"))  # not the reader's own solutions
         patch.setattr(tempfile, "tempdir", str(place))
         yield place
 
@@ -88,7 +88,7 @@ def notebook_loop(temporary_files):
 
 
 class LeakCheck:
-    """Remembers what exists when a test, or a file of tests, begins. `known` is what existed when the last one had
+    """Remembers what exists when a test, or a file of tests, begins. `known` is what existed when the previous one
     ended."""
 
     known: set[str] | None = None
@@ -100,7 +100,7 @@ class LeakCheck:
         self._before = inventory(place) if LeakCheck.known is None else LeakCheck.known
 
     def finish(self, name: str) -> None:
-        """Fail if anything is left after it had time to end."""
+        """Fail if anything is left after it has had time to end."""
         give_up_at = time.monotonic() + END_TIMEOUT
         while left := (now := inventory(self._place)) - self._before - self.of_session:
             if all(item.startswith(LeakCheck.allowed) for item in left):

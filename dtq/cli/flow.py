@@ -32,7 +32,7 @@ def add(
 ) -> None:
     """Add a graph of tasks in one commit, and print the id of the flow.
 
-    A task has the fields of dtq add --file, and "after": the names of others.
+    Each task has the fields of dtq add --file, plus "after": the names of the tasks that it waits for.
     """
     with QueueManager(common.check(store)) as manager:
         flow = manager.flow(_read(file), id)
@@ -72,7 +72,7 @@ def cancel(id: IdArgument, store: StoreOption = common.STORE) -> None:
 
 @app.command()
 def retry(id: IdArgument, store: StoreOption = common.STORE) -> None:
-    """Let the failed and cancelled tasks of a flow wait again."""
+    """Retry the failed and cancelled tasks of a flow."""
     with existing(store) as manager:
         say(f"retried: {manager.get_flow(id).retry():,}")
 

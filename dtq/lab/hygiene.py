@@ -40,11 +40,11 @@ class Watch:
         self._hook(failure)
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         threading.excepthook = self._hook
 
     def end(self) -> None:
-        """Watch no longer, and remove the directories."""
+        """Stop watching, and remove the directories."""
         self.stop()
         for directory in self.directories:
             shutil.rmtree(directory, ignore_errors=True)
@@ -85,7 +85,7 @@ def assert_clean() -> None:
     """End what the lab has started for this chapter, and check that nothing else is left. May be called again.
 
     Raises:
-        AssertionError: A process or a thread of a queue still lives, or a thread has failed since `lab.start`.
+        AssertionError: A process or a thread of a queue is still running, or a thread has failed since `lab.start`.
         RuntimeError: `lab.start` was not called.
     """
     if not _watches:
@@ -101,8 +101,8 @@ def assert_clean() -> None:
 
 def _left(watch: Watch) -> list[str]:
     now = child_processes()
-    processes = [f"process {pid} lives: {now[pid]}" for pid in sorted(now.keys() - watch.children.keys())]
-    return processes + [f"thread {t.name} lives" for t in threading.enumerate() if t.name.startswith("dtq-")]
+    processes = [f"process {pid} is still running: {now[pid]}" for pid in sorted(now.keys() - watch.children.keys())]
+    return processes + [f"thread {t.name} is still running" for t in threading.enumerate() if t.name.startswith("dtq-")]
 
 
 def child_processes() -> dict[int, str]:
@@ -114,7 +114,7 @@ def child_processes() -> dict[int, str]:
 def _from_proc() -> Iterator[Process]:
     """Yield all processes on Linux, where small images have no `ps`."""
     for directory in PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended in the meantime
             head, _, tail = directory.joinpath("stat").read_text().rpartition(")")  # 7 (a (name)) S 1 ...
             state, parent, *_ = tail.split()
             yield int(directory.name), int(parent), state, head.partition("(")[2]

@@ -2,8 +2,8 @@
 
     loop, workers, callers --emit--> bounded queue --> one thread --> listeners, one after the other
 
-A listener may be slow, may fail, may add tasks or wait for one: it delays only other listeners. When the bounded queue
-is full, events are dropped and counted, because tasks must not wait for listeners.
+A listener may be slow or fail, and may add tasks and wait for them. Only other listeners are delayed. When the bounded
+queue is full, events are dropped and counted, because tasks must not wait for listeners.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Listener = Callable[[Event], object]
 class Emitter(Forkable):
     """Delivers events to listeners by name; "*" stands for all names. Thread-safe.
 
-    A child made by os.fork begins without listeners: events there stay there.
+    A child made by os.fork starts without listeners, and its events are not delivered to the parent's listeners.
 
     Args:
         names: The names that events may have.
@@ -92,7 +92,7 @@ class Emitter(Forkable):
             if self._thread is None:
                 thread = threading.Thread(target=self._deliver, name="dtq-events", daemon=True)
                 thread.start()
-                self._thread = thread  # not before: an interrupt may stop the start
+                self._thread = thread  # set only once started: an interrupt may prevent the start
         return listener
 
     def once(self, name: str, listener: Listener) -> Listener:
@@ -130,7 +130,7 @@ class Emitter(Forkable):
 
     def _deliver(self) -> None:
         while (event := self._events.get()) is not None:
-            if isinstance(event, SimpleQueue):  # from `catch_up`, which waits for this place in the queue
+            if isinstance(event, SimpleQueue):  # from `catch_up`, which waits until it is reached
                 event.put(None)
                 continue
             for name in (event.name, ALL):

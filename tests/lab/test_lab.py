@@ -189,7 +189,7 @@ def test_a_chapters_directory_is_gone_when_its_process_has_ended():
 def test_a_process_that_is_left_is_found(here, monkeypatch):
     monkeypatch.setattr(lab.hygiene, "WITHIN", 0.1)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    with pytest.raises(AssertionError, match=f"process {child.pid} lives"):
+    with pytest.raises(AssertionError, match=f"process {child.pid} is still running"):
         lab.assert_clean()
     child.communicate()
 

@@ -44,7 +44,7 @@ def wait_until(condition, seconds=WAIT):
     """Wait for a condition that emits no event."""
     give_up_at = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < give_up_at, "it did not come to be"
+        assert time.monotonic() < give_up_at, "the condition was not met in time"
         time.sleep(0.005)
 
 

@@ -248,7 +248,7 @@ def test_a_memory_store_refuses_in_a_child_and_goes_on_in_the_parent():
         lambda: store.fileno(),
         lambda: store.wait(0),
     ):
-        with pytest.raises(StoreError, match="a memory: store lives in the process that made it"):
+        with pytest.raises(StoreError, match="a memory: store works only in the process that created it"):
             Child(work).result()
     Child(store.close).result()
     assert store.add([task(2)]) == ["t2"]

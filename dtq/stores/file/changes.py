@@ -1,4 +1,4 @@
-"""What one commit of the file store has changed, as a line of the journal says it.
+"""What one commit of the file store has changed, as recorded in one line of the journal.
 
 A change states how things are afterwards, not what was done. So it has the same effect when it is applied twice, or to
 a state that includes it already.
@@ -41,12 +41,12 @@ class Change(msgspec.Struct, omit_defaults=True):
     put: list[Entry] = []  # tasks that are new, or of which more than the state has changed
     moved: list[Moved] = []  # tasks of which only the state has changed
     limits: list[Limit] = []
-    owed: list[tuple[Selector, dict[str, float]]] = []  # of limits: when their buckets are full again
+    owed: list[tuple[Selector, dict[str, float]]] = []  # for each limit: when its buckets will be full again
     marks: dict[str, float] = {}  # limit key -> how much it was served
     served: float = 0.0  # the mark of the key that was served last
     nodes: list[tuple[str, Node]] = []  # the peer that the node runs in, and the node
     left: list[str] = []  # ids of nodes that signed off
-    deleted: int = 0  # where tasks are gone: the highest version that any deleted task had
+    deleted: int = 0  # if tasks were deleted: the highest version that any deleted task had
 
 
 NOTHING = Change()

@@ -85,7 +85,7 @@ class Unusable:
 
     def __getattr__(self, name: str) -> Any:
         raise StoreError(
-            "a memory: store lives in the process that made it, and this one was forked from it: use a store that "
+            "a memory: store works only in the process that created it, not in a forked child: use a store that "
             "processes share, such as queue.db, or make a store here"
         )
 
@@ -107,8 +107,8 @@ class MemoryStore(Index, Forkable):
         self._lock: threading.RLock | Unusable = threading.RLock()
         self._wakeup: Wakeup | Unusable = Wakeup()
         self.follow_forks()
-        self._is_whole = True  # False during a step, and after an interrupted one until it is taken back
-        self._before: dict[str, Facts] = {}  # the tasks that the step has changed, as they were
+        self._is_whole = True  # False during a step, and after an interrupted step until it is undone
+        self._before: dict[str, Facts] = {}  # the tasks that the step has changed, as they were before
 
     add = waking(Index.add)
     claim = changing(Index.claim)
@@ -144,18 +144,18 @@ class MemoryStore(Index, Forkable):
     # --- steps
 
     def _begin_step(self) -> None:
-        """Keep everything except the tasks: there is little of it."""
+        """Save everything except the tasks; it is small."""
         self._restore()
         self._before = {}
         self._numbers = (self._number, self._deleted)
         self._policy = (dict(self._limits), dict(self._next_at), dict(self._nodes))
-        self._buckets: list[tuple[Selector, str, float]] = []  # the buckets that the step has used, as they were
+        self._buckets: list[tuple[Selector, str, float]] = []  # the buckets that the step has used, as they were before
         share = self._share
         self._served = share.now, share.ahead, len(share.ahead)
         self._is_whole = False
 
     def _restore(self) -> None:
-        """Take back a step that was interrupted. If this is interrupted too, the next step begins it again."""
+        """Undo an interrupted step. If the undo is interrupted too, the next step starts it again."""
         if self._is_whole:
             return
         for task_id, (task, number, parents) in self._before.items():

@@ -4,7 +4,8 @@
               --> pool.dispatch                  before and after dispatch
     FileStore --> FaultyDisk                     append: in the middle of a line; flush; rename: before it is done
 
-They wrap arguments that a queue has anyway. A queue in production has none of them, and pays nothing.
+They are in wrappers of arguments that a queue takes anyway. In production, none are used, so they
+cost nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def die() -> None:
 
 
 class FaultyDisk(Disk):
-    """A disk that is slow, full, or kills the process in the middle of a write."""
+    """A disk that is slow or full, or that kills the process in the middle of a write."""
 
     def __init__(self, failpoint: Failpoint) -> None:
         self.seconds = 0.0  # added to each flush
@@ -96,8 +97,8 @@ class WatchedStore(StoreWrapper):
         self._node = node
 
     def call(self, name: str, *args: Any, **options: Any) -> Any:
-        """Make a call of the store, record its answer, and return it. In an exchange, as in an update, the node may die
-        on either side."""
+        """Call the store, record its answer, and return it. In an exchange, as in an update, the node may die
+        before or after the call."""
         step = "update" if name == "exchange" else name
         self._failpoint.pass_by(f"before {step}")
         answer = super().call(name, *args, **options)
@@ -124,7 +125,7 @@ class WatchedStore(StoreWrapper):
             self.store.database.write(lambda _: time.sleep(seconds), flush=False, wake=None)
 
     def set_full(self, is_full: bool) -> None:
-        """Let neither the files nor the database grow (for SQLite by its own limit of pages)."""
+        """Prevent the files and the database from growing (for SQLite, through its own page limit)."""
         self._disk.is_full = is_full
         if isinstance(self.store, SQLiteStore):
             pages = 1 if is_full else UNLIMITED_PAGES  # SQLite keeps the pages that it already has

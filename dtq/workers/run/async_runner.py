@@ -111,7 +111,7 @@ class Run:
         self._stopped = False
 
     def interruptible(self, context: Context) -> AbstractContextManager[None]:
-        if self._stopped:  # stopped before it began: cancelling its task then would have prevented its report too
+        if self._stopped:  # stopped before it began: cancelling the task then would have suppressed its report
             context.cancelled = True
             raise Stopped
         self._context = context
