@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from dtq.errors import DTQError, TaskCancelled, TaskFailed, UnknownTask
 from dtq.stores.protocol import Outcome, Store
-from dtq.sync.condition import SafeFuture
+from dtq.sync.waits import SafeFuture
 from dtq.task.model import Status, Task
 
 POLL_INTERVAL = 1.0  # seconds between two reads of the store when no hint comes

@@ -29,7 +29,7 @@ from dtq.queue.guards import ErrorBackoff
 from dtq.queue.loop import Loop
 from dtq.queue.manager import QueueManager
 from dtq.stores.protocol import Store
-from dtq.sync.condition import Condition, SafeFuture
+from dtq.sync.waits import Condition, SafeFuture
 from dtq.workers import groups
 from dtq.workers.handler_registry import Registry
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dtq.errors import StoreError
 from dtq.queue.handle import POLL_INTERVAL, Waiters
 from dtq.stores.protocol import Store
-from dtq.sync.wakeup import Wakeup
+from dtq.sync.waits import Wakeup
 
 log = logging.getLogger("dtq")
 

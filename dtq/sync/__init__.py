@@ -1,5 +1,5 @@
-"""Tools for threads and forks: a wake-up, a condition that survives interrupts, hooks around a fork.
+"""Tools for threads and forks: waits that survive an interrupt, hooks around a fork.
 
 May import: errors.
-Read first: wakeup.py.
+Read first: waits.py.
 """

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
-from dtq.sync.wakeup import Wakeup
+from dtq.sync.waits import Wakeup
 from dtq.task.codec import raw, to_json
 from dtq.task.model import Task
 from dtq.workers import backend, wire

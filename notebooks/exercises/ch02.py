@@ -37,7 +37,7 @@ from dtq import Task
 from dtq.errors import InvalidTask, StoreError
 from dtq.lab import Experiment, checked_by, exercise, explore, time_passes
 from dtq.stores.protocol import Stats, sum_counts
-from dtq.sync.wakeup import Wakeup
+from dtq.sync.waits import Wakeup
 from dtq.task.model import STATE
 from dtq.task.transitions import brief_of, release, succeed
 from dtq.testing import conformance

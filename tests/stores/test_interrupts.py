@@ -20,7 +20,7 @@ from dtq.queue.handle import Waiters
 from dtq.stores.open import open_store
 from dtq.stores.shared.group_commit import Batch, GroupCommit
 from dtq.stores.sqlite.store import SQLiteStore
-from dtq.sync.condition import Condition, SafeFuture
+from dtq.sync.waits import Condition, SafeFuture
 from dtq.task.model import Status, Task
 from dtq.workers.process.pool import WorkerPool
 

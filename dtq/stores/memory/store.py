@@ -22,7 +22,7 @@ from dtq.policy.limits import Selector
 from dtq.stores.memory.index import Index
 from dtq.stores.protocol import ClaimRequest, Exchanged, Outcome
 from dtq.sync.forks import Forkable
-from dtq.sync.wakeup import Wakeup
+from dtq.sync.waits import Wakeup
 from dtq.task.model import Task
 
 P = ParamSpec("P")

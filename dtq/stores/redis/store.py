@@ -49,7 +49,7 @@ from dtq.stores.redis.subscriber import Subscriber
 from dtq.stores.redis.updates import Update, adds_children, reply_of
 from dtq.stores.shared.decoding import decode_or_skip
 from dtq.sync.forks import Forkable
-from dtq.sync.wakeup import Wakeup
+from dtq.sync.waits import Wakeup
 from dtq.task.codec import to_json
 from dtq.task.model import TERMINAL, Task
 

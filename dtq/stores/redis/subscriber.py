@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from dtq.stores.redis.client import FIRST_PAUSE, LONGEST_PAUSE, TRANSIENT_ERRORS, RedisClient
-from dtq.sync.wakeup import Wakeup
+from dtq.sync.waits import Wakeup
 
 LISTEN_TIMEOUT = 5.0  # seconds that one call listens; the connection's health is checked in between
 

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from dtq.errors import StoreError
 from dtq.stores.shared.lockfile import Lockfile
-from dtq.sync.wakeup import wait_for
+from dtq.sync.waits import wait_for
 
 Recipients = Literal["all", "others"] | None  # the processes to wake after a commit; a loop knows its own updates
 CLOCK_TICK = 100_000_000  # nanoseconds; file systems round times to ticks of up to 10 ms

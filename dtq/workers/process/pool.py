@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from dtq.sync.wakeup import Wakeup
+from dtq.sync.waits import Wakeup
 from dtq.task.codec import raw
 from dtq.task.model import Task
 from dtq.workers import backend, wire

@@ -1,11 +1,41 @@
-"""Wakeup: end a thread's wait from any other thread, through a socket that a selector can watch."""
+"""Waits that any thread can end, and that survive an interrupt (Ctrl-C, a notebook's Stop).
+
+    Wakeup        a socket that becomes readable, for a loop that waits in a selector
+    Condition     threading.Condition whose `with` cannot be interrupted between the locking and the body
+    SafeFuture    a Future that stays usable after a waiting thread was interrupted
+
+`__enter__` of threading.Condition is written in Python. An interrupt within it would leave the condition locked: the
+thread that wants to notify would hang, and the node with it. Here the lock itself is the context manager, which CPython
+enters and leaves in one step.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import select
 import socket
-from threading import RLock
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_RLock: Any = type(threading.RLock())
+
+
+class Condition(_RLock, threading.Condition):  # type: ignore[misc]
+    """A threading.Condition that is its own lock, so that `with` enters and leaves the lock directly."""
+
+    def __init__(self) -> None:
+        self._waiters: deque[Any] = deque()
+
+
+class SafeFuture(Future[T]):
+    """A Future whose result can still be set after a waiting thread was interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = Condition()
 
 
 class Wakeup:
@@ -21,7 +51,7 @@ class Wakeup:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._is_set = False
-        self._lock = RLock()  # a signal handler may call `wake` in a thread that holds it
+        self._lock = threading.RLock()  # a signal handler may call `wake` in a thread that holds it
 
     def wake(self) -> None:
         """End the current or the next `wait`. Any thread may call this. After `close`, do nothing."""
