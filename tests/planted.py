@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from dtq.queue import attempts
+from dtq.queue import attempt_tracker
 from dtq.queue.loop import Loop
 from dtq.stores.shared.peers import LostNodes
 from dtq.stores.sqlite import choice, dependencies, schema
@@ -165,7 +165,7 @@ def deaths_cost_nothing() -> None:
 @breaks("every_run_is_counted")
 def interruptions_cost_nothing() -> None:
     """Return the tasks of a dead node as if they had never been claimed."""
-    patch(attempts, "interrupt", lambda task, now: replace(interrupt(task, now), interruptions=0))
+    patch(attempt_tracker, "interrupt", lambda task, now: replace(interrupt(task, now), interruptions=0))
 
 
 @breaks("only_accepted_outcomes_are_announced", seed=FREEZES)
