@@ -112,7 +112,7 @@ nap = {{"type": "nap", "payload": {{"seconds": 0.02}}, "retry_delay": 0.1}}
 handles = queue.add_many([nap] * {TASKS})
 """
 DEATHS = """\
-died = [1 for task in queue.find(limit=1000) for end in task.history if end.error.type == "WorkerDied"]
+died = [1 for handle in handles for end in handle.task.history if end.error.type == "WorkerDied"]
 print(sum(died), "deaths")
 """
 
