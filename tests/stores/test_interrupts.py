@@ -57,16 +57,22 @@ def test_other_threads_and_the_node_go_on_while_calls_are_interrupted(url, press
     store.close()
 
 
-def test_no_reply_goes_astray_where_a_call_to_a_server_is_interrupted(presses, monkeypatch):
-    """In steps, as each interrupt costs a connection. (redis-py packs requests itself here: hiredis 3.5 crashes now and
-    then under a trace function.)"""
+@pytest.fixture
+def without_hiredis(monkeypatch):
+    """Let redis-py pack requests itself: hiredis 3.5 crashes now and then under a trace function."""
     monkeypatch.setattr("redis.connection.HIREDIS_AVAILABLE", False)
+
+
+@pytest.mark.usefixtures("without_hiredis")
+def test_no_reply_goes_astray_where_a_call_to_a_server_is_interrupted(presses):
+    """In steps, as each interrupt costs a connection."""
     store = open_store(url_of("valkey"))
     sweep(store, presses, stride=37, settle=0.01, calls={"add", "claim", "update", "heartbeat", "get", "delete"})
     store.close()
 
 
 @long_and_hourly("interrupts", 60, 2_000)
+@pytest.mark.usefixtures("without_hiredis")
 def test_other_threads_and_the_node_go_on_while_calls_to_a_server_are_interrupted(presses, interrupts):
     store = open_store(url_of("valkey"))
     pester(store, presses, interrupts, settle=0.02)
