@@ -48,6 +48,7 @@ class Claimer(AttemptTracker):
     ) -> None:  # fmt: skip
         super().__init__(id, groups, events, scheduler, ahead, config.chance, monotonic)
         self._store = store
+        self._exchanger = store if isinstance(store, ExchangingStore) else None  # slow to ask in each turn
         self._lease = config.lease
         self._max_parents = config.max_parents
         self._claimed_at = 0.0  # time of the last claim
@@ -98,10 +99,10 @@ class Claimer(AttemptTracker):
         group = self._groups[0]
         steps = iter(group.pool.capacity())
         step = next(steps, None)
-        if step is None or not isinstance(self._store, ExchangingStore):
+        if step is None or self._exchanger is None:
             return self._store.update(outcomes)
         request = self._request(group, step, now)
-        accepted, tasks = self._store.exchange(outcomes, request)
+        accepted, tasks = self._exchanger.exchange(outcomes, request)
         self._exchanged = Exchange(group, steps, request, tasks)
         return accepted
 
